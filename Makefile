@@ -1,0 +1,52 @@
+# Every target makes .venv first if it is missing. `make` alone lists the targets.
+PYTHON ?= python3
+JOBS ?= 2
+
+# The products are small: OpenMP threads that wait for each other make them slower.
+export OMP_NUM_THREADS ?= 1
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_FLAGS := --quiet --disable-pip-version-check
+PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test test-full check clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make .venv and install the project into it
+
+demo: $(STAMP) ## find the IOI circuit of the bundled model and show it
+	HF_HUB_OFFLINE=1 $(BIN)/pahq discover ioi --out runs/demo --force
+	HF_HUB_OFFLINE=1 $(BIN)/pahq show runs/demo
+
+test: $(STAMP) ## all tests but the whole acceptance grids (ARGS="-k name" to choose)
+	$(PYTEST) -m "not full"
+
+test-full: $(STAMP) ## all tests
+	$(PYTEST)
+
+check: $(STAMP) ## lint, formatting, types, direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+clean: ## remove .venv, caches and builds (not runs/)
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so that an interrupted install is done again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "pahq-plugin needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true);" \
+	    "name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@rm -f $@
+	@echo "installing into $(VENV) (once; some minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
+	@touch $@

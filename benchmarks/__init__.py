@@ -1,0 +1,1 @@
+"""Reproducible measurements, and the training of the bundled model."""

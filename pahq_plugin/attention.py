@@ -1,0 +1,112 @@
+"""Attention with a number format of its own for every head.
+
+1. Q, K and V of each head from its own split input, low or high (`pahq_plugin.linear`).
+2. Rotation, scores, mask, softmax and value mix by the model's own methods, in high precision.
+3. The output projection of each head, low or high.
+
+Every TransformerLens hook point is called as the model's own forward calls it, so that the host's
+wrappers patch, record and differentiate as they always do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softmax
+
+from pahq_plugin.config import PrecisionConfig
+from pahq_plugin.formats import get_format, high_dtype
+from pahq_plugin.linear import project_heads
+from pahq_plugin.policy import NOTHING, HighParts
+from pahq_plugin.weights import LowWeights
+
+
+@dataclass
+class Investigation:
+    """What a backend's modules share: the precision, and the parts that are high at present."""
+
+    precision: PrecisionConfig
+    weights: LowWeights
+    high: HighParts = NOTHING
+
+
+@dataclass
+class MixedAttention:
+    """Stands in for the ``forward`` of one TransformerLens attention module.
+
+    Attributes:
+        module: the attention module, whose weights stay the masters.
+        layer: its block.
+        shared: the backend's state.
+    """
+
+    module: nn.Module
+    layer: int
+    shared: Investigation
+
+    def __call__(
+        self,
+        query_input: Tensor,
+        key_input: Tensor,
+        value_input: Tensor,
+        past_kv_cache_entry: Any = None,
+        additive_attention_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+    ) -> Tensor:
+        """Attention output ``[batch, pos, d_model]``.
+
+        Args:
+            query_input: ``[batch, pos, head, d_model]``; ``key_input`` and ``value_input`` alike.
+            past_kv_cache_entry: keys and values of a common prefix, or ``None``.
+            additive_attention_mask: added to the scores, ``[batch, 1, 1, key_pos]``.
+            attention_mask: 1 for tokens, 0 for padding, ``[batch, offset_pos]``.
+            position_bias: unused; TransformerLens passes it to encoder-decoder models alone.
+        """
+        attn: Any = self.module
+        q = attn.hook_q(self._project("W_Q", query_input, "qkv") + attn.b_Q)
+        k = attn.hook_k(self._project("W_K", key_input, "qkv") + attn.b_K)
+        v = attn.hook_v(self._project("W_V", value_input, "qkv") + attn.b_V)
+
+        offset = 0
+        if past_kv_cache_entry is not None:
+            offset = past_kv_cache_entry.past_keys.size(1)
+            k, v = past_kv_cache_entry.append(k, v)
+        if attn.cfg.positional_embedding_type == "rotary":
+            q = attn.hook_rot_q(attn.apply_rotary(q, offset, attention_mask))
+            k = attn.hook_rot_k(attn.apply_rotary(k, 0, attention_mask))
+
+        scores = attn.calculate_attention_scores(q, k)  # [batch, head, query_pos, key_pos]
+        if attn.cfg.positional_embedding_type == "alibi":
+            scores = scores + self._alibi(scores)
+        if attn.cfg.attention_dir == "causal":
+            scores = attn.apply_causal_mask(scores, offset, attention_mask)
+        if additive_attention_mask is not None:
+            scores = scores + additive_attention_mask
+        pattern = softmax(attn.hook_attn_scores(scores), dim=-1)
+        pattern = attn.hook_pattern(torch.where(pattern.isnan(), 0.0, pattern))
+        z = attn.calculate_z_scores(v, pattern)  # [batch, pos, head, d_head]
+
+        result = attn.hook_result(self._project("W_O", z, "output").to(attn.cfg.dtype))
+        return result.sum(dim=2) + attn.b_O
+
+    def _project(self, name: str, x: Tensor, part: str) -> Tensor:
+        """``x [batch, pos, head, d_in]`` times the weight ``name``, ``[batch, pos, head, d_out]``."""
+        master = getattr(self.module, name)
+        precision, high = self.shared.precision, self.shared.high
+        number_format = get_format(precision.low)
+        low = None
+        if part in precision.parts and number_format.is_low and not high.everything:
+            key = f"blocks.{self.layer}.attn.{name}"
+            low = self.shared.weights.get(key, master, number_format)
+        return project_heads(x, master, low, high.heads_of(self.layer), number_format, precision.scale)
+
+    def _alibi(self, scores: Tensor) -> Tensor:
+        attn: Any = self.module
+        queries, keys = scores.shape[-2:]
+        if attn.alibi is None or keys > attn.alibi.size(-1):
+            attn.alibi = attn.create_alibi_bias(attn.cfg.n_heads, keys, scores.device)
+        return attn.alibi[:, -queries:, :keys].to(high_dtype(scores.dtype))

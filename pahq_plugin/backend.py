@@ -1,0 +1,168 @@
+"""The patching backend: lends a host model mixed-precision attention and MLPs, and takes them back.
+
+Inside the ``with`` block the model's attention modules and MLPs have another ``forward``; their
+weights, hooks and the host's wrappers are untouched. So the host's ``patch_mode``, ``run_circuits``,
+``acdc_prune_scores`` and ``mask_gradient_prune_scores`` run in mixed precision without knowing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from pahq_plugin.attention import Investigation, MixedAttention
+from pahq_plugin.config import PrecisionConfig, default_precision
+from pahq_plugin.errors import ConfigError, GraphError
+from pahq_plugin.formats import get_format
+from pahq_plugin.host import Edge, PatchableModel
+from pahq_plugin.host.graph import edge_label_of
+from pahq_plugin.host.model import check_patchable, check_transformer
+from pahq_plugin.mlp import MixedMLP, check_mlp
+from pahq_plugin.policy import EVERYTHING, NOTHING, HighParts, high_parts
+from pahq_plugin.weights import LowWeights
+
+
+class Backend:
+    """Chooses which parts of the lent model are high.
+
+    Attributes:
+        model: the host model.
+        precision: formats and policy.
+    """
+
+    def __init__(self, model: PatchableModel, precision: PrecisionConfig) -> None:
+        self.model = model
+        self.precision = precision
+        self._shared = Investigation(precision, LowWeights(precision.scale))
+        self._stand_ins = _stand_ins(model, self._shared)
+        self.investigate(None)
+
+    @property
+    def high(self) -> HighParts:
+        """The parts that are high at present."""
+        return self._shared.high
+
+    @high.setter
+    def high(self, parts: HighParts) -> None:
+        self._shared.high = parts
+
+    @property
+    def low_bytes(self) -> int:
+        """Bytes that the low copies of weights take."""
+        return self._shared.weights.nbytes
+
+    def investigate(self, target: Edge | tuple[int, int] | None) -> None:
+        """Make high what the policy keeps high for ``target``.
+
+        Args:
+            target: the edge under test, an attention head as ``(layer, head)``, or ``None`` for
+                nothing.
+
+        Raises:
+            GraphError: no such edge or head in this model.
+        """
+        if target is None:
+            self.high = EVERYTHING if self.precision.policy == "full" else NOTHING
+        elif isinstance(target, Edge):
+            if target not in self.model.edges:
+                raise GraphError(f"{edge_label_of(target)} is no edge of this model")
+            self.high = self.parts_for(target)
+        elif _is_pair(target):
+            self._investigate_head(target)
+        else:
+            raise GraphError(f"{target!r} is neither an edge of this model nor a (layer, head) pair")
+
+    def _investigate_head(self, target: tuple[int, int]) -> None:
+        layers, heads = self.model.cfg.n_layers, self.model.cfg.n_heads
+        layer, head = target
+        if not (0 <= layer < layers and 0 <= head < heads):
+            raise GraphError(
+                f"no head {head} in layer {layer}; the model has layers 0 to {layers - 1} "
+                f"with heads 0 to {heads - 1}"
+            )
+        self.high = {
+            "full": EVERYTHING,
+            "uniform": NOTHING,
+        }.get(self.precision.policy, HighParts(heads=frozenset({(layer, head)})))
+
+    def parts_for(self, edge: Edge) -> HighParts:
+        """What the policy keeps high for ``edge``, without making it so."""
+        return high_parts(self.precision.policy, edge)
+
+    @contextmanager
+    def own_precision(self) -> Iterator[None]:
+        """Inside the ``with`` block, let the model run for a moment with its own forwards."""
+        self._give_back()
+        try:
+            yield
+        finally:
+            self._lend()
+
+    @contextmanager
+    def _lent(self) -> Iterator[None]:
+        try:
+            self._lend()
+            yield
+        finally:
+            self._give_back()
+
+    def _lend(self) -> None:
+        for module, stand_in in self._stand_ins:
+            vars(module)["forward"] = stand_in
+
+    def _give_back(self) -> None:
+        for module, _ in self._stand_ins:
+            vars(module).pop("forward", None)
+
+
+@contextmanager
+def mixed_precision(
+    model: PatchableModel, precision: PrecisionConfig | None = None
+) -> Iterator[Backend]:
+    """Run ``model`` in mixed precision for the length of a ``with`` block.
+
+    Q, K, V and output projection of every head are in ``precision.low``, except those of the
+    investigated head; MLPs are in ``precision.mlp``. Outputs of projections, softmax, norms,
+    residual stream, embedding and unembedding stay in the model's dtype (at least FP32). Gradients
+    pass straight through the rounding. On leaving, also by an exception or Ctrl-C, the model is
+    bitwise what it was. A deep copy made inside the block keeps its mixed-precision forwards.
+
+    Args:
+        model: a factorized host model that wraps a transformer.
+        precision: ``None`` chooses for the model's device, see `default_precision`.
+
+    Raises:
+        ModelError: the model cannot be patched, or has parts that have no mixed-precision forward.
+        ConfigError: the model is lent already.
+    """
+    check_transformer(check_patchable(model), "mixed_precision")
+    backend = Backend(model, precision or default_precision(model_device(model)))
+    if any("forward" in vars(module) for module, _ in backend._stand_ins):
+        raise ConfigError("the model is lent to another mixed_precision block; leave that one first")
+    with backend._lent():
+        yield backend
+
+
+def _is_pair(target: object) -> bool:
+    """Whether ``target`` is a pair of integers."""
+    return isinstance(target, tuple) and len(target) == 2 and all(type(part) is int for part in target)
+
+
+def _stand_ins(model: PatchableModel, shared: Investigation) -> list[tuple[nn.Module, Any]]:
+    """Each attention module and each low MLP with what takes the place of its ``forward``."""
+    pairs: list[tuple[nn.Module, Any]] = []
+    for layer, block in enumerate(model.blocks):
+        pairs.append((block.attn, MixedAttention(block.attn, layer, shared)))
+        if not model.cfg.attn_only and get_format(shared.precision.mlp).is_low:
+            check_mlp(block.mlp, layer)
+            pairs.append((block.mlp, MixedMLP(block.mlp, layer, shared)))
+    return pairs
+
+
+def model_device(model: PatchableModel) -> torch.device:
+    """Device of the model's first parameter."""
+    return next(model.parameters()).device

@@ -1,0 +1,237 @@
+"""The command ``pahq``: discover a circuit, show a saved one, look at this machine.
+
+Every command prints tables for people, or with ``--json`` one JSON document on standard output.
+Errors are one line on standard error and an exit code other than 0; ``--debug`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pahq_plugin.errors import ConfigError, PahqError
+
+app = typer.Typer(
+    name="pahq",
+    help="Find circuits in transformers by patching, screened in mixed precision.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Top = Annotated[int, typer.Option(help="How many of the strongest edges to list.", min=0)]
+
+
+@app.command()
+def discover(
+    problem: Annotated[str, typer.Argument(help="A bundled problem, for example ioi.")],
+    model: Annotated[str | None, typer.Option(help="A TransformerLens model name.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")] = None,
+    method: Annotated[str, typer.Option(help="pahq, acdc, eap, ... or a host key.")] = "pahq",
+    threshold: Annotated[float, typer.Option(help="Edges of a smaller effect go.")] = 0.01,
+    metric: Annotated[
+        str | None, typer.Option(help="kl_div, mse or logit_diff; default: the problem's own.")
+    ] = None,
+    ablation: Annotated[str, typer.Option(help="What a patched edge carries.")] = "resample",
+    engine: Annotated[str, typer.Option(help="auto or host.")] = "auto",
+    low: Annotated[str | None, typer.Option(help="Number format of heads.")] = None,
+    mlp: Annotated[str | None, typer.Option(help="Number format of MLPs.")] = None,
+    scale: Annotated[str | None, typer.Option(help="row, head, tensor or none.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Which parts stay in FP32.")] = None,
+    guard: Annotated[str | None, typer.Option(help="auto, or a number; inf re-decides all.")] = None,
+    batches: Annotated[int, typer.Option(help="Loader batches to average over; 0 for all.")] = 1,
+    batch_size: Annotated[int | None, typer.Option(help="Prompts per batch.")] = None,
+    n_edges: Annotated[int | None, typer.Option(help="Circuit size of score methods.")] = None,
+    positional: Annotated[bool, typer.Option(help="Edges at each token position.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of prompts and of the search.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder to save the result in.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace a result that is in the folder.")] = False,
+    top: Top = 20,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Find the circuit of PROBLEM and print its strongest edges."""
+    with _one_line_errors(debug):
+        _check_folder(out, force)
+        from pahq_plugin.discovery import discover as run
+        from pahq_plugin.zoo import load_problem
+
+        loaded = load_problem(
+            problem,
+            model=model,
+            prompts=prompts,
+            batch_size=batch_size,
+            seed=seed,
+            positional=positional,
+        )
+        from pahq_plugin.catalogue import get_method
+
+        uses = get_method(method).uses
+        result = run(
+            loaded.model,
+            loaded.train_loader,
+            method=method,
+            threshold=threshold,
+            metric=metric or (loaded.metric if "metric" in uses else None),
+            ablation=ablation,
+            precision=_precision(loaded.model, low, mlp, scale, policy, guard),
+            engine=engine,
+            batches=batches or None,
+            true_edges=loaded.true_edges if "true_edges" in uses else None,
+            n_edges=n_edges,
+            progress=not as_json,
+            seed=seed,
+        )
+        if out is not None:
+            result.save(out)
+        from dataclasses import asdict
+
+        from pahq_plugin.tables import print_record
+
+        record, stats = result.record(), asdict(result.stats)
+        if as_json:
+            _print_json(record | {"stats": stats})
+        else:
+            print_record(record, stats, top)
+            if out is not None:
+                typer.echo(f"saved in {out}; look at it again with: pahq show {out}")
+
+
+@app.command()
+def show(
+    result: Annotated[Path, typer.Argument(help="Folder of a saved result.")],
+    top: Top = 20,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print a saved result; the model is not loaded."""
+    with _one_line_errors(debug):
+        from pahq_plugin.records import read_record, read_stats, result_file
+        from pahq_plugin.tables import print_record
+
+        file = result_file(result)
+        record, stats = read_record(file), read_stats(file.parent)
+        if as_json:
+            _print_json(record | {"stats": stats})
+        else:
+            print_record(record, stats, top)
+
+
+@app.command()
+def doctor(as_json: Json = False, debug: Debug = False) -> None:
+    """Say what is installed, which number formats are fast here, and what is missing."""
+    with _one_line_errors(debug):
+        from pahq_plugin.doctor import examine
+        from pahq_plugin.tables import print_examination
+
+        found = examine()
+        if as_json:
+            _print_json(found)
+        else:
+            print_examination(found)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+class _one_line_errors:
+    """Turns an error raised on purpose into one line and exit code 1."""
+
+    def __init__(self, debug: bool) -> None:
+        self._debug = debug
+
+    def __enter__(self) -> None:
+        _quieten()
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, traceback: Any) -> None:
+        if error is None or self._debug or isinstance(error, (typer.Exit, SystemExit)):
+            return
+        if isinstance(error, KeyboardInterrupt):
+            typer.secho("interrupted", err=True)
+            raise typer.Exit(130) from None
+        if isinstance(error, (PahqError, OSError, MemoryError)):
+            message = " ".join(str(error).split()) or type(error).__name__
+            typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(1) from None
+        message = " ".join(str(error).split())
+        typer.secho(
+            f"error: unexpected {type(error).__name__}: {message}; --debug shows where",
+            fg=typer.colors.RED,
+            err=True,
+        )
+        raise typer.Exit(2) from None
+
+
+def _quieten() -> None:
+    """Keep the log lines of libraries out of the tables."""
+    import logging
+    import warnings
+
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(?!pahq_plugin)")
+
+
+def _check_folder(out: Path | None, force: bool) -> None:
+    """
+    Raises:
+        ConfigError: the folder is a file, or holds a result already.
+    """
+    if out is None:
+        return
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; name a folder")
+    if (out / "result.json").exists() and not force:
+        raise ConfigError(f"--out {out} holds a result already; pass --force to replace it")
+
+
+def _precision(
+    model: Any,
+    low: str | None,
+    mlp: str | None,
+    scale: str | None,
+    policy: str | None,
+    guard: str | None,
+) -> Any:
+    """The device's default precision with the given flags changed; ``None`` if none is given."""
+    given: dict[str, Any] = {
+        "low": low,
+        "mlp": mlp,
+        "scale": scale,
+        "policy": policy,
+        "guard": _guard(guard),
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    if not changes:
+        return None
+    from dataclasses import replace
+
+    from pahq_plugin.backend import model_device
+    from pahq_plugin.config import default_precision
+
+    return replace(default_precision(model_device(model)), **changes)
+
+
+def _guard(text: str | None) -> str | float | None:
+    """``auto`` or a number.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--guard {text!r} must be auto or a number, for example 0.3") from None
+
+
+def _print_json(record: object) -> None:
+    sys.stdout.write(json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,273 @@
+"""``discover``: one call from a model and prompts to a circuit, by any method.
+
+1. Check everything before anything changes.
+2. Borrow the model and run the method: a sweep over the edges, or scores of all edges at once.
+3. Give the model back and return a `Discovery`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from pahq_plugin.backend import mixed_precision, model_device
+from pahq_plugin.catalogue import Method, get_method, refuse_unused
+from pahq_plugin.config import (
+    DEFAULT_THRESHOLD,
+    PrecisionConfig,
+    SearchConfig,
+    default_precision,
+)
+from pahq_plugin.engine import Engine
+from pahq_plugin.engine.host import HostEngine
+from pahq_plugin.engine.incremental import IncrementalEngine
+from pahq_plugin.errors import ConfigError
+from pahq_plugin.host import (
+    AblationType,
+    Edge,
+    PatchableModel,
+    PromptDataLoader,
+    PromptPairBatch,
+    PruneScores,
+)
+from pahq_plugin.host.algorithms import edge_attribution, host_function, seeded
+from pahq_plugin.host.attribution import integrated_gradients
+from pahq_plugin.host.blocks import unsupported
+from pahq_plugin.host.graph import canonical_edges, check_order
+from pahq_plugin.host.model import borrowed, check_patchable, check_transformer
+from pahq_plugin.host.patching import collect_batches, first_batches, prepare
+from pahq_plugin.measure import forward_seconds, measured
+from pahq_plugin.metrics import Metric, logit_diff, resolve_metric
+from pahq_plugin.progress import progress_bar
+from pahq_plugin.result import Decision, Discovery, Stats
+from pahq_plugin.search import Sweep, make_guard
+
+log = logging.getLogger(__name__)
+
+ENGINES = ("auto", "incremental", "host")
+EAP_IG_STEPS = 5
+UNREMOVED = 10.0
+"""A score that a host algorithm leaves at infinity becomes this many times the largest finite one."""
+
+
+def discover(
+    model: PatchableModel,
+    loader: PromptDataLoader,
+    method: str = "pahq",
+    threshold: float = DEFAULT_THRESHOLD,
+    metric: str | Metric | None = None,
+    ablation: str | AblationType = "resample",
+    precision: PrecisionConfig | None = None,
+    engine: str = "auto",
+    batches: int | None = 1,
+    order: Sequence[Edge] | None = None,
+    true_edges: set[Edge] | None = None,
+    n_edges: int | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> Discovery:
+    """Find the circuit of a behaviour.
+
+    Args:
+        model: a factorized host model.
+        loader: clean and corrupt prompts of that behaviour.
+        method: one of `methods`.
+        threshold: a searched edge is removed if and only if its effect is below this (> 0).
+        metric: ``"kl_div"`` (default; ``"mse"`` for a model with one output), ``"mse"``,
+            ``"logit_diff"``, or a callable ``(logits, clean_logits, batch) -> [prompt]``.
+        ablation: what a patched edge carries: a host ``AblationType`` or its name.
+        precision: formats and policy of ``"pahq"``; ``None`` chooses for the device.
+        engine: ``"incremental"`` (recomputes only what an edge can change), ``"host"`` (one host
+            forward per edge), or ``"auto"``: the first where it applies, else the second.
+        batches: how many batches of the loader count; ``None`` for all.
+        order: all edges in the order in which to test them; ``None`` for the canonical order.
+        true_edges: the official circuit, for host algorithms that need it.
+        n_edges: circuit size for methods that score edges: the top ``n_edges`` by magnitude and
+            whatever ties with the last; ``None`` for every edge whose score is not 0.
+        progress: show a progress bar when a terminal is attached.
+        seed: seeds the watch on the guard band and algorithms that draw random numbers.
+
+    Returns:
+        The circuit, its decisions and prune scores. The model is given back as it was.
+
+    Raises:
+        ConfigError: an unknown name, a value out of range, or an argument the method cannot use.
+        ModelError: a model whose edges cannot be patched truthfully.
+        PromptError: no prompts, or prompts that do not fit the model.
+        GraphError: an ``order`` that is no permutation of the model's edges.
+        MetricError: an unknown metric, or one that returns another shape than ``[prompt]`` or
+            values that are not finite.
+    """
+    chosen = get_method(method)
+    config = SearchConfig(threshold=threshold, batches=batches, seed=seed)
+    kind = ablation_type(ablation)
+    given = {
+        "threshold": threshold != DEFAULT_THRESHOLD,
+        "metric": metric is not None,
+        "ablation": kind is not AblationType.RESAMPLE,
+        "precision": precision is not None,
+        "engine": engine != "auto",
+        "order": order is not None,
+        "true_edges": true_edges is not None,
+        "n_edges": n_edges is not None,
+    }
+    refuse_unused(chosen, given)
+    if engine not in ENGINES:
+        raise ConfigError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+    check_patchable(model)
+    if chosen.needs_heads:
+        check_transformer(model, chosen.name)
+    if n_edges is not None and not 0 <= n_edges <= len(model.edges):
+        raise ConfigError(f"n_edges={n_edges} must lie between 0 and {len(model.edges)}")
+    edges = canonical_edges(model) if order is None else check_order(model, order)
+    prompts = collect_batches(model, loader, batches)
+    metric_name, metric_function = resolve_metric(metric, _output_width(model, prompts[0].clean))
+
+    stats = Stats()
+    settings: dict[str, Any] = {
+        "method": method,
+        "scored": chosen.kind != "search",
+        "ablation": kind.name.lower(),
+        "batches": batches,
+        "seed": seed,
+    }
+    with borrowed(model), seeded(seed):
+        if chosen.kind == "search":
+            used = chosen.precision or precision or default_precision(model_device(model))
+            task = SearchTask(model, loader, prompts, kind, (metric_name, metric_function))
+            with measured(stats, model_device(model)):
+                decisions = search(task, engine, edges, config, used, stats, progress)
+            stats.forward_equivalents = stats.seconds / forward_seconds(model, prompts)
+            settings |= {
+                "threshold": threshold,
+                "metric": metric_name,
+                "precision": None if used.is_exact else asdict(used),
+                "order": "canonical" if order is None else "given",
+            }
+        else:
+            settings["n_edges"] = n_edges
+            with measured(stats, model_device(model)):
+                scores = _scores(chosen, model, loader, batches, kind, true_edges)
+            decisions = rank(scores, edges, n_edges)
+    return Discovery(tuple(decisions), settings, stats, model)
+
+
+def ablation_type(ablation: str | AblationType) -> AblationType:
+    """The host's ablation type of that name, in any case.
+
+    Raises:
+        ConfigError: no such type; the message lists the known ones.
+    """
+    if isinstance(ablation, AblationType):
+        return ablation
+    known = {kind.name.lower(): kind for kind in AblationType}
+    if ablation.lower() not in known:
+        raise ConfigError(f"unknown ablation {ablation!r}; known: {', '.join(known)}")
+    return known[ablation.lower()]
+
+
+@dataclass(frozen=True)
+class SearchTask:
+    """What a search measures: a borrowed model, its prompts, the ablation and the metric."""
+
+    model: PatchableModel
+    loader: PromptDataLoader
+    prompts: list[PromptPairBatch]
+    ablation: AblationType
+    metric: tuple[str, Metric]
+
+
+def search(
+    task: SearchTask,
+    engine_name: str,
+    edges: Sequence[Edge],
+    config: SearchConfig,
+    precision: PrecisionConfig,
+    stats: Stats,
+    progress: bool,
+) -> list[Decision]:
+    """One ACDC sweep; adds its cost to ``stats``."""
+    with ExitStack() as stack:
+        engine = make_engine(task, engine_name, precision, stack)
+        bar = stack.enter_context(progress_bar("edges", len(edges), progress))
+        guard = make_guard(engine, edges, config.threshold, precision.guard, config.seed)
+        sweep = Sweep(
+            engine, edges, config.threshold, guard, config.seed,
+            progress=lambda done, kept: bar(done, f"{kept} kept"),
+        )  # fmt: skip
+        decisions = sweep.run()
+        sweep.record(stats)
+        return decisions
+
+
+def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: ExitStack) -> Engine:
+    """The engine of that name; ``"auto"`` takes the incremental one where it applies.
+
+    Contexts that the engine needs for as long as it lives are entered on ``stack``.
+    """
+    model, loader, prompts = task.model, task.loader, task.prompts
+    objection = unsupported(model)
+    if name == "incremental" and objection:
+        log.warning("engine='incremental' cannot do %s; using engine='host'", objection)
+    screening = None if precision.is_exact else precision
+    if name != "host" and not objection:
+        return IncrementalEngine(model, loader, prompts, task.ablation, task.metric, screening)
+    backend = stack.enter_context(mixed_precision(model, precision)) if screening else None
+    return HostEngine(model, prepare(model, loader, prompts, task.ablation), task.metric, backend)
+
+
+@torch.inference_mode()
+def _output_width(model: PatchableModel, tokens: torch.Tensor) -> int:
+    """Width of the last axis of the model's output."""
+    return model.cfg.d_vocab_out if model.is_transformer else model(tokens[:1]).shape[-1]
+
+
+def _scores(
+    method: Method,
+    model: PatchableModel,
+    loader: PromptDataLoader,
+    batches: int | None,
+    ablation: AblationType,
+    true_edges: set[Edge] | None,
+) -> PruneScores:
+    """Scores of every edge by a method that does not search."""
+    if method.kind == "integrated":
+        prompts = collect_batches(model, loader, batches)
+        prepared = prepare(model, loader, prompts, ablation)
+        return integrated_gradients(model, prepared, EAP_IG_STEPS, _mean_logit_diff)
+    used = first_batches(loader, batches)
+    if method.kind == "attribution":
+        return edge_attribution(model, used, ablation)
+    return host_function(method.name)(model, used, true_edges)
+
+
+def _mean_logit_diff(logits: torch.Tensor, batch: PromptPairBatch) -> torch.Tensor:
+    """The loss that ``eap`` and ``eap-ig`` differentiate."""
+    return logit_diff(logits, logits, batch).mean()
+
+
+def rank(scores: PruneScores, edges: Sequence[Edge], n_edges: int | None) -> list[Decision]:
+    """Decisions from scores, largest magnitude first, ties in the order of ``edges``.
+
+    Kept are the top ``n_edges`` by magnitude and, as in the host's ``run_circuits``, whatever ties
+    with the last of them; for ``None`` every edge whose score is not 0.
+    """
+    finite = _finite({edge: float(edge.prune_score(scores)) for edge in edges})
+    ranked = sorted(edges, key=lambda edge: -abs(finite[edge]))
+    if n_edges is None:
+        least = min((abs(v) for v in finite.values() if v != 0), default=float("inf"))
+    else:
+        least = abs(finite[ranked[n_edges - 1]]) if n_edges else float("inf")
+    return [Decision(e, finite[e], abs(finite[e]) >= least, exact=True) for e in ranked]
+
+
+def _finite(values: dict[Edge, float]) -> dict[Edge, float]:
+    """Scores with infinities (the host's ACDC: never removed) at ten times the largest finite."""
+    largest = max((abs(v) for v in values.values() if abs(v) != float("inf")), default=0.0)
+    limit = UNREMOVED * (largest or 1.0)
+    return {edge: max(-limit, min(limit, value)) for edge, value in values.items()}

@@ -1,0 +1,60 @@
+"""Engines: how the effect of removing an edge is measured.
+
+An engine holds the *state* of a sweep, the set of edges removed so far. It is asked for the effects
+of the next candidates, each *as if those before had gone the way that is predicted*, and answers as
+many of them as it likes (at least one): measuring ahead is how an engine can work on a whole batch of
+candidates. An answer is used only if all predictions before it came true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from pahq_plugin.host import Edge
+
+
+class Engine(Protocol):
+    """What the search needs of an engine.
+
+    Attributes:
+        lookahead: how many candidates it can use at most.
+        evaluations: patched model evaluations so far.
+        loss: FP32 loss of the clean model.
+    """
+
+    lookahead: int
+    evaluations: int
+    loss: float
+
+    @property
+    def screens(self) -> bool:
+        """Whether effects that are not asked for as exact may be low-precision ones."""
+        ...
+
+    def effects(
+        self, candidates: Sequence[Edge], predicted_kept: Sequence[bool], *, exact: bool
+    ) -> list[float]:
+        """Effects of the first one or more candidates, in order.
+
+        Args:
+            candidates: edges not yet removed, at least one.
+            predicted_kept: for each candidate whether it is expected to be kept.
+            exact: in the model's own precision, whatever the engine screens with.
+
+        Returns:
+            For each answered candidate the loss with it removed minus the loss before, where the
+            candidates ahead of it count as removed unless they are predicted to be kept.
+
+        Raises:
+            MetricError: a loss that is not finite.
+        """
+        ...
+
+    def remove(self, edges: Sequence[Edge]) -> None:
+        """Take ``edges`` out of the state."""
+        ...
+
+    def restore(self, removed: Sequence[Edge]) -> None:
+        """Make the state the one in which exactly ``removed`` are gone."""
+        ...

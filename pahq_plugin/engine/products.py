@@ -1,0 +1,185 @@
+"""The weight products of a pass over rows: in the model's own precision, or screened in few bits.
+
+The rows of a pass differ little from the present state, which is known in full precision. Two ways
+to screen them:
+
+- ``"changes"``: only what differs from the present state goes through few bits,
+  ``y = y_now + low(x - x_now) low(W)``. Scales follow the size of the change, so rounding errors are
+  proportional to it, and a row without change has none.
+- ``"values"``: whole activations go through few bits, as in the patching backend and in the paper.
+  Rounding of two nearly equal rows does not cancel where it tips to the other side.
+
+The output projection is applied to changes of z in either way, since that is what rows carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pahq_plugin.attention import Investigation
+from pahq_plugin.formats import NumberFormat, Quantised, get_format
+from pahq_plugin.host import PatchableModel
+from pahq_plugin.linear import high_product, low_product
+from pahq_plugin.mlp import MixedMLP, activate
+
+
+class Products(Protocol):
+    """What a pass needs of the model's weights."""
+
+    def project(
+        self, layer: int, name: str, heads: Sequence[int], x: Tensor, x_now: Tensor, y_now: Tensor
+    ) -> Tensor:
+        """Queries, keys or values without their bias.
+
+        Args:
+            layer: the block.
+            name: ``"W_Q"``, ``"W_K"`` or ``"W_V"``.
+            heads: which heads.
+            x: normalised inputs of the rows, ``[head, candidate, n, d_model]``.
+            x_now: those of the present state, ``[head, 1, n, d_model]``.
+            y_now: the present state's result, ``[head, 1, n, d_head]``.
+
+        Returns:
+            ``[head, candidate, n, d_head]``.
+        """
+        ...
+
+    def output(self, layer: int, heads: Sequence[int], change: Tensor) -> Tensor:
+        """Each head's change of z ``[head, n, d_head]`` times W_O, ``[head, n, d_model]``."""
+        ...
+
+    def mlp(self, layer: int, x: Tensor, x_now: Tensor, y_now: Tensor) -> Tensor:
+        """MLP outputs of normalised inputs ``[candidate, n, pos, d_model]``; ``x_now`` and ``y_now``
+        are inputs and outputs of the present state, ``[1, n, pos, d_model]``."""
+        ...
+
+
+class OwnProducts:
+    """Products in the model's own precision."""
+
+    def __init__(self, model: PatchableModel) -> None:
+        self._blocks = model.blocks
+
+    def heads(self, layer: int, name: str, heads: Sequence[int], x: Tensor) -> Tensor:
+        """Each head's ``x [head, n, d_in]`` times its weight ``name``, ``[head, n, d_out]``."""
+        return x @ self.weight(layer, name, heads)
+
+    def weight(self, layer: int, name: str, heads: Sequence[int]) -> Tensor:
+        """Weights of some heads, ``[head, d_in, d_out]``; a view where they follow each other."""
+        weight = getattr(self._blocks[layer].attn, name)
+        first, last = heads[0], heads[-1]
+        adjoining = list(heads) == list(range(first, last + 1))
+        return weight[first : last + 1] if adjoining else weight[list(heads)]
+
+    def project(
+        self, layer: int, name: str, heads: Sequence[int], x: Tensor, x_now: Tensor, y_now: Tensor
+    ) -> Tensor:
+        """See `Products.project`."""
+        return self.heads(layer, name, heads, x.flatten(1, 2)).unflatten(1, x.shape[1:3])
+
+    def output(self, layer: int, heads: Sequence[int], change: Tensor) -> Tensor:
+        """See `Products.output`."""
+        return self.heads(layer, "W_O", heads, change)
+
+    def mlp(self, layer: int, x: Tensor, x_now: Tensor, y_now: Tensor) -> Tensor:
+        """See `Products.mlp`."""
+        return self._blocks[layer].mlp(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class ScreenedProducts:
+    """Products in few bits but for the high parts of ``shared``.
+
+    Args:
+        model: a borrowed model: its weights do not change as long as this lives.
+        shared: formats, low copies, and the parts that are high at present.
+    """
+
+    def __init__(self, model: PatchableModel, shared: Investigation) -> None:
+        self._own = OwnProducts(model)
+        self._blocks = model.blocks
+        self._shared = shared
+        self._copies: dict[tuple[str, int, str], Quantised] = {}
+
+    @property
+    def _changes(self) -> bool:
+        return self._shared.precision.operands == "changes"
+
+    def project(
+        self, layer: int, name: str, heads: Sequence[int], x: Tensor, x_now: Tensor, y_now: Tensor
+    ) -> Tensor:
+        """See `Products.project`."""
+        low_heads = self._low_heads(layer, "qkv", heads)
+        if not low_heads:
+            return self._own.project(layer, name, heads, x, x_now, y_now)
+        operand = x - x_now if self._changes else x
+        out = self._low(layer, name, heads, operand.flatten(1, 2)).unflatten(1, x.shape[1:3])
+        out = y_now + out if self._changes else out
+        for i, head in enumerate(heads):
+            if head not in low_heads:
+                own = slice(i, i + 1)
+                out[own] = self._own.project(layer, name, [head], x[own], x_now[own], y_now[own])
+        return out
+
+    def output(self, layer: int, heads: Sequence[int], change: Tensor) -> Tensor:
+        """See `Products.output`."""
+        low_heads = self._low_heads(layer, "output", heads)
+        if not low_heads:
+            return self._own.output(layer, heads, change)
+        out = self._low(layer, "W_O", heads, change)
+        for i, head in enumerate(heads):
+            if head not in low_heads:
+                out[i] = self._own.output(layer, [head], change[i : i + 1])[0]
+        return out
+
+    def mlp(self, layer: int, x: Tensor, x_now: Tensor, y_now: Tensor) -> Tensor:
+        """See `Products.mlp`."""
+        precision, high = self._shared.precision, self._shared.high
+        number_format = get_format(precision.mlp)
+        if high.everything or layer in high.mlps or not number_format.is_low:
+            return self._own.mlp(layer, x, x_now, y_now)
+        if not self._changes:
+            mlp = MixedMLP(self._blocks[layer].mlp, layer, self._shared)
+            return mlp(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        mlp: Any = self._blocks[layer].mlp
+        names = [name for name in ("W_in", "W_gate") if hasattr(mlp, name)]
+        now = {name: high_product(x_now, getattr(mlp, name)) for name in names}
+        rows = {name: now[name] + self._low_mlp(layer, name, x - x_now, number_format) for name in names}
+        change = activate(mlp, rows) - activate(mlp, now)
+        return y_now + self._low_mlp(layer, "W_out", change, number_format)
+
+    def _low_heads(self, layer: int, part: str, heads: Sequence[int]) -> set[int]:
+        """Those of ``heads`` whose ``part`` runs in few bits."""
+        precision, high = self._shared.precision, self._shared.high
+        low = part in precision.parts and get_format(precision.low).is_low and not high.everything
+        return set(heads) - set(high.heads_of(layer)) if low else set()
+
+    def _low(self, layer: int, name: str, heads: Sequence[int], x: Tensor) -> Tensor:
+        """``x [head, n, d_in]`` times low weights of those heads, ``[head, n, d_out]``."""
+        precision = self._shared.precision
+        number_format = get_format(precision.low)
+        master = getattr(self._blocks[layer].attn, name)
+        copy = self._copy("attn", layer, name, master, number_format)
+        index = torch.tensor(list(heads), device=x.device)
+        scale = copy.scale[index] if copy.scale.shape[0] > 1 else copy.scale
+        low = Quantised(copy.codes[index], scale)
+        return low_product(x, master, low, number_format, precision.scale, head_axis=0)
+
+    def _low_mlp(self, layer: int, name: str, x: Tensor, number_format: NumberFormat) -> Tensor:
+        """``x [..., d_in]`` times a low weight of the MLP, ``[..., d_out]``."""
+        master = getattr(self._blocks[layer].mlp, name)
+        copy = self._copy("mlp", layer, name, master, number_format)
+        return low_product(x, master, copy, number_format, self._shared.precision.scale)
+
+    def _copy(
+        self, module: str, layer: int, name: str, master: Tensor, number_format: NumberFormat
+    ) -> Quantised:
+        """The low copy of a weight; its content is checked once only."""
+        key = (module, layer, name)
+        if key not in self._copies:
+            label = f"blocks.{layer}.{module}.{name}"
+            self._copies[key] = self._shared.weights.get(label, master, number_format)
+        return self._copies[key]

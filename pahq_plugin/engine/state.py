@@ -1,0 +1,359 @@
+"""The present state of one batch: what every source puts out, and what a destination reads.
+
+Only sources are stored (`pahq_plugin.activations`). The input of a destination is computed from them
+when it is asked for, by whichever sum has fewer terms:
+
+- all sources ablated, plus (now - ablated) of the kept ones;
+- all sources as they are now, minus (now - ablated) of the removed ones.
+
+Inputs and the queries, keys and values made from them are memoised. Tensors are unit-major:
+``[head, (candidate,) batch, pos, d]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pahq_plugin.activations import Sources
+from pahq_plugin.engine.memo import Memo
+from pahq_plugin.engine.products import OwnProducts, Products
+from pahq_plugin.graph import Bools, Ints, KeptGraph, Stage
+from pahq_plugin.host import PatchableModel
+from pahq_plugin.host.blocks import AttentionMath, normalise
+from pahq_plugin.host.patching import CleanRun
+
+
+@dataclass
+class Read:
+    """What one destination reads at present, and what its head makes of it.
+
+    Attributes:
+        positions: positions that are held, ascending.
+        x: input, ``[batch, pos, d_model]``.
+        y: query, key or value by letter, before rotation, ``[batch, pos, d_head]`` each; empty for
+            MLPs and output.
+    """
+
+    positions: Ints
+    x: Tensor
+    y: dict[str, Tensor]
+
+    def at(self, positions: Ints) -> Read:
+        """The same read cut to some of its positions."""
+        if len(positions) == len(self.positions):
+            return self
+        at = torch.from_numpy(np.searchsorted(self.positions, positions)).to(self.x.device)
+        ys = {letter: y.index_select(1, at) for letter, y in self.y.items()}
+        return Read(positions, self.x.index_select(1, at), ys)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return self.x.nbytes + sum(y.nbytes for y in self.y.values())
+
+
+@dataclass(frozen=True)
+class Base:
+    """A residual stream that destinations start from, ``[batch, pos, d_model]``."""
+
+    x: Tensor
+    version: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.x.nbytes
+
+
+class BatchState:
+    """Sources of one batch, now and ablated, and memoised inputs.
+
+    Args:
+        model: the host model, whose weights are read in place.
+        run: the clean run of the batch.
+        graph: kept edges, shared by all batches.
+        now: source outputs of the present state; changed by `add_to_source`.
+        ablated: source outputs that removed edges carry.
+        memo_bytes: budget of memoised inputs.
+    """
+
+    def __init__(
+        self,
+        model: PatchableModel,
+        run: CleanRun,
+        graph: KeptGraph,
+        now: Sources,
+        ablated: Sources,
+        memo_bytes: int,
+    ) -> None:
+        self.model = model
+        self.run = run
+        self.graph = graph
+        self.now = now
+        self.ablated = ablated
+        self.own = OwnProducts(model)
+        padding = run.start_arguments["attention_mask"]
+        self.attention = [
+            AttentionMath(model, layer, now.embedding, padding) for layer in range(model.cfg.n_layers)
+        ]
+        self._source_versions = np.zeros(graph.n_sources, dtype=np.int64)
+        self._reads: Memo[Read] = Memo(memo_bytes)
+        self._bases: Memo[Base] = Memo(memo_bytes)
+
+    def restart(self, now: Sources) -> None:
+        """Take ``now`` as the present source outputs and forget everything computed from others."""
+        self.now = now
+        self._source_versions += 1
+        self._reads.clear()
+        self._bases.clear()
+
+    # Sources -------------------------------------------------------------------------------------
+
+    def differences(self, sources: Sequence[int], positions: Tensor) -> Tensor:
+        """(now - ablated) output of each source, ``[source, batch, pos, d_model]``."""
+        cfg, batch = self.model.cfg, self.now.embedding.shape[0]
+        out = self.now.embedding.new_empty(
+            (len(sources), batch, len(positions), cfg.d_model), dtype=cfg.dtype
+        )
+        for stage, members in self._by_stage(sources).items():
+            factors = torch.stack([self._factor(sources[i], positions) for i in members])
+            if stage >= 0 and self.graph.stages[stage].kind == "head":
+                heads = [self.graph.source_stage[sources[i]][1] for i in members]
+                layer = self.graph.stages[stage].layer
+                flat = self.own.heads(layer, "W_O", heads, factors.flatten(1, 2))
+                factors = flat.unflatten(1, factors.shape[1:3])
+            out[members] = factors
+        return out
+
+    def _factor(self, source: int, positions: Tensor) -> Tensor:
+        """(now - ablated) of what is stored of a source: its z, or its output."""
+        stage, head = self.graph.source_stage[source]
+        if stage < 0:
+            now, ablated = self.now.embedding, self.ablated.embedding
+        elif self.graph.stages[stage].kind == "head":
+            layer = self.graph.stages[stage].layer
+            now, ablated = self.now.z[layer][head], self.ablated.z[layer][head]
+        else:
+            layer = self.graph.stages[stage].layer
+            now, ablated = self.now.mlp[layer], self.ablated.mlp[layer]
+        dtype = self.model.cfg.dtype
+        return now.index_select(1, positions).to(dtype) - ablated.index_select(1, positions).to(dtype)
+
+    def sum_of_differences(
+        self, sources: Sequence[int], positions: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Sum over sources of (now - ablated) output.
+
+        Args:
+            sources: their indices, ascending.
+            positions: ``[pos]``.
+            weights: 0 or 1 for each source at each position, ``[source, pos]``; ``None`` for 1.
+
+        Returns:
+            ``[batch, pos, d_model]``. Heads of a layer are one product with their stacked W_O.
+        """
+        batch = self.now.embedding.shape[0]
+        total = self.now.embedding.new_zeros(
+            (batch, len(positions), self.model.cfg.d_model), dtype=self.model.cfg.dtype
+        )
+        for stage, members in self._by_stage(sources).items():
+            factors = [self._factor(sources[i], positions) for i in members]
+            if weights is not None:
+                factors = [f * weights[i][:, None] for f, i in zip(factors, members, strict=True)]
+            if stage >= 0 and self.graph.stages[stage].kind == "head":
+                heads = [self.graph.source_stage[sources[i]][1] for i in members]
+                weight = self.model.blocks[self.graph.stages[stage].layer].attn.W_O[heads]
+                total += torch.cat(factors, dim=-1) @ weight.flatten(0, 1)
+            else:
+                total += factors[0]
+        return total
+
+    def _by_stage(self, sources: Sequence[int]) -> dict[int, list[int]]:
+        groups: dict[int, list[int]] = {}
+        for i, source in enumerate(sources):
+            groups.setdefault(self.graph.source_stage[source][0], []).append(i)
+        return groups
+
+    def add_to_source(self, source: int, positions: Tensor, change: Tensor) -> None:
+        """Change a source's z ``[batch, pos, d_head]`` or output ``[batch, pos, d_model]``."""
+        stage, head = self.graph.source_stage[source]
+        layer = self.graph.stages[stage].layer
+        is_head = self.graph.stages[stage].kind == "head"
+        target = self.now.z[layer][head] if is_head else self.now.mlp[layer]
+        target.index_add_(1, positions, change.to(target.dtype))
+        self._source_versions[source] += 1
+
+    # Inputs --------------------------------------------------------------------------------------
+
+    def reads(self, stage: int, slot: int, heads: Sequence[int], positions: Ints) -> list[Read]:
+        """What these destinations read, at least at ``positions``; missing ones are computed."""
+        found = [self._reads.get((stage, slot, head)) for head in heads]
+        missing = [
+            head
+            for head, read in zip(heads, found, strict=True)
+            if read is None or not _contains(read.positions, positions)
+        ]
+        if missing:
+            for head, read in zip(missing, self._compute(stage, slot, missing, positions), strict=True):
+                self._reads.put((stage, slot, head), read)
+                found[list(heads).index(head)] = read
+        return found  # type: ignore[return-value]
+
+    def update_read(self, stage: int, slot: int, head: int, new: Read) -> None:
+        """Write newer values into a memoised read, at the positions that ``new`` holds."""
+        old = self._reads.get((stage, slot, head))
+        if old is None:
+            return
+        at = torch.from_numpy(np.searchsorted(old.positions, new.positions)).to(new.x.device)
+        old.x.index_copy_(1, at, new.x)
+        for letter, y in new.y.items():
+            old.y[letter].index_copy_(1, at, y)
+
+    def drop_read(self, stage: int, slot: int, head: int) -> None:
+        """Forget what a destination reads: its input has changed."""
+        self._reads.drop((stage, slot, head))
+
+    def _compute(self, at: int, slot: int, heads: Sequence[int], positions: Ints) -> list[Read]:
+        where = self.index(positions)
+        x = torch.stack([self._input(at, slot, head, positions, where) for head in heads])
+        stage = self.graph.stages[at]
+        ys: dict[str, Tensor] = {}
+        if stage.kind == "head":
+            ys = self.projected(stage, slot, heads, x[:, None], self.own)
+        return [
+            Read(positions, x[i].clone(), {letter: y[i, 0].clone() for letter, y in ys.items()})
+            for i in range(len(heads))
+        ]
+
+    def _input(self, at: int, slot: int, head: int, positions: Ints, where: Tensor) -> Tensor:
+        """Input of one destination, ``[batch, pos, d_model]``."""
+        kept = self.graph.kept[at][slot, head]  # [pos or 1, source]
+        if kept.shape[0] > 1:
+            kept = kept[positions]
+        few_kept = 2 * kept.sum() <= kept.size
+        chosen = kept if few_kept else ~kept
+        base = self.ablated_base(at) if few_kept else self.current_base(at)
+        x = base.index_select(1, where)
+        sources = np.flatnonzero(chosen.any(axis=0))
+        if len(sources) == 0:
+            return x
+        weights = None
+        if chosen.shape[0] > 1:
+            weights = torch.from_numpy(chosen[:, sources].T.copy()).to(x)
+        total = self.sum_of_differences([int(s) for s in sources], where, weights)
+        return x + total if few_kept else x - total
+
+    def projected(
+        self,
+        stage: Stage,
+        slot: int,
+        heads: Sequence[int],
+        x: Tensor,
+        products: Products,
+        now: Sequence[Read] | None = None,
+    ) -> dict[str, Tensor]:
+        """Query, key and/or value that heads make of ``x``, before rotation, bias included.
+
+        Args:
+            stage: a stage of heads.
+            slot: 0, 1, 2 for Q, K, V; with one joint input all three are made.
+            heads: which heads, ``[head]``.
+            x: ``[head, candidate, batch, pos, d_model]``.
+            products: in which precision to multiply.
+            now: what the heads read at present, cut to those positions; needed by products that
+                are not the model's own.
+
+        Returns:
+            By letter, ``[head, candidate, batch, pos, d_head]``.
+        """
+        math = self.attention[stage.layer]
+        flat = normalise(math.norm, x).flatten(2, 3)  # [head, candidate, batch * pos, d_model]
+        x_now = flat
+        if now is not None:
+            x_now = normalise(math.norm, torch.stack([read.x for read in now])).flatten(1, 2)[:, None]
+        out = {}
+        for letter in letters(stage, slot):
+            bias = math.bias_of(letter)[list(heads)][:, None, None]
+            y_now = flat
+            if now is not None:
+                y_now = torch.stack([r.y[letter] for r in now]).flatten(1, 2)[:, None] - bias
+            name = f"W_{letter.upper()}"
+            y = products.project(stage.layer, name, heads, flat, x_now, y_now) + bias
+            out[letter] = y.unflatten(2, x.shape[2:4])
+        return out
+
+    def mlp(self, layer: int, x: Tensor, now: Read, present: Tensor, products: Products) -> Tensor:
+        """MLP outputs, norm included.
+
+        Args:
+            layer: the block.
+            x: inputs, ``[candidate, batch, pos, d_model]``.
+            now: the present input, cut to those positions.
+            present: the present output, ``[batch, pos, d_model]``.
+            products: in which precision to multiply.
+        """
+        norm = self.model.blocks[layer].ln2
+        return products.mlp(layer, normalise(norm, x), normalise(norm, now.x[None]), present[None])
+
+    # Residual streams ----------------------------------------------------------------------------
+
+    def ablated_base(self, at: int) -> Tensor:
+        """Input of a stage with every source ablated, ``[batch, pos, d_model]``."""
+        base = self._bases.get(("ablated", at))
+        if base is None:
+            base = Base(self._residual(self.ablated, self.graph.stages[at]), 0)
+            self._bases.put(("ablated", at), base)
+        return base.x
+
+    def current_base(self, at: int) -> Tensor:
+        """Input of a stage with every edge kept and sources as they are now."""
+        stage = self.graph.stages[at]
+        version = int(self._source_versions[: stage.n_sources].sum())
+        base = self._bases.get(("now", at))
+        if base is None or base.version != version:
+            base = Base(self._residual(self.now, stage), version)
+            self._bases.put(("now", at), base)
+        return base.x
+
+    def _residual(self, sources: Sources, stage: Stage) -> Tensor:
+        """Residual stream that the sources before ``stage`` add up to."""
+        dtype = self.model.cfg.dtype
+        total = sources.embedding.to(dtype).clone()
+        for earlier in self.graph.stages:
+            if not 0 <= earlier.first_source < stage.n_sources:
+                continue
+            if earlier.kind == "mlp":
+                total += sources.mlp[earlier.layer].to(dtype)
+                continue
+            attn = self.model.blocks[earlier.layer].attn
+            z = sources.z[earlier.layer].to(dtype).permute(1, 2, 0, 3).flatten(2)
+            total += z @ attn.W_O.flatten(0, 1) + attn.b_O
+        return total
+
+    def index(self, positions: Ints) -> Tensor:
+        """Positions as an index tensor on the model's device."""
+        return torch.from_numpy(positions).to(self.now.embedding.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the caches: sources now and ablated, and the memo."""
+        return self.now.nbytes + self.ablated.nbytes + self._reads.nbytes + self._bases.nbytes
+
+
+def letters(stage: Stage, slot: int) -> str:
+    """Which of q, k and v are made from a slot: one, or all three from a joint input."""
+    return "qkv"[slot] if stage.slots == 3 else "qkv"
+
+
+def kept_pattern(kept: Bools, positions: Ints) -> Bools:
+    """``[pos or 1, source]`` cut to ``positions``."""
+    return kept[positions] if kept.shape[0] > 1 else kept
+
+
+def _contains(held: Ints, wanted: Ints) -> bool:
+    return len(held) >= len(wanted) and bool(np.isin(wanted, held, assume_unique=True).all())

@@ -1,0 +1,311 @@
+"""Kept edges, what still reads whom, and the cone of units that a change can reach.
+
+The model is a sequence of *stages*: the attention heads of a block, its MLP, ..., the output. A
+stage reads sources with a smaller index and (but for the output) is a source itself. Positions are
+tracked throughout: most nodes of a sparse circuit are read at one position only.
+
+1. *Needs*, from the output back: a destination is needed at the positions at which its unit's output
+   is read over kept edges; a key or value at every position that a needed query may attend to.
+2. *Cone*, from the changed destinations on: a destination is dirty where a dirty source feeds it over
+   a kept edge and it is needed there; a head is dirty behind its dirty keys and values, and at its
+   dirty queries.
+
+What is not needed has no effect at all; what is not dirty keeps its cached value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pahq_plugin.host import Edge, PatchableModel
+from pahq_plugin.host.graph import block, kind, slot, sources
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Place = tuple[int, int, int]
+"""A destination: (stage, slot, head); MLPs and the output have slot 0 and head 0."""
+
+MOST_GROUPS = 3
+"""Heads of a stage are grouped by the positions they are computed at; beyond this many groups they
+are computed at the union of their positions instead."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the forward pass.
+
+    Attributes:
+        kind: ``"head"``, ``"mlp"`` or ``"output"``.
+        layer: the transformer block.
+        n_sources: it reads sources ``0 .. n_sources - 1``.
+        slots: 3 for heads with separate Q, K, V inputs, else 1.
+        heads: number of heads; 1 for an MLP or the output.
+        first_source: index of its first source; -1 for the output.
+    """
+
+    kind: Literal["head", "mlp", "output"]
+    layer: int
+    n_sources: int
+    slots: int
+    heads: int
+    first_source: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of the prompts decides where a change can be seen.
+
+    Attributes:
+        length: positions of a prompt.
+        outputs: positions at which the output is looked at, ``[pos]`` of bool.
+        causal: whether a position sees only earlier ones.
+        first_change: positions before this never differ between clean and ablated runs.
+    """
+
+    length: int
+    outputs: Bools
+    causal: bool
+    first_change: int
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Dirty inputs of one kind (query, key, value) in a group of heads.
+
+    Attributes:
+        members: indices into the group's heads.
+        positions: positions at which they are recomputed.
+    """
+
+    members: tuple[int, ...]
+    positions: Ints
+
+
+@dataclass(frozen=True)
+class Step:
+    """Units of one stage that are recomputed together.
+
+    Attributes:
+        stage: index of the stage.
+        heads: heads of the group; ``(0,)`` for an MLP or the output.
+        positions: positions of their outputs that are recomputed.
+        slots: dirty inputs by slot of the stage.
+    """
+
+    stage: int
+    heads: tuple[int, ...]
+    positions: Ints
+    slots: tuple[Slot, ...]
+
+
+class KeptGraph:
+    """Which edges are kept, by stage.
+
+    ``kept[stage]`` is ``[slot, head, pos, source]`` of bool, where the axis of positions has length
+    1 unless the graph is position-wise.
+    """
+
+    def __init__(self, model: PatchableModel, shape: Shape) -> None:
+        self.shape = shape
+        self.positional = model.seq_len is not None
+        self.stages = _stages(model)
+        self.kept = [self._all_kept(stage) for stage in self.stages]
+        self.n_sources = len(model.srcs)
+        self.removals = [0] * len(self.stages)
+        self._stage_of = {(s.kind, s.layer): i for i, s in enumerate(self.stages)}
+        self._needs: tuple[tuple[int, ...], list[Bools]] | None = None
+
+    def _all_kept(self, stage: Stage) -> Bools:
+        positions = self.shape.length if self.positional else 1
+        return np.ones((stage.slots, stage.heads, positions, stage.n_sources), dtype=bool)
+
+    def place(self, edge: Edge) -> Place:
+        """Destination of ``edge``."""
+        dest = edge.dest
+        which = kind(dest)
+        stage = self._stage_of[which, block(dest)]  # type: ignore[index]
+        letter = slot(dest) if which == "head" else "attn"
+        return stage, "qkv".find(letter) if letter != "attn" else 0, dest.head_idx or 0
+
+    def index(self, edge: Edge) -> tuple[int, tuple[int, int, int, int]]:
+        """Stage and index of ``edge`` in its ``kept`` array."""
+        stage, which, head = self.place(edge)
+        return stage, (which, head, edge.seq_idx or 0, edge.src.src_idx)
+
+    def remove(self, edges: Iterable[Edge]) -> None:
+        """Take edges out of the graph."""
+        for edge in edges:
+            stage, at = self.index(edge)
+            self.kept[stage][at] = False
+            self.removals[stage] += 1
+
+    def reset(self) -> None:
+        """Keep every edge again."""
+        self.kept = [self._all_kept(stage) for stage in self.stages]
+        self.removals = [0] * len(self.stages)
+        self._needs = None
+
+    def needs(self, stage: int) -> Bools:
+        """Where each destination of ``stage`` is needed, ``[slot, head, pos]`` of bool.
+
+        Depends on the edges into later stages only.
+        """
+        version = tuple(self.removals)
+        if self._needs is None or self._needs[0] != version:
+            self._needs = (version, self._all_needs())
+        return self._needs[1][stage]
+
+    def is_needed(self, place: Place) -> bool:
+        """Whether a change at this destination can reach the output at all."""
+        stage, which, head = place
+        return bool(self.needs(stage)[which, head].any())
+
+    def _all_needs(self) -> list[Bools]:
+        read = np.zeros((self.n_sources, self.shape.length), dtype=bool)
+        needs: list[Bools] = [np.zeros(0, dtype=bool)] * len(self.stages)
+        for at in reversed(range(len(self.stages))):
+            stage = self.stages[at]
+            if stage.kind == "output":
+                needs[at] = self.shape.outputs[None, None, :]
+            else:
+                outputs = read[stage.first_source : stage.first_source + stage.heads]
+                needs[at] = self._input_needs(stage, outputs)
+            read[: stage.n_sources] |= _read_by(self.kept[at], needs[at])
+        return needs
+
+    def _input_needs(self, stage: Stage, outputs: Bools) -> Bools:
+        """Positions of each input that outputs ``[head, pos]`` depend on, ``[slot, head, pos]``."""
+        if stage.kind == "mlp":
+            return outputs[None]
+        attended = self._attended(outputs)
+        if stage.slots == 1:
+            return (outputs | attended)[None]
+        return np.stack([outputs, attended, attended])
+
+    def _attended(self, queries: Bools) -> Bools:
+        """Key positions that queries at ``[head, pos]`` may attend to."""
+        if not self.shape.causal:
+            return np.broadcast_to(queries.any(axis=-1, keepdims=True), queries.shape)
+        return np.logical_or.accumulate(queries[..., ::-1], axis=-1)[..., ::-1]
+
+    def _attending(self, keys: Bools) -> Bools:
+        """Query positions that may attend to keys at ``[head, pos]``."""
+        if not self.shape.causal:
+            return np.broadcast_to(keys.any(axis=-1, keepdims=True), keys.shape)
+        return np.logical_or.accumulate(keys, axis=-1)
+
+    def cone(self, starts: dict[Place, Bools]) -> list[Step]:
+        """What has to be recomputed when the inputs in ``starts`` change.
+
+        Args:
+            starts: positions ``[pos]`` of bool at which the input of a destination changes.
+
+        Returns:
+            Steps in the order of the forward pass. Empty if the output cannot be reached.
+        """
+        changed = np.arange(self.shape.length) >= self.shape.first_change
+        dirty_sources = np.zeros((self.n_sources, self.shape.length), dtype=bool)
+        steps: list[Step] = []
+        for at in range(min(place[0] for place in starts), len(self.stages)):
+            stage, needs = self.stages[at], self.needs(at)
+            dirty = _fed_by(self.kept[at], dirty_sources[: stage.n_sources])
+            for (where, which, head), positions in starts.items():
+                if where == at:
+                    dirty[which, head] |= positions
+            dirty &= needs & changed
+            if not dirty.any():
+                continue
+            outputs = self._dirty_outputs(stage, dirty, needs)
+            steps += _grouped(at, stage, dirty, outputs)
+            if stage.kind != "output":
+                rows = slice(stage.first_source, stage.first_source + stage.heads)
+                dirty_sources[rows] = outputs
+        return steps
+
+    def _dirty_outputs(self, stage: Stage, dirty: Bools, needs: Bools) -> Bools:
+        """Positions ``[head, pos]`` at which outputs change and are needed."""
+        if stage.kind != "head":
+            return dirty[0]
+        if stage.slots == 1:  # computing a query where only its key is needed changes nothing
+            return self._attending(dirty[0]) & needs[0]
+        return (dirty[0] | self._attending(dirty[1] | dirty[2])) & needs[0]
+
+    @cached_property
+    def source_stage(self) -> list[tuple[int, int]]:
+        """(stage, head) of each source; stage -1 for the input."""
+        table = [(-1, 0)] * self.n_sources
+        for at, stage in enumerate(self.stages):
+            if stage.kind != "output":
+                for head in range(stage.heads):
+                    table[stage.first_source + head] = (at, head)
+        return table
+
+
+def _stages(model: PatchableModel) -> list[Stage]:
+    """Stages in the order of the forward pass."""
+    ordered = sources(model)
+    first: dict[tuple[str, int], int] = {}
+    for source in ordered:
+        first.setdefault((kind(source), block(source)), source.src_idx)
+    found: dict[tuple[str, int], list[object]] = {}
+    for dest in model.dests:
+        found.setdefault((kind(dest), block(dest)), []).append(dest)
+    stages = []
+    for (which, layer), dests in found.items():
+        n_sources = sum(source.layer < dests[0].layer for source in ordered)  # type: ignore[attr-defined]
+        slots = 3 if which == "head" and model.separate_qkv else 1
+        stages.append(
+            Stage(
+                kind=which,  # type: ignore[arg-type]
+                layer=layer,
+                n_sources=n_sources,
+                slots=slots,
+                heads=len(dests) // slots,
+                first_source=-1 if which == "output" else first[which, layer],
+            )
+        )
+    order = {"head": 0, "mlp": 1, "output": 2}
+    return sorted(stages, key=lambda s: (s.layer, order[s.kind]))
+
+
+def _read_by(kept: Bools, needs: Bools) -> Bools:
+    """Positions at which each source is read, ``[source, pos]``, by destinations needed at
+    ``[slot, head, pos]``."""
+    if kept.shape[2] == 1:
+        links = kept[:, :, 0].reshape(-1, kept.shape[-1]).astype(np.float32)
+        return np.greater(links.T @ needs.reshape(-1, needs.shape[-1]).astype(np.float32), 0)
+    return np.any(kept & needs[..., None], axis=(0, 1)).T
+
+
+def _fed_by(kept: Bools, dirty: Bools) -> Bools:
+    """Positions ``[slot, head, pos]`` at which dirty sources ``[source, pos]`` feed destinations."""
+    if kept.shape[2] == 1:
+        return np.greater(kept[:, :, 0].astype(np.float32) @ dirty.astype(np.float32), 0)
+    return np.any(kept & dirty.T, axis=-1)
+
+
+def _grouped(at: int, stage: Stage, dirty: Bools, outputs: Bools) -> list[Step]:
+    """Steps of one stage: heads with the same output positions together."""
+    groups: dict[bytes, list[int]] = {}
+    for head in np.flatnonzero(outputs.any(axis=-1)):
+        groups.setdefault(outputs[head].tobytes(), []).append(int(head))
+    if len(groups) > MOST_GROUPS:
+        groups = {b"": [head for heads in groups.values() for head in heads]}
+    return [_step(at, stage, dirty, outputs, heads) for heads in groups.values()]
+
+
+def _step(at: int, stage: Stage, dirty: Bools, outputs: Bools, heads: Sequence[int]) -> Step:
+    heads = sorted(heads)
+    positions = np.flatnonzero(outputs[heads].any(axis=0))
+    slots = []
+    for which in range(stage.slots):
+        own = dirty[which, heads]  # [head, pos]
+        members = np.flatnonzero(own.any(axis=-1))
+        slots.append(Slot(tuple(int(m) for m in members), np.flatnonzero(own.any(axis=0))))
+    return Step(at, tuple(heads), positions, tuple(slots))

@@ -1,0 +1,97 @@
+"""Gradient attribution of every edge through the host model.
+
+Edge attribution patching with integrated gradients (EAP-IG; Hanna et al. 2024, arXiv 2403.17806):
+
+1. for k = 1..m run the model from the embedding ``ablated + k/m (clean - ablated)``;
+2. average the gradient of the loss at the input of every destination over these runs;
+3. score an edge by the inner product of that gradient with (ablated - clean) output of its source.
+
+With m = 1 this is edge attribution patching (Syed et al. 2023, arXiv 2310.10348).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from auto_circuit.utils.misc import remove_hooks
+from torch import Tensor, nn
+
+from pahq_plugin.host.patching import PatchBatch
+from pahq_plugin.host.types import PatchableModel, PromptPairBatch, PruneScores
+
+Loss = Callable[[Tensor, PromptPairBatch], Tensor]
+
+
+def integrated_gradients(
+    model: PatchableModel, prepared: Sequence[PatchBatch], steps: int, loss: Loss
+) -> PruneScores:
+    """Scores of all edges: the estimated change of the loss when an edge is patched.
+
+    Args:
+        model: a transformer, in evaluation mode.
+        prepared: batches with clean and ablated source outputs; scores are averaged over them.
+        steps: m, points between the ablated and the clean embedding.
+        loss: a scalar of (sliced logits, batch).
+
+    Returns:
+        Host prune scores in the model's dtype.
+    """
+    scores = model.new_prune_scores()
+    for batch in prepared:
+        for module_name, gradient in _mean_gradients(model, batch, steps, loss).items():
+            wrapper = _wrapper(model, module_name)
+            difference = (batch.ablated - batch.clean)[wrapper.in_srcs]
+            heads = "head " if wrapper.head_dim is not None else ""
+            seq = "pos " if wrapper.seq_dim is not None else ""
+            scores[module_name] += _inner(difference, gradient, seq, heads) / len(prepared)
+    return scores
+
+
+def _inner(difference: Tensor, gradient: Tensor, seq: str, heads: str) -> Tensor:
+    """``[src, batch, pos, d_model]`` times ``[batch, pos, (head,) d_model]`` summed to
+    ``[(pos,) (head,) src]``."""
+    letters = {"pos ": "p", "head ": "h", "": ""}
+    left, right = letters[seq], letters[heads]
+    return torch.einsum(f"sbpd,bp{right}d->{left}{right}s", difference, gradient)
+
+
+def _mean_gradients(
+    model: PatchableModel, batch: PatchBatch, steps: int, loss: Loss
+) -> dict[str, Tensor]:
+    """Gradient at each destination module's input, averaged over the steps."""
+    ablated, clean = batch.ablated[0], batch.clean[0]
+    total: dict[str, Tensor] = {}
+    for k in range(1, steps + 1):
+        embedding = (ablated + (k / steps) * (clean - ablated)).requires_grad_(True)
+        with _captured_inputs(model) as inputs:
+            logits = model(embedding, start_at_layer=0, **batch.start_arguments)
+            value = loss(logits[model.out_slice], batch.batch)
+        names = sorted(inputs)
+        gradients = torch.autograd.grad(value, [inputs[name] for name in names])
+        for name, gradient in zip(names, gradients, strict=True):
+            total[name] = total.get(name, torch.zeros_like(gradient)) + gradient / steps
+    return total
+
+
+@contextmanager
+def _captured_inputs(model: PatchableModel) -> Iterator[dict[str, Tensor]]:
+    """Collects what each destination module reads, ``[batch, pos, (head,) d_model]``."""
+    inputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            inputs[name] = args[0]
+
+        return hook
+
+    with remove_hooks() as handles:
+        for wrapper in model.dest_wrappers:
+            handles.add(wrapper.module.register_forward_pre_hook(keep(wrapper.module_name)))
+        yield inputs
+
+
+def _wrapper(model: PatchableModel, module_name: str) -> Any:
+    return next(w for w in model.dest_wrappers if w.module_name == module_name)

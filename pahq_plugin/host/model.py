@@ -1,0 +1,163 @@
+"""Checks of a host model before anything is changed, and its state lent and given back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pahq_plugin.errors import ModelError
+from pahq_plugin.host.graph import canonical_edges, edge_label
+from pahq_plugin.host.types import PatchableModel
+
+FINGERPRINT_ENTRIES = 2**20
+"""Entries that are widened to 64 bits at a time."""
+
+
+def check_patchable(model: object) -> PatchableModel:
+    """``model`` itself, if edges of it can be patched truthfully.
+
+    Raises:
+        ModelError: one line that says which flag or property is wrong and what would be right.
+    """
+    if not isinstance(model, PatchableModel):
+        raise ModelError(
+            f"model is a {type(model).__name__}, not a PatchableModel; "
+            "wrap it with auto_circuit.utils.graph_utils.patchable_model(...)"
+        )
+    if not model.is_factorized:
+        raise ModelError("model is not factorized; call patchable_model(..., factorized=True)")
+    if model.is_transformer:
+        _check_transformer(model)
+    check_finite(model)
+    return model
+
+
+def _check_transformer(model: PatchableModel) -> None:
+    cfg = model.cfg
+    if not cfg.use_attn_result:
+        raise ModelError("use_attn_result is off; call model.set_use_attn_result(True) first")
+    if model.separate_qkv and not cfg.use_split_qkv_input:
+        raise ModelError("use_split_qkv_input is off; call model.set_use_split_qkv_input(True)")
+    if not model.separate_qkv and cfg.use_split_qkv_input:
+        raise ModelError(
+            "use_split_qkv_input is on while separate_qkv=False: patches into attention would be "
+            "ignored; call model.set_use_split_qkv_input(False) or pass separate_qkv=True"
+        )
+    if not model.separate_qkv and not cfg.use_attn_in:
+        raise ModelError("use_attn_in is off; call model.set_use_attn_in(True) first")
+    if not cfg.attn_only and not cfg.use_hook_mlp_in:
+        raise ModelError("use_hook_mlp_in is off; call model.set_use_hook_mlp_in(True) first")
+    if cfg.n_key_value_heads is not None and not cfg.ungroup_grouped_query_attention:
+        raise ModelError(
+            "keys and values are grouped (n_key_value_heads is set), so heads do not have inputs of "
+            "their own; call model.set_ungroup_grouped_query_attention(True) first"
+        )
+    if cfg.use_normalization_before_and_after:
+        raise ModelError(
+            "use_normalization_before_and_after is on (a post-norm model such as Gemma 2): what a "
+            "head adds to the residual stream is not its hook_result, so edges would be wrong"
+        )
+
+
+def check_transformer(model: PatchableModel, method: str) -> None:
+    """
+    Raises:
+        ModelError: the model has no attention heads whose precision ``method`` could choose.
+    """
+    if not model.is_transformer or not hasattr(model.wrapped_model, "blocks"):
+        raise ModelError(
+            f"{method} chooses the precision of attention heads, but the model is no transformer; "
+            'use method="acdc"'
+        )
+    if getattr(model.cfg, "load_in_4bit", False):
+        raise ModelError("load_in_4bit is on; load the model in its own precision")
+
+
+def check_finite(model: PatchableModel) -> None:
+    """
+    Raises:
+        ModelError: a weight holds NaN or infinity; names the first in the order of layers.
+    """
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter.detach()).all()):
+            raise ModelError(f"weights of {_plain_name(name)} hold NaN or infinity")
+
+
+def _plain_name(name: str) -> str:
+    return name.removeprefix("wrapped_model.").replace(".module.", ".")
+
+
+def weight_parameters(model: PatchableModel) -> Iterator[tuple[str, nn.Parameter]]:
+    """The model's own parameters by name, without the host's patch masks."""
+    for name, parameter in model.wrapped_model.named_parameters():
+        if not name.endswith("patch_mask"):
+            yield _plain_name(name), parameter
+
+
+def fingerprint(x: Tensor) -> int:
+    """A wrapping 64-bit sum of the bit patterns of ``x``, each times a multiplier of its own.
+
+    The multiplier of an entry is the product of a scrambled row index and a scrambled column index,
+    so that no permutation of entries goes unnoticed. Integer arithmetic makes the value the same on
+    every machine and for any number of threads.
+    """
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = x.detach().contiguous().view(integers[x.element_size()])
+    matrix = bits.reshape(-1, x.shape[-1] if x.ndim else 1)
+    columns = _multipliers(matrix.shape[1], 1, x.device)
+    rows = _multipliers(matrix.shape[0], 2, x.device)
+    step = max(1, FINGERPRINT_ENTRIES // max(1, matrix.shape[1]))
+    parts = zip(matrix.split(step), rows.split(step), strict=True)
+    return sum(int(((part * columns).sum(dim=1) * row).sum()) for part, row in parts) % 2**64
+
+
+def _multipliers(count: int, salt: int, device: torch.device) -> Tensor:
+    """Odd 64-bit numbers that look random (the scrambling of SplitMix64, Steele et al. 2014)."""
+    x = (torch.arange(1, count + 1, device=device) + (salt << 40)) * -7046029254386353131
+    x = (x ^ (x >> 30)) * -4658895280553007687
+    x = (x ^ (x >> 27)) * -7723592293110705685
+    return (x ^ (x >> 31)) | 1
+
+
+def model_digest(model: PatchableModel) -> str:
+    """Hash of the graph's edges and of every weight's name, shape, dtype and content."""
+    digest = hashlib.blake2b(digest_size=16)
+    for edge in canonical_edges(model):
+        digest.update(edge_label(edge).encode())
+    for name, parameter in sorted(weight_parameters(model)):
+        entry = (name, tuple(parameter.shape), str(parameter.dtype), fingerprint(parameter))
+        digest.update(repr(entry).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def borrowed(model: PatchableModel) -> Iterator[None]:
+    """Lend the model in evaluation mode, masks at zero, no gradients; then give it back.
+
+    Patch masks, gradients, ``requires_grad`` and the training mode of every module are afterwards
+    what they were, also when the body raises or is interrupted.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    masks = [(w.patch_mask, w.patch_mask.data, w.patch_mask.data.clone()) for w in model.dest_wrappers]
+    try:
+        model.eval()
+        for parameter, _, _ in parameters:
+            parameter.grad = None
+            parameter.requires_grad_(False)
+        for mask, _, _ in masks:
+            mask.data = torch.zeros_like(mask.data)
+        yield
+    finally:
+        for mask, tensor, values in masks:
+            mask.data = tensor
+            mask.data.copy_(values)
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,228 @@
+"""Patched forwards of the host model: what is cached from the clean run, and how a run starts.
+
+With every edge kept the host's wrappers leave the activations as they are, so all layers below the
+lowest patched edge hold their clean values. A forward therefore starts at that layer from the
+cached clean residual stream, as the host's own ACDC does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from auto_circuit.utils.ablation_activations import src_ablations
+from torch import Tensor
+from torch.utils.data import Subset
+
+from pahq_plugin.errors import PromptError
+from pahq_plugin.host.types import (
+    AblationType,
+    PatchableModel,
+    PromptDataLoader,
+    PromptPairBatch,
+    patch_mode,
+)
+
+
+@dataclass(frozen=True)
+class CleanRun:
+    """One batch of prompts and what the unpatched model makes of it.
+
+    Attributes:
+        batch: the host's batch; ``clean`` is ``[batch, pos]`` of token ids in a transformer.
+        logits: clean output after the model's ``out_slice``, ``[batch, (pos,) vocab]``.
+        start_arguments: further arguments of a forward that starts at a block; among them the
+            padding mask ``attention_mask``, ``[batch, pos]`` or ``None``.
+    """
+
+    batch: PromptPairBatch
+    logits: Tensor
+    start_arguments: dict[str, Tensor | None]
+
+
+@dataclass(frozen=True)
+class PatchBatch(CleanRun):
+    """A batch with all that patched forwards of the host model need.
+
+    Attributes:
+        clean: source outputs of the clean run, ``[src, batch, pos, d_model]``.
+        ablated: what a patched edge carries instead, same shape.
+        residuals: clean residual stream before each block, ``[batch, pos, d_model]`` each; empty
+            for a model that is no transformer.
+    """
+
+    clean: Tensor
+    ablated: Tensor
+    residuals: list[Tensor]
+
+
+def collect_batches(
+    model: PatchableModel, loader: PromptDataLoader, count: int | None
+) -> list[PromptPairBatch]:
+    """The first ``count`` batches of ``loader`` (``None``: all), checked against the model.
+
+    Raises:
+        PromptError: no batch, clean and corrupt prompts of different length, token ids outside the
+            vocabulary, prompts longer than the context or than the graph's ``seq_len``.
+    """
+    try:
+        batches: list[PromptPairBatch] = list(islice(iter(loader), count))
+    except RuntimeError as error:  # torch.stack in the host's collate_fn
+        raise PromptError(f"prompts of one batch must have one length: {error}") from error
+    if not batches:
+        raise PromptError(
+            f"the loader is empty: {len(loader.dataset)} prompts with a batch size of "  # type: ignore[arg-type]
+            f"{loader.batch_size} make no full batch"
+        )
+    if count is not None and len(batches) < count:
+        raise PromptError(f"batches={count}, but the loader holds {len(batches)}")
+    for batch in batches:
+        _check_batch(model, batch)
+    return batches
+
+
+def _check_batch(model: PatchableModel, batch: PromptPairBatch) -> None:
+    clean, corrupt = batch.clean, batch.corrupt
+    if clean.shape != corrupt.shape:
+        raise PromptError(
+            f"clean and corrupt prompts differ in length: {clean.shape[1]} and {corrupt.shape[1]} "
+            "tokens; each pair must have as many"
+        )
+    if model.seq_len is not None and clean.shape[model.seq_dim] != model.seq_len:
+        raise PromptError(
+            f"the graph has edges for seq_len={model.seq_len} positions, but the prompts have "
+            f"{clean.shape[model.seq_dim]}"
+        )
+    if not model.is_transformer:
+        return
+    vocabulary, context = model.cfg.d_vocab, model.cfg.n_ctx
+    highest = int(max(clean.max(), corrupt.max()))
+    lowest = int(min(clean.min(), corrupt.min()))
+    if lowest < 0 or highest >= vocabulary:
+        wrong = lowest if lowest < 0 else highest
+        raise PromptError(f"token id {wrong} is outside the vocabulary of {vocabulary}")
+    if clean.shape[1] > context:
+        raise PromptError(f"prompts of {clean.shape[1]} tokens exceed the context of {context}")
+    if model.kv_caches is not None and len(clean) not in model.kv_caches:
+        known = ", ".join(str(size) for size in sorted(model.kv_caches))
+        raise PromptError(f"batch size {len(clean)} has no KV cache; there are caches for {known}")
+
+
+def first_batches(loader: PromptDataLoader, count: int | None) -> PromptDataLoader:
+    """A loader over the first ``count`` batches only, for host algorithms that read it whole."""
+    if count is None or count >= len(loader):
+        return loader
+    size = loader.batch_size or 1
+    return PromptDataLoader(
+        Subset(loader.dataset, range(count * size)),
+        seq_len=loader.seq_len,
+        diverge_idx=loader.diverge_idx,
+        kv_cache=loader.kv_cache,
+        seq_labels=loader.seq_labels,
+        word_idxs=loader.word_idxs,
+        batch_size=size,
+        shuffle=False,
+    )
+
+
+def ablated_sources(
+    model: PatchableModel,
+    loader: PromptDataLoader,
+    batches: list[PromptPairBatch],
+    ablation: AblationType,
+) -> Iterator[Tensor]:
+    """Ablated source outputs ``[src, batch, pos, d_model]`` of each batch.
+
+    Means over the data set run over the whole loader; all else is taken from the corrupt prompts of
+    the batch, as in the host's ``run_circuits``.
+    """
+    if ablation.mean_over_dataset:
+        mean = src_ablations(model, loader, ablation)
+        yield from (mean for _ in batches)
+        return
+    for batch in batches:
+        yield src_ablations(model, batch.corrupt, ablation)
+
+
+@torch.inference_mode()
+def clean_runs(model: PatchableModel, batches: list[PromptPairBatch]) -> list[CleanRun]:
+    """Run every batch once clean, in the model's own precision."""
+    return [
+        CleanRun(batch, model(batch.clean)[model.out_slice], _start_arguments(model, batch.clean))
+        for batch in batches
+    ]
+
+
+@torch.inference_mode()
+def prepare(
+    model: PatchableModel,
+    loader: PromptDataLoader,
+    batches: list[PromptPairBatch],
+    ablation: AblationType,
+) -> list[PatchBatch]:
+    """Run every batch clean and ablated, and keep the output of every source."""
+    ablated = ablated_sources(model, loader, batches, ablation)
+    return [
+        PatchBatch(
+            **vars(run),
+            clean=src_ablations(model, run.batch.clean),
+            ablated=sources,
+            residuals=_residuals(model, run.batch.clean),
+        )
+        for run, sources in zip(clean_runs(model, batches), ablated, strict=True)
+    ]
+
+
+def _residuals(model: PatchableModel, clean: Tensor) -> list[Tensor]:
+    """The residual stream ``[batch, pos, d_model]`` before each block."""
+    if not model.is_transformer:
+        return []
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+    cached = cached_run(model, clean, names)
+    return [cached[name] for name in names]
+
+
+def cached_run(model: PatchableModel, tokens: Tensor, names: list[str]) -> dict[str, Tensor]:
+    """Activations of the hook points ``names`` in a plain run."""
+    wanted = set(names)
+    _, cache = model.run_with_cache(
+        tokens, names_filter=lambda name: name in wanted, return_cache_object=False
+    )
+    return {name: value.clone() for name, value in cache.items()}
+
+
+def _start_arguments(model: PatchableModel, clean: Tensor) -> dict[str, Tensor | None]:
+    if not model.is_transformer:
+        return {}
+    _, tokens, shortformer, attention_mask = model.input_to_embed(clean)
+    return {
+        "tokens": tokens,
+        "shortformer_pos_embed": shortformer,
+        "attention_mask": attention_mask,
+    }
+
+
+@torch.inference_mode()
+def patched_logits(
+    model: PatchableModel, prepared: PatchBatch, sources: Tensor, start: int | None
+) -> Tensor:
+    """Output under the model's present patch masks.
+
+    Args:
+        model: its masks say which edges are patched.
+        prepared: the batch to run.
+        sources: ``[src, batch, pos, d_model]``, overwritten with the source outputs of this run;
+            those of blocks below ``start`` must be clean.
+        start: the block to start from, or ``None`` for the whole model.
+
+    Returns:
+        Logits after the model's ``out_slice``, ``[batch, (pos,) vocab]``.
+    """
+    with patch_mode(model, prepared.ablated, curr_src_outs=sources):
+        if start is None:
+            logits = model(prepared.batch.clean)
+        else:
+            logits = model(prepared.residuals[start], start_at_layer=start, **prepared.start_arguments)
+    return logits[model.out_slice]

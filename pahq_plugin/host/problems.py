@@ -1,0 +1,263 @@
+"""Models, loaders, official circuits and tasks of the host, made from plain data."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from pahq_plugin.errors import ModelError, ProblemError
+from pahq_plugin.host.types import Edge, PatchableModel, PromptDataLoader, patchable_model
+
+if TYPE_CHECKING:
+    from auto_circuit.tasks import Task
+    from transformer_lens import HookedTransformer
+
+OutputSlice = Literal["last_seq", "not_first_seq"]
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """What draws from the global generators or seeds them here leaves them as they were."""
+    python = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+
+
+@_random_state_kept()
+def language_model(
+    config: dict[str, Any], state: dict[str, Tensor], device: str = "cpu"
+) -> HookedTransformer:
+    """A transformer with the given weights, in evaluation mode, without gradients.
+
+    Args:
+        config: arguments of TransformerLens' ``HookedTransformerConfig``.
+        state: every parameter by its name in TransformerLens.
+        device: where to build it.
+
+    Raises:
+        ModelError: parameters are missing, left over, or of another shape.
+    """
+    from transformer_lens import HookedTransformer
+
+    model = HookedTransformer({**config, "device": device})
+    expected = dict(model.named_parameters())
+    wrong = sorted(expected.keys() ^ state.keys()) or [
+        name for name, value in state.items() if value.shape != expected[name].shape
+    ]
+    if wrong:
+        raise ModelError(f"the weights do not fit the configuration: {', '.join(wrong[:3])}")
+    model.load_state_dict(state, strict=False)  # buffers, such as the causal mask, are the model's
+    return _frozen(model)
+
+
+@_random_state_kept()
+def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
+    """A pretrained model by its name in TransformerLens, processed as the host's own tasks do.
+
+    LayerNorm is folded, writing weights and unembedding are centred; float32.
+
+    Raises:
+        ProblemError: no such name, or neither the hub nor a local cache has the model.
+    """
+    from transformer_lens import HookedTransformer, loading_from_pretrained
+
+    try:
+        loading_from_pretrained.get_official_model_name(name)
+    except ValueError as error:
+        raise ProblemError(
+            f"no model {name!r}; give a name from TransformerLens' list, such as gpt2 or "
+            "pythia-70m (transformer_lens.loading.OFFICIAL_MODEL_NAMES)"
+        ) from error
+    try:
+        model = HookedTransformer.from_pretrained(
+            name, fold_ln=True, center_writing_weights=True, center_unembed=True, device=device
+        )
+    except (OSError, ValueError) as error:
+        raise ProblemError(
+            f"the model {name!r} could not be loaded ({type(error).__name__}): {_hub_advice()}"
+        ) from error
+    return _frozen(model)
+
+
+@_random_state_kept()
+def tracr_model(key: Literal["reverse", "xproportion"], device: str = "cpu") -> HookedTransformer:
+    """A transformer that Tracr compiles on the spot, by the host."""
+    from auto_circuit.model_utils.tracr_model_utils import get_tracr_model
+
+    return _frozen(get_tracr_model(key, device)[0])
+
+
+def make_patchable(
+    model: HookedTransformer,
+    *,
+    slice_output: OutputSlice,
+    seq_len: int | None = None,
+    separate_qkv: bool = True,
+    device: str = "cpu",
+) -> PatchableModel:
+    """The host's factorized model around ``model``, with the flags that its patches need.
+
+    With ``separate_qkv`` heads read split query, key and value inputs, without it one input each; a
+    model with both would ignore patches into attention. Grouped keys and values are ungrouped, so
+    that each head has inputs of its own.
+
+    Args:
+        model: changed in place.
+        slice_output: the positions whose logits count.
+        seq_len: number of tokens, for edges of single positions; None for edges of all positions.
+        separate_qkv: whether a head's Q, K and V are destinations of their own.
+        device: where the model is.
+    """
+    cfg = model.cfg
+    cfg.use_attn_result = True
+    cfg.use_split_qkv_input = separate_qkv
+    cfg.use_attn_in = not separate_qkv
+    cfg.use_hook_mlp_in = not cfg.attn_only
+    if cfg.n_key_value_heads is not None:
+        cfg.ungroup_grouped_query_attention = True
+    patchable = patchable_model(
+        model,
+        factorized=True,
+        slice_output=slice_output,
+        seq_len=seq_len,
+        separate_qkv=separate_qkv,
+        device=torch.device(device),
+    )
+    patchable.eval()  # the host's wrappers are new modules, and those start in training mode
+    return patchable
+
+
+def loaders(
+    prompts: dict[str, Any],
+    batch_size: int,
+    n_batches: tuple[int, int],
+    device: str = "cpu",
+) -> tuple[PromptDataLoader, PromptDataLoader]:
+    """The host's train and test loader over prompts in its JSON format, in the order given.
+
+    Args:
+        prompts: token ids, all of one length; at least ``batch_size * sum(n_batches)`` of them.
+        batch_size: prompts a batch.
+        n_batches: batches of the train and of the test loader.
+        device: where the batches are.
+    """
+    from auto_circuit.data import load_datasets_from_json
+
+    train, test = n_batches
+    with tempfile.TemporaryDirectory() as folder, _random_state_kept():
+        path = Path(folder) / "prompts.json"
+        path.write_text(json.dumps(prompts), encoding="utf-8")
+        return load_datasets_from_json(
+            model=None,
+            path=path,
+            device=torch.device(device),
+            prepend_bos=False,
+            batch_size=batch_size,
+            train_test_size=(train * batch_size, test * batch_size),
+            shuffle=False,
+        )
+
+
+def official_edges(problem: str, model: PatchableModel, word_idxs: dict[str, int]) -> set[Edge] | None:
+    """The published circuit that the host knows for a problem on this model; None if it knows none.
+
+    Args:
+        problem: a problem's name, such as ``ioi``.
+        model: a circuit is of one model: GPT-2 small, the 4-layer attention-only one, Tracr's.
+        word_idxs: positions of the words that a circuit by positions names.
+    """
+    from auto_circuit.metrics.official_circuits.circuits import (
+        docstring_official,
+        greaterthan_official,
+        ioi_official,
+    )
+    from auto_circuit.metrics.official_circuits.circuits.tracr import (
+        reverse_official,
+        xproportion_official,
+    )
+
+    published = {
+        ("ioi", "gpt2"): (ioi_official.ioi_true_edges, "end"),
+        ("greater-than", "gpt2"): (greaterthan_official.greaterthan_true_edges, None),
+        ("docstring", "Attn_Only_4L512W_C4_Code"): (
+            docstring_official.docstring_true_edges,
+            "param_3",
+        ),
+        ("tracr-reverse", "tracr-reverse"): (reverse_official.tracr_reverse_true_edges, None),
+        ("tracr-xproportion", "tracr-xproportion"): (
+            xproportion_official.tracr_xproportion_official_edges,
+            None,
+        ),
+    }
+    key = (problem, model.cfg.model_name)
+    if key not in published or not model.separate_qkv:
+        return None
+    true_edges, needed_word = published[key]
+    positional = model.seq_len is not None
+    if positional and needed_word is not None and needed_word not in word_idxs:
+        return None
+    return true_edges(model, token_positions=positional, word_idxs=word_idxs)
+
+
+def register_task(
+    name: str,
+    key: str,
+    model: PatchableModel,
+    train_loader: PromptDataLoader,
+    test_loader: PromptDataLoader,
+    true_edges: set[Edge] | None,
+    slice_output: OutputSlice,
+) -> Task:
+    """A host ``Task`` with everything already in it, entered in the host's ``TASK_DICT``.
+
+    A task of the same key is replaced.
+    """
+    from auto_circuit.tasks import TASK_DICT, Task
+
+    task = Task(
+        key=key,
+        name=name,
+        batch_size=(_batch_size(train_loader), _batch_size(test_loader)),
+        batch_count=(len(train_loader), len(test_loader)),
+        token_circuit=model.seq_len is not None,
+        _model_def=model,
+        _dataset_name=key,
+        separate_qkv=bool(model.separate_qkv),
+        slice_output=slice_output,
+    )
+    task.device = next(model.parameters()).device
+    task._model = model
+    task._train_loader = train_loader
+    task._test_loader = test_loader
+    task._true_edges = true_edges
+    task.__init_complete__ = True
+    TASK_DICT[key] = task
+    return task
+
+
+def _frozen(model: HookedTransformer) -> HookedTransformer:
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def _batch_size(loader: PromptDataLoader) -> int:
+    return loader.batch_size or 1
+
+
+def _hub_advice() -> str:
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
+        return "HF_HUB_OFFLINE is set and the local cache lacks it; unset it, or fill the cache first"
+    return "connect to the Hugging Face hub, or fill its local cache and set HF_HUB_OFFLINE=1"

@@ -1,0 +1,24 @@
+"""The host's own types and functions that the rest of the package works with, unchanged."""
+
+from __future__ import annotations
+
+from auto_circuit.data import PromptDataLoader, PromptDataset, PromptPairBatch
+from auto_circuit.types import AblationType, DestNode, Edge, Node, PruneScores, SrcNode
+from auto_circuit.utils.graph_utils import patch_mode, patchable_model, set_all_masks
+from auto_circuit.utils.patchable_model import PatchableModel
+
+__all__ = [
+    "AblationType",
+    "DestNode",
+    "Edge",
+    "Node",
+    "PatchableModel",
+    "PromptDataLoader",
+    "PromptDataset",
+    "PromptPairBatch",
+    "PruneScores",
+    "SrcNode",
+    "patch_mode",
+    "patchable_model",
+    "set_all_masks",
+]

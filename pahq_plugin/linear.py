@@ -1,0 +1,117 @@
+"""Products with weights, low for most heads and high for the investigated ones.
+
+1. Quantise the input and multiply it with the low copy of the weight, for all heads at once.
+2. Multiply the input of the high heads with their own weights, in high precision.
+3. Put the high heads' results in place of their low ones.
+
+Each head reads its own slice of the input, so that a patch into any head counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pahq_plugin.formats import Granularity, NumberFormat, Quantised, high_dtype, multiply
+
+
+class _LowProduct(torch.autograd.Function):
+    """``x @ weight`` on quantised operands; rounding counts as the identity in the backward pass.
+
+    The gradient is a full-precision product with the dequantised operands (a straight-through
+    estimator). A plain cast would send the gradient itself through the low format, where E4M3 turns
+    1e-4 into 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, master: Tensor, low_x: Quantised, low_weight: Quantised) -> Tensor:
+        ctx.save_for_backward(low_x.codes, low_x.scale, low_weight.codes, low_weight.scale)
+        ctx.dtypes = (x.dtype, master.dtype)
+        return multiply(low_x, low_weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = grad_outputs
+        codes_x, scale_x, codes_w, scale_w = ctx.saved_tensors
+        x = Quantised(codes_x, scale_x).dequantise()
+        weight = Quantised(codes_w, scale_w).dequantise()
+        grad_x = grad_w = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ weight.mT).to(ctx.dtypes[0])
+        if ctx.needs_input_grad[1]:
+            grad_w = _sum_to(x.mT @ grad, weight.shape).to(ctx.dtypes[1])
+        return grad_x, grad_w, None, None
+
+
+def _sum_to(x: Tensor, shape: torch.Size) -> Tensor:
+    """Sum over the leading axes that ``shape`` does not have."""
+    return x.sum(dim=tuple(range(x.ndim - len(shape)))) if x.ndim > len(shape) else x
+
+
+def low_product(
+    x: Tensor,
+    master: Tensor,
+    low_weight: Quantised,
+    number_format: NumberFormat,
+    granularity: Granularity,
+    head_axis: int | None = None,
+) -> Tensor:
+    """``x @ weight`` in ``number_format``.
+
+    Args:
+        x: ``[..., n, d_in]``.
+        master: ``[..., d_in, d_out]``, the weight that gradients go to.
+        low_weight: its low copy.
+        number_format: format of the activations.
+        granularity: which activations share a scale.
+        head_axis: the axis of heads in ``x``, if it has one.
+
+    Returns:
+        ``[..., n, d_out]`` in FP32, or FP64 for an FP64 model.
+    """
+    low_x = number_format.quantise_activation(x.detach(), granularity, head_axis)
+    return _LowProduct.apply(x, master, low_x, low_weight)  # type: ignore[no-any-return]
+
+
+def high_product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight`` in the model's dtype, at least FP32."""
+    dtype = high_dtype(weight.dtype)
+    return x.to(dtype) @ weight.to(dtype)
+
+
+def project_heads(
+    x: Tensor,
+    master: Tensor,
+    low_weight: Quantised | None,
+    high_heads: Sequence[int],
+    number_format: NumberFormat,
+    granularity: Granularity,
+) -> Tensor:
+    """Multiply each head's input with that head's weight.
+
+    Args:
+        x: ``[batch, pos, head, d_in]``.
+        master: ``[head, d_in, d_out]``, in high precision.
+        low_weight: its low copy, or ``None`` where all heads are high.
+        high_heads: heads that run in high precision.
+        number_format: format of the other heads.
+        granularity: which entries share a scale.
+
+    Returns:
+        ``[batch, pos, head, d_out]`` in FP32, or FP64 for an FP64 model.
+    """
+    by_head = x.permute(2, 0, 1, 3).flatten(1, 2)  # [head, batch * pos, d_in]
+    if low_weight is None:
+        out = high_product(by_head, master)
+    else:
+        out = low_product(by_head, master, low_weight, number_format, granularity, head_axis=0)
+        if high_heads:
+            index = torch.tensor(high_heads, device=x.device)
+            high = high_product(by_head[index], master[index])
+            out = out.index_copy(0, index, high.to(out.dtype))
+    return out.unflatten(1, (x.shape[0], x.shape[1])).permute(1, 2, 0, 3)

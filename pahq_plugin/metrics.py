@@ -1,0 +1,133 @@
+"""Losses over logits: how far a patched output is from the clean behaviour.
+
+A metric maps ``(logits, clean_logits, batch)`` to one loss per prompt, larger = further away.
+Logits are ``[prompt, vocab]`` or ``[prompt, pos, vocab]``, cut to the model's ``out_slice``; losses
+are averaged over the output positions of a prompt. The effect of an edge is the mean loss after
+patching it minus the mean loss before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from pahq_plugin.errors import MetricError
+from pahq_plugin.host import PromptPairBatch
+
+Metric = Callable[[Tensor, Tensor, PromptPairBatch], Tensor]
+
+
+def kl_div(logits: Tensor, clean_logits: Tensor, batch: PromptPairBatch) -> Tensor:
+    """KL(clean || patched) of the next-token distributions, in nats, ``[prompt]``, FP64.
+
+    Near the clean output the divergence is a small difference of large sums: FP32 would lose it in
+    rounding of about 1e-6, and effects below that with it.
+    """
+    return per_prompt(_divergence(logits, clean_logits))
+
+
+def _divergence(logits: Tensor, clean_logits: Tensor) -> Tensor:
+    """KL of each distribution, FP64; the clean logits may be broadcast over leading axes."""
+    clean = log_softmax(clean_logits.double(), dim=-1)
+    return (clean.exp() * (clean - log_softmax(logits.double(), dim=-1))).sum(dim=-1)
+
+
+def mse(logits: Tensor, clean_logits: Tensor, batch: PromptPairBatch) -> Tensor:
+    """Mean squared difference to the clean logits, ``[prompt]``."""
+    return per_prompt((logits - clean_logits).square())
+
+
+def logit_diff(logits: Tensor, clean_logits: Tensor, batch: PromptPairBatch) -> Tensor:
+    """Minus (mean logit of the right answers - mean logit of the wrong ones), ``[prompt]``.
+
+    Answers are token ids, ``[prompt, answer]`` for all positions alike, ``[prompt, pos, answer]``,
+    or a list of ``[answer]`` where prompts differ in their number.
+    """
+    try:
+        right, wrong = (_mean_logit(logits, ids) for ids in (batch.answers, batch.wrong_answers))
+    except (RuntimeError, IndexError) as error:
+        raise MetricError(
+            f"logit_diff needs answers and wrong_answers that are token ids within logits of shape "
+            f"{list(logits.shape)}: {str(error).splitlines()[0]}"
+        ) from error
+    return per_prompt(wrong - right)
+
+
+def _mean_logit(logits: Tensor, answers: Tensor | list[Tensor]) -> Tensor:
+    """Mean logit of the answers, ``[prompt, (pos)]``."""
+    if isinstance(answers, list):
+        pairs = zip(logits, answers, strict=True)
+        return torch.stack([own.index_select(-1, ids).mean(dim=-1) for own, ids in pairs])
+    if answers.ndim < logits.ndim:
+        answers = answers[:, None].expand(-1, logits.shape[1], -1)
+    return logits.gather(-1, answers).mean(dim=-1)
+
+
+METRICS: dict[str, Metric] = {"kl_div": kl_div, "mse": mse, "logit_diff": logit_diff}
+
+
+def per_prompt(x: Tensor) -> Tensor:
+    """Mean over every axis but the first: ``[prompt, ...]`` to ``[prompt]``."""
+    return x.flatten(start_dim=1).mean(dim=1) if x.ndim > 1 else x
+
+
+def resolve_metric(metric: str | Metric | None, n_outputs: int) -> tuple[str, Metric]:
+    """Name and function of a metric.
+
+    Args:
+        metric: a name, a callable, or ``None`` for ``"kl_div"`` (``"mse"`` where the model has a
+            single output, whose KL divergence is always 0).
+        n_outputs: width of the logits.
+
+    Raises:
+        MetricError: an unknown name (the message lists the known ones), or ``"kl_div"`` of a single
+            output.
+    """
+    if metric is None:
+        metric = "kl_div" if n_outputs > 1 else "mse"
+    if callable(metric):
+        return getattr(metric, "__name__", type(metric).__name__), metric
+    if metric not in METRICS:
+        raise MetricError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}, or a callable")
+    if metric == "kl_div" and n_outputs < 2:
+        raise MetricError('kl_div is always 0 for a model with one output; use metric="mse"')
+    return metric, METRICS[metric]
+
+
+def row_losses(
+    name: str, metric: Metric, logits: Tensor, clean_logits: Tensor, batch: PromptPairBatch
+) -> Tensor:
+    """Loss of each row, averaged over the prompts in FP64, ``[candidate]``.
+
+    Args:
+        name: the metric's name, for errors.
+        metric: the metric.
+        logits: ``[candidate, prompt, (pos,) vocab]``.
+        clean_logits: ``[prompt, (pos,) vocab]``.
+        batch: the host's batch.
+
+    Raises:
+        MetricError: the metric returned another shape than ``[prompt]``, or NaN or infinity.
+    """
+    if metric is kl_div:
+        losses = _divergence(logits, clean_logits).flatten(start_dim=1).mean(dim=1)
+    elif metric is mse:
+        losses = (logits - clean_logits).square().double().flatten(start_dim=1).mean(dim=1)
+    else:
+        losses = torch.stack([_mean_over_prompts(name, metric(row, clean_logits, batch), row)
+                              for row in logits])  # fmt: skip
+    if not bool(losses.isfinite().all()):
+        bad = losses[~losses.isfinite()][0]
+        raise MetricError(f"metric {name!r} returned {float(bad)}; losses must be finite")
+    return losses
+
+
+def _mean_over_prompts(name: str, losses: object, logits: Tensor) -> Tensor:
+    expected = [len(logits)]
+    if not isinstance(losses, Tensor) or list(losses.shape) != expected:
+        got = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise MetricError(f"metric {name!r} must return one loss per prompt, {expected}, not {got}")
+    return losses.double().mean()

@@ -1,0 +1,207 @@
+"""What a discovery found: decisions, circuit, prune scores, and their files.
+
+A result is a folder with two files. ``result.json`` holds the settings, the model's digest and the
+decisions in the order taken, and no timings, so that equal runs give equal bytes. ``run.json`` holds
+what differs from run to run: seconds, memory, versions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pahq_plugin.errors import ResultError
+from pahq_plugin.files import installed_version, write_text
+from pahq_plugin.host import Edge, PatchableModel, PruneScores
+from pahq_plugin.host.graph import find_edge
+from pahq_plugin.host.model import model_digest
+from pahq_plugin.records import (
+    RESULT_FILE,
+    RUN_FILE,
+    SCHEMA,
+    read_record,
+    read_stats,
+    record_text,
+    result_file,
+)
+
+PACKAGES = ("pahq-plugin", "auto-circuit", "transformer-lens", "torch", "numpy")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One edge's fate.
+
+    Attributes:
+        edge: the host's edge.
+        effect: change of the loss when the edge is patched, signed, in units of the metric. For a
+            method that scores edges: the score.
+        kept: whether the edge is in the circuit.
+        exact: whether the effect was measured in FP32 (or the model's wider dtype).
+    """
+
+    edge: Edge
+    effect: float
+    kept: bool
+    exact: bool
+
+
+@dataclass
+class Stats:
+    """What a run cost.
+
+    Attributes:
+        evaluations: patched model evaluations, one per row of a batch of candidates.
+        re_evaluations: edges decided again in FP32 because of the guard band or the watch on it.
+        seconds: wall-clock time of the search, without loading the model.
+        peak_bytes: peak memory: of the GPU's allocator, or resident memory of the process.
+        forward_equivalents: ``seconds`` over the time of one plain FP32 forward of the same prompts.
+        guard: relative width, floor and number of widenings of the guard band; empty without one.
+    """
+
+    evaluations: int = 0
+    re_evaluations: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    forward_equivalents: float = 0.0
+    guard: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """A circuit and how it was found.
+
+    Attributes:
+        decisions: one per edge, in the order taken.
+        settings: method, threshold, metric, ablation, precision and so on, as JSON values.
+        stats: what the run cost.
+        model: the model the edges belong to.
+    """
+
+    decisions: tuple[Decision, ...]
+    settings: Mapping[str, Any]
+    stats: Stats
+    model: PatchableModel = field(repr=False)
+
+    @cached_property
+    def circuit(self) -> set[Edge]:
+        """The host edges that were kept."""
+        return {decision.edge for decision in self.decisions if decision.kept}
+
+    @cached_property
+    def prune_scores(self) -> PruneScores:
+        """Host prune scores whose top ``len(circuit)`` by magnitude are the circuit.
+
+        For a search, ``max(effect, 0)``; for a method that scores edges, its scores. FP32 (FP64 for
+        an FP64 model), always finite. Where rounding to that dtype would tie a removed edge with
+        the weakest kept one, the removed edge gets the next smaller number.
+        """
+        scores = self.model.new_prune_scores()
+        dtype = torch.promote_types(next(iter(scores.values())).dtype, torch.float32)
+        scores = {name: torch.zeros_like(mask, dtype=dtype) for name, mask in scores.items()}
+        signed = bool(self.settings.get("scored"))
+        values = {d.edge: d.effect if signed else max(d.effect, 0.0) for d in self.decisions}
+        kept = [abs(values[edge]) for edge in self.circuit]
+        ceiling = torch.tensor(min(kept) if kept else math.inf, dtype=dtype)
+        below = float(torch.nextafter(ceiling, torch.zeros((), dtype=dtype)))
+        for decision in self.decisions:
+            value = values[decision.edge]
+            if not decision.kept and not signed:
+                value = min(value, below)
+            scores[decision.edge.dest.module_name][decision.edge.patch_idx] = value
+        return scores
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``result.json`` and ``run.json`` into the folder ``path`` and return it.
+
+        Raises:
+            ResultError: ``path`` is a file.
+        """
+        folder = Path(path)
+        if folder.exists() and not folder.is_dir():
+            raise ResultError(f"{folder} is a file; a result is saved as a folder")
+        write_text(folder / RESULT_FILE, record_text(self.record()))
+        write_text(folder / RUN_FILE, json.dumps(self._run_record(), indent=2) + "\n")
+        return folder
+
+    @staticmethod
+    def load(path: str | Path, model: PatchableModel) -> Discovery:
+        """Read a saved result.
+
+        Args:
+            path: the folder, or its ``result.json``.
+            model: the model it was found on; edges are looked up in it.
+
+        Raises:
+            ResultError: no such file, a damaged one, or one of another model.
+        """
+        file = result_file(path)
+        record = read_record(file)
+        if record["model"]["digest"] != model_digest(model):
+            raise ResultError(
+                f"{file} belongs to another model ({record['model']['name']}, "
+                f"{record['model']['edges']} edges): its weights or its graph differ from this one's"
+            )
+        decisions = tuple(_decision(model, entry) for entry in record["decisions"])
+        return Discovery(decisions, record["settings"], _stats(file.parent), model)
+
+    def record(self) -> dict[str, Any]:
+        """The content of ``result.json``: settings, model and decisions as JSON values."""
+        return {
+            "schema": SCHEMA,
+            "model": {
+                "name": model_name(self.model),
+                "digest": model_digest(self.model),
+                "edges": len(self.model.edges),
+            },
+            "settings": dict(self.settings),
+            "decisions": [_entry(decision) for decision in self.decisions],
+        }
+
+    def _run_record(self) -> dict[str, Any]:
+        return {
+            "stats": asdict(self.stats),
+            "device": str(next(self.model.parameters()).device),
+            "threads": torch.get_num_threads(),
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+            "versions": {name: installed_version(name) for name in PACKAGES},
+        }
+
+
+def model_name(model: PatchableModel) -> str:
+    """The configured name of a transformer, else the class of the wrapped model."""
+    return (
+        getattr(getattr(model.wrapped_model, "cfg", None), "model_name", None)
+        or type(model.wrapped_model).__name__
+    )
+
+
+def _entry(decision: Decision) -> dict[str, Any]:
+    return {
+        "edge": decision.edge.name,
+        "seq_idx": decision.edge.seq_idx,
+        "effect": decision.effect,
+        "kept": decision.kept,
+        "exact": decision.exact,
+    }
+
+
+def _decision(model: PatchableModel, entry: dict[str, Any]) -> Decision:
+    edge = find_edge(model, entry["edge"], entry["seq_idx"])
+    return Decision(edge, float(entry["effect"]), entry["kept"], entry["exact"])
+
+
+def _stats(folder: Path) -> Stats:
+    try:
+        return Stats(**read_stats(folder))
+    except TypeError as error:
+        raise ResultError(f"{folder / RUN_FILE} is damaged: {error}") from error

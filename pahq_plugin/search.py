@@ -1,0 +1,153 @@
+"""The ACDC sweep (Conmy et al. 2023, arXiv 2304.14997), with screening in low precision.
+
+Edges are taken in order. For the next candidates the engine gives effects as if each candidate
+before had gone as predicted:
+
+1. ``effect < threshold``: the edge is removed, for good; otherwise it is kept;
+2. effects measured behind a decision that was not predicted are thrown away, since they assumed the
+   other one; they only serve to predict the next decisions;
+3. an effect screened in low precision that the guard band doubts is measured again in FP32 and
+   decided on that.
+
+The decisions are those of the sequential algorithm, whatever the engine measured ahead.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from pahq_plugin.engine import Engine
+from pahq_plugin.guard import AUDIT_EVERY, SAMPLE, GuardBand, calibrated_band, fixed_band
+from pahq_plugin.host import Edge
+from pahq_plugin.result import Decision, Stats
+
+Progress = Callable[[int, int], None]
+"""Called with (edges decided, edges kept) as the search goes."""
+
+
+class Sweep:
+    """One pass over the edges.
+
+    Args:
+        engine: measures effects; no edge is removed yet.
+        order: all edges, in the order in which they are tested.
+        threshold: an edge is removed if and only if its effect is below this.
+        guard: band around the threshold; ``None`` trusts every screened effect.
+        seed: chooses the edges that are decided in FP32 to watch the band.
+        progress: told how far the search is.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        order: Sequence[Edge],
+        threshold: float,
+        guard: GuardBand | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self.decisions: list[Decision] = []
+        self.re_evaluations = 0
+        self._kept = 0
+        self._predicted: dict[Edge, bool] = {}
+        self._engine = engine
+        self._order = order
+        self._threshold = threshold
+        self._guard = guard if engine.screens else None
+        self._audits = _sample(order, seed, len(order) // AUDIT_EVERY) if self._guard else set()
+        self._progress = progress
+
+    def run(self) -> list[Decision]:
+        """Decide every edge; returns one decision per edge, in order."""
+        while len(self.decisions) < len(self._order):
+            self._step()
+            if self._progress is not None:
+                self._progress(len(self.decisions), self._kept)
+        return self.decisions
+
+    def _step(self) -> None:
+        """Take the decisions that one call of the engine allows."""
+        at = len(self.decisions)
+        candidates = self._order[at : at + self._engine.lookahead]
+        predicted = [self._predicted.get(edge, False) for edge in candidates]
+        effects = self._engine.effects(candidates, predicted, exact=False)
+        doubted: tuple[Edge, float] | None = None
+        for edge, effect, kept in zip(candidates, effects, predicted, strict=False):
+            if self._doubts(edge, effect):
+                doubted = edge, effect
+                break
+            self._decide(edge, effect, exact=not self._engine.screens)
+            if self.decisions[-1].kept != kept:
+                break
+        self._engine.remove([d.edge for d in self.decisions[at:] if not d.kept])
+        # Effects behind a wrong prediction are not valid, but they say which edges will be kept.
+        self._predicted = {
+            edge: effect >= self._threshold for edge, effect in zip(candidates, effects, strict=False)
+        }
+        if doubted is not None:
+            self._decide_exactly(*doubted)
+
+    def _doubts(self, edge: Edge, effect: float) -> bool:
+        return self._guard is not None and (edge in self._audits or self._guard.doubts(effect))
+
+    def _decide(self, edge: Edge, effect: float, exact: bool) -> None:
+        kept = effect >= self._threshold
+        self.decisions.append(Decision(edge, effect, kept, exact))
+        self._kept += kept
+
+    def _decide_exactly(self, edge: Edge, screened: float) -> None:
+        """Decide on FP32 numbers, and let the guard band learn from the difference."""
+        effect = self._engine.effects([edge], [False], exact=True)[0]
+        self.re_evaluations += 1
+        self._decide(edge, effect, exact=True)
+        if not self.decisions[-1].kept:
+            self._engine.remove([edge])
+        if self._guard is not None and self._guard.watch(screened, effect):
+            self._rewind(self._guard)
+
+    def _rewind(self, guard: GuardBand) -> None:
+        """Go back to the first screened decision that the widened band doubts."""
+        for at, decision in enumerate(self.decisions):
+            if not decision.exact and guard.doubts(decision.effect):
+                del self.decisions[at:]
+                self._kept = sum(d.kept for d in self.decisions)
+                self._engine.restore([d.edge for d in self.decisions if not d.kept])
+                return
+
+    def record(self, stats: Stats) -> None:
+        """Add what the sweep cost to ``stats``."""
+        stats.evaluations += self._engine.evaluations
+        stats.re_evaluations += self.re_evaluations
+        if self._guard is not None:
+            stats.guard = {
+                "relative": self._guard.relative,
+                "floor": self._guard.floor,
+                "widened": self._guard.widened,
+            }
+
+
+def make_guard(
+    engine: Engine, order: Sequence[Edge], threshold: float, guard: str | float, seed: int
+) -> GuardBand | None:
+    """The guard band that ``PrecisionConfig.guard`` asks for, calibrated where it says so.
+
+    The sample's effects are those of removing one edge from the whole model.
+    """
+    if not engine.screens or guard == 0:
+        return None
+    if not isinstance(guard, str):
+        return fixed_band(threshold, float(guard))
+    sample = sorted(_sample(order, seed, SAMPLE), key=order.index)
+    pairs = [
+        (
+            engine.effects([edge], [False], exact=False)[0],
+            engine.effects([edge], [False], exact=True)[0],
+        )
+        for edge in sample
+    ]
+    return calibrated_band(threshold, engine.loss, pairs)
+
+
+def _sample(order: Sequence[Edge], seed: int, count: int) -> set[Edge]:
+    return set(random.Random(seed).sample(list(order), min(count, len(order))))

@@ -1,0 +1,54 @@
+"""Low-precision copies of weights, made once and made again when the weights change.
+
+A write through ``.data`` leaves a tensor's version counter as it was, so a copy is checked against
+the *content* of its master: an integer sum over the bit patterns, a fraction of the cost of the product
+that follows. Copies are ordinary tensors even when they are first asked for under
+``torch.inference_mode``, since autograd may need them later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pahq_plugin.formats import Granularity, NumberFormat, Quantised
+from pahq_plugin.host.model import fingerprint
+
+
+@dataclass
+class LowWeights:
+    """Quantised weights by name.
+
+    Attributes:
+        granularity: which entries of a weight share a scale.
+    """
+
+    granularity: Granularity
+    _copies: dict[tuple[str, str], tuple[int, Quantised]] = field(default_factory=dict)
+
+    def get(self, name: str, master: Tensor, number_format: NumberFormat) -> Quantised:
+        """The copy of ``master``, up to date with its content.
+
+        Args:
+            name: identifies the weight, for example ``"blocks.0.attn.W_Q"``.
+            master: ``[head, d_in, d_out]`` or ``[d_in, d_out]``.
+            number_format: format of the copy.
+
+        Raises:
+            FormatError: ``master`` holds NaN or infinity.
+        """
+        key = (name, number_format.name)
+        content = fingerprint(master)
+        if key not in self._copies or self._copies[key][0] != content:
+            with torch.inference_mode(False), torch.no_grad():
+                plain = master.detach().clone() if master.is_inference() else master.detach()
+                copy = number_format.quantise_weight(plain, self.granularity)
+            self._copies[key] = (content, copy)
+        return self._copies[key][1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all copies."""
+        return sum(copy.nbytes for _, copy in self._copies.values())

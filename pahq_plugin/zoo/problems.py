@@ -1,0 +1,261 @@
+"""``load_problem``: a problem by its name, with everything that a search takes.
+
+The host is imported when a problem is loaded, not before: that takes seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from pahq_plugin.errors import ProblemError, PromptError
+from pahq_plugin.zoo import bundled_model, tracr
+from pahq_plugin.zoo.prompt_files import Encoder, as_token_ids, read_prompts
+from pahq_plugin.zoo.prompts import TASKS, generate
+from pahq_plugin.zoo.templates import TEXT_TASKS, text_prompts
+
+if TYPE_CHECKING:
+    from pahq_plugin.host.problems import HookedTransformer, Task
+    from pahq_plugin.host.types import Edge, PatchableModel, PromptDataLoader
+
+BUNDLED = "bundled"
+TRAIN_BATCHES, TEST_BATCHES = 4, 8
+DEFAULT_BATCH = {BUNDLED: 8, "hub": 16, "tracr-reverse": 11, "tracr-xproportion": 64}
+TRACR_BATCHES = {"tracr-reverse": 11, "tracr-xproportion": 8}  # train and test each, as the host's
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A model, its prompts, and how to judge them.
+
+    Attributes:
+        name: as given to ``load_problem``.
+        model: factorized host model; nobody else holds it but ``task``.
+        train_loader: batches to find a circuit with.
+        test_loader: batches to judge it with; no prompt of the other's.
+        metric: name of the loss that suits the model's output.
+        true_edges: the published circuit; None where none is.
+        task: the same as a host ``Task``, which its ``TASK_DICT`` holds under ``task.key``.
+    """
+
+    name: str
+    model: PatchableModel
+    train_loader: PromptDataLoader
+    test_loader: PromptDataLoader
+    metric: Literal["kl_div", "mse"]
+    true_edges: set[Edge] | None
+    task: Task
+
+
+@dataclass(frozen=True)
+class _Ingredients:
+    """What differs between a bundled, a hub and a Tracr problem."""
+
+    model: HookedTransformer
+    model_name: str
+    prompts: dict[str, Any]
+    batch_size: int
+    n_batches: tuple[int, int]
+    metric: Literal["kl_div", "mse"] = "kl_div"
+    slice_output: Literal["last_seq", "not_first_seq"] = "last_seq"
+
+
+def problem_names() -> list[str]:
+    """Names that ``load_problem`` takes."""
+    return [*TASKS, "docstring", *TRACR_BATCHES]
+
+
+def load_problem(
+    name: str,
+    *,
+    model: str | None = None,
+    prompts: str | Path | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    positional: bool = False,
+    separate_qkv: bool = True,
+    device: str | None = None,
+) -> Problem:
+    """Build a problem; each call builds a model of its own.
+
+    Args:
+        name: one of ``problem_names()``.
+        model: a model of the hub by its name in TransformerLens, such as ``"gpt2"``. None is the
+            bundled model (``docstring``: ``"attn-only-4l"``). Tracr problems take none.
+        prompts: a prompt file in the host's JSON format in place of generated prompts, a third of
+            its batches to find a circuit with. Text for the bundled model is split at white space.
+        batch_size: prompts a batch; None = 8, for hub models 16, for Tracr's as in the host's
+            tasks.
+        seed: of the prompts; with a file, of their order.
+        positional: edges of single token positions. Tracr problems always have them.
+        separate_qkv: a head's query, key and value are destinations of their own. Official circuits
+            are known only so.
+        device: where the model and the batches are; None = ``cuda`` if there is one, else ``cpu``.
+
+    Raises:
+        ProblemError: no such problem or model, or they do not go together.
+        PromptError: the prompt file cannot be used.
+    """
+    if name not in problem_names():
+        raise ProblemError(f"no problem {name!r}; the known ones are {', '.join(problem_names())}")
+    if batch_size is not None and batch_size < 1:
+        raise ProblemError(f"batch_size must be at least 1, not {batch_size}")
+    device = device or _default_device()
+    if name in TRACR_BATCHES:
+        _refuse_for_tracr(name, model, prompts)
+        parts = _tracr_parts(name, batch_size, seed, device)
+        return _assemble(name, parts, True, separate_qkv, device)
+    if name == "docstring":
+        model = model or "attn-only-4l"
+    if model is None or model == BUNDLED:
+        _refuse_for_bundled(name)
+        parts = _bundled_parts(name, prompts, batch_size, seed, device)
+    else:
+        parts = _hub_parts(name, model, prompts, batch_size, seed, positional, device)
+    return _assemble(name, parts, positional, separate_qkv, device)
+
+
+def _assemble(
+    name: str, parts: _Ingredients, positional: bool, separate_qkv: bool, device: str
+) -> Problem:
+    from pahq_plugin.host import problems
+
+    train, test = problems.loaders(parts.prompts, parts.batch_size, parts.n_batches, device)
+    patchable = problems.make_patchable(
+        parts.model,
+        slice_output=parts.slice_output,
+        seq_len=train.seq_len if positional else None,
+        separate_qkv=separate_qkv,
+        device=device,
+    )
+    true_edges = problems.official_edges(name, patchable, parts.prompts["word_idxs"])
+    task = problems.register_task(
+        name=name,
+        key=f"pahq: {name} ({parts.model_name})",
+        model=patchable,
+        train_loader=train,
+        test_loader=test,
+        true_edges=true_edges,
+        slice_output=parts.slice_output,
+    )
+    return Problem(name, patchable, train, test, parts.metric, true_edges, task)
+
+
+def _bundled_parts(
+    name: str, prompts: str | Path | None, batch_size: int | None, seed: int, device: str
+) -> _Ingredients:
+    batch_size = batch_size or DEFAULT_BATCH[BUNDLED]
+    if prompts is None:
+        wanted = batch_size * (TRAIN_BATCHES + TEST_BATCHES)
+        data = generate(name, wanted, seed, "test")  # the model was trained on none of these
+    else:
+        data = _shuffled(as_token_ids(read_prompts(prompts), bundled_model.encoder()), seed)
+    _check_fits(data, bundled_model.config()["n_ctx"])
+    model = bundled_model.load(device)
+    return _Ingredients(model, BUNDLED, data, batch_size, _batches(data, batch_size))
+
+
+def _hub_parts(
+    name: str,
+    model_name: str,
+    prompts: str | Path | None,
+    batch_size: int | None,
+    seed: int,
+    positional: bool,
+    device: str,
+) -> _Ingredients:
+    from pahq_plugin.host import problems
+
+    if prompts is None and name not in TEXT_TASKS:
+        raise ProblemError(
+            f"{name} has no published prompts for the model {model_name!r}; "
+            "pass prompts=FILE, or leave model out for the bundled one"
+        )
+    file = None if prompts is None else read_prompts(prompts)
+    batch_size = batch_size or DEFAULT_BATCH["hub"]
+    model = problems.hub_model(model_name, device)
+    if file is None:
+        wanted = batch_size * (TRAIN_BATCHES + TEST_BATCHES)
+        file = text_prompts(name, model.tokenizer, wanted, seed, aligned=positional)
+    data = _shuffled(as_token_ids(file, _hub_encoder(model)), seed)
+    _check_fits(data, model.cfg.n_ctx)
+    return _Ingredients(model, model_name, data, batch_size, _batches(data, batch_size))
+
+
+def _tracr_parts(name: str, batch_size: int | None, seed: int, device: str) -> _Ingredients:
+    from pahq_plugin.host import problems
+
+    key = cast(tracr.TracrKey, name.removeprefix("tracr-"))
+    data = tracr.tracr_prompts(key, seed)
+    size = batch_size or DEFAULT_BATCH[name]
+    n = TRACR_BATCHES[name] if batch_size is None else len(data["prompts"]) // size // 2
+    if n < 1:
+        raise ProblemError(
+            f"batch_size {size} is too large: {name} has {len(data['prompts'])} prompts in all, "
+            "half of them to test with"
+        )
+    return _Ingredients(
+        model=problems.tracr_model(key, device),
+        model_name="tracr",
+        prompts=data,
+        batch_size=size,
+        n_batches=(n, n),
+        metric="mse",
+        slice_output="not_first_seq",
+    )
+
+
+def _hub_encoder(model: HookedTransformer) -> Encoder:
+    tokenizer: Any = model.tokenizer
+    return Encoder(
+        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        bos=tokenizer.bos_token_id,
+        d_vocab=model.cfg.d_vocab,
+    )
+
+
+def _batches(data: dict[str, Any], batch_size: int) -> tuple[int, int]:
+    """Batches to find a circuit with, a third of all but at least one, and to test with."""
+    whole = len(data["prompts"]) // batch_size
+    if whole < 2:
+        raise PromptError(
+            f"{len(data['prompts'])} prompts are too few for a train and a test batch of "
+            f"{batch_size}; pass a smaller batch_size"
+        )
+    train = max(1, whole // 3)
+    return train, whole - train
+
+
+def _shuffled(data: dict[str, Any], seed: int) -> dict[str, Any]:
+    prompts = list(data["prompts"])
+    Random(f"order/{seed}").shuffle(prompts)
+    return {**data, "prompts": prompts}
+
+
+def _check_fits(data: dict[str, Any], n_ctx: int) -> None:
+    length = len(data["prompts"][0]["clean"])
+    if length > n_ctx:
+        raise PromptError(f"the prompts have {length} tokens; the model reads at most {n_ctx}")
+
+
+def _refuse_for_tracr(name: str, model: str | None, prompts: str | Path | None) -> None:
+    if model is not None:
+        raise ProblemError(f"{name} has a model of its own; leave model out (it was {model!r})")
+    if prompts is not None:
+        raise ProblemError(f"{name} uses every prompt there is; leave prompts out")
+
+
+def _refuse_for_bundled(name: str) -> None:
+    if name not in TASKS:
+        raise ProblemError(
+            f"the bundled model does not know {name}; it knows {', '.join(TASKS)}; "
+            "name a hub model, such as attn-only-4l"
+        )
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,245 @@
+"""The incremental engine against oracles that know nothing of it: the host's own patched forwards,
+from the tokens, and the sequential algorithm."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from torch import Tensor
+
+from pahq_plugin.config import FULL_PRECISION, PrecisionConfig
+from pahq_plugin.discovery import SearchTask, ablation_type, discover
+from pahq_plugin.engine.host import HostEngine
+from pahq_plugin.engine.incremental import IncrementalEngine
+from pahq_plugin.host import AblationType, Edge, PatchableModel
+from pahq_plugin.host.graph import canonical_edges
+from pahq_plugin.host.model import borrowed
+from pahq_plugin.host.patching import collect_batches, prepare
+from pahq_plugin.metrics import resolve_metric
+from pahq_plugin.search import Sweep
+from tests.helpers.architectures import Architecture, architectures, build, random_architecture
+from tests.helpers.replay import (
+    ABSOLUTE_TOLERANCE,
+    RELATIVE_TOLERANCE,
+    replay,
+    threshold_for_share,
+)
+
+SAMPLE = range(12)
+GRID = range(12, 120)
+ARCHITECTURES = [
+    *(pytest.param(seed, id=f"seed{seed}") for seed in SAMPLE),
+    *(pytest.param(seed, id=f"seed{seed}", marks=pytest.mark.full) for seed in GRID),
+]
+
+search = partial(discover, progress=False)
+
+
+def assert_replays(architecture: Architecture, method: str, batches: int) -> None:
+    """Decisions of a threshold that keeps 2 to 60 % of the edges agree with full host forwards."""
+    model, loader = build(architecture)
+    question = {"metric": architecture.metric, "ablation": architecture.ablation, "batches": batches}
+    threshold, _ = threshold_for_share(model, loader, **question)
+    result = search(model, loader, method=method, threshold=threshold, **question)
+    report = replay(model, loader, result.decisions, threshold=threshold, **question)
+    print(method, report)
+    assert 0.02 <= report.share_kept <= 0.6
+    assert report.agrees, report
+
+
+@pytest.mark.parametrize("seed", ARCHITECTURES)
+def test_acdc_takes_the_decisions_of_full_host_forwards(seed: int) -> None:
+    assert_replays(random_architecture(seed, max_edges=300), "acdc", batches=1 + seed % 2)
+
+
+@pytest.mark.parametrize("seed", ARCHITECTURES)
+def test_pahq_takes_the_decisions_of_full_host_forwards(seed: int) -> None:
+    assert_replays(random_architecture(seed, max_edges=300), "pahq", batches=1 + seed % 2)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(architecture=architectures(max_edges=120))
+def test_any_architecture(architecture: Architecture) -> None:
+    model, loader = build(architecture)
+    question = {"metric": architecture.metric, "ablation": architecture.ablation}
+    result = search(model, loader, method="acdc", threshold=1e-3, **question)
+    report = replay(model, loader, result.decisions, threshold=1e-3, sample=None, **question)
+    assert report.agrees, report
+
+
+def engines(
+    architecture: Architecture, **options: int
+) -> tuple[PatchableModel, HostEngine, IncrementalEngine]:
+    """Both engines on the same question, each on a model of its own."""
+    kind = ablation_type(architecture.ablation)
+    made = []
+    for _ in range(2):
+        model, loader = build(architecture)
+        prompts = collect_batches(model, loader, None)
+        metric = resolve_metric(architecture.metric, architecture.d_vocab)
+        made.append(SearchTask(model, loader, prompts, kind, metric))
+    slow, fast = made
+    prepared = prepare(slow.model, slow.loader, slow.prompts, kind)
+    host = HostEngine(slow.model, prepared, slow.metric)
+    quick = IncrementalEngine(fast.model, fast.loader, fast.prompts, kind, fast.metric, **options)
+    return slow.model, host, quick
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_effects_equal_those_of_the_host_engine_in_any_order(seed: int) -> None:
+    """Edges are removed at random, in a random order, whatever their effect."""
+    architecture = random_architecture(100 + seed, max_edges=120)
+    model, host, quick = engines(architecture)
+    draw = random.Random(seed)
+    order = canonical_edges(model)
+    draw.shuffle(order)
+    assert quick.loss == pytest.approx(host.loss, abs=1e-6)
+    for edge in order:
+        slow = host.effects([edge], [False], exact=True)[0]
+        fast = quick.effects([edge], [False], exact=True)[0]
+        tolerance = max(ABSOLUTE_TOLERANCE * 10, RELATIVE_TOLERANCE * abs(slow))
+        assert fast == pytest.approx(slow, abs=tolerance), edge
+        if draw.random() < 0.7:
+            host.remove([edge])
+            quick.remove([edge])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_honour_predictions(seed: int) -> None:
+    """Effects of a group with random predictions equal those measured one after the other."""
+    architecture = random_architecture(200 + seed, max_edges=200)
+    model, host, quick = engines(architecture)
+    draw = random.Random(seed)
+    groups: dict[object, list[Edge]] = {}
+    for edge in canonical_edges(model):
+        groups.setdefault(edge.dest, []).append(edge)
+    for group in list(groups.values())[:6]:
+        predicted = [draw.random() < 0.3 for _ in group]
+        fast = quick.effects(group, predicted, exact=True)
+        answered = list(zip(group, predicted, fast, strict=False))
+        for edge, kept, effect in answered:
+            slow = host.effects([edge], [False], exact=True)[0]
+            assert effect == pytest.approx(slow, abs=max(1e-5, 1e-4 * abs(slow)))
+            if not kept:
+                host.remove([edge])
+        quick.remove([edge for edge, kept, _ in answered if not kept])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_restore_equals_removing_one_after_the_other(seed: int) -> None:
+    architecture = random_architecture(300 + seed, max_edges=150)
+    model, host, quick = engines(architecture)
+    draw = random.Random(seed)
+    edges = canonical_edges(model)
+    removed = draw.sample(edges, len(edges) // 2)
+    for edge in removed:
+        quick.remove([edge])
+    quick.restore(removed[: len(removed) // 2])
+    host.restore(removed[: len(removed) // 2])
+    for edge in [e for e in edges if e not in removed][::5]:
+        slow = host.effects([edge], [False], exact=True)[0]
+        fast = quick.effects([edge], [False], exact=True)[0]
+        assert fast == pytest.approx(slow, abs=max(1e-5, 1e-4 * abs(slow)))
+
+
+@pytest.mark.parametrize("row_bytes", [1, 2**14, 2**30])
+def test_decisions_do_not_depend_on_the_number_of_rows(row_bytes: int) -> None:
+    architecture = random_architecture(7, max_edges=300)
+    model, loader = build(architecture)
+    question = {"metric": architecture.metric, "ablation": architecture.ablation}
+    threshold, _ = threshold_for_share(model, loader, **question)
+    wanted = search(model, loader, method="acdc", threshold=threshold, **question).decisions
+    model, _, quick = engines(architecture, row_bytes=row_bytes)
+    with borrowed(model):
+        prompts = collect_batches(model, loader, 1)
+        kind = ablation_type(architecture.ablation)
+        metric = resolve_metric(architecture.metric, architecture.d_vocab)
+        quick = IncrementalEngine(model, loader, prompts, kind, metric, row_bytes=row_bytes)
+        taken = Sweep(quick, canonical_edges(model), threshold).run()
+    assert [(d.edge, d.kept) for d in taken] == [(d.edge, d.kept) for d in wanted]
+
+
+def test_a_destination_that_nothing_reads_costs_nothing() -> None:
+    """All edges into the output are gone, so every other effect is zero without an evaluation."""
+    model, _, quick = engines(random_architecture(5, max_edges=150))
+    edges = canonical_edges(model)
+    output = [edge for edge in edges if edge.dest == edges[0].dest]
+    for edge in output:
+        quick.remove([edge])
+    before = quick.evaluations
+    for edge in edges[len(output) :]:
+        assert quick.effects([edge], [False], exact=True) == [0.0]
+        quick.remove([edge])
+    assert quick.evaluations == before
+
+
+@pytest.mark.parametrize("ablation", list(AblationType))
+def test_every_ablation(ablation: AblationType) -> None:
+    model, loader = build(random_architecture(3, max_edges=150))
+    result = search(model, loader, method="acdc", threshold=1e-3, metric="mse", ablation=ablation)
+    report = replay(
+        model, loader, result.decisions, threshold=1e-3, metric="mse", ablation=ablation, sample=None
+    )
+    assert report.agrees, report
+
+
+def test_a_callable_metric_and_a_random_order() -> None:
+    def spread(logits: Tensor, clean_logits: Tensor, batch: object) -> Tensor:
+        return (logits - clean_logits).abs().flatten(1).amax(dim=1)
+
+    model, loader = build(random_architecture(11, max_edges=150))
+    order = canonical_edges(model)
+    random.Random(0).shuffle(order)
+    result = search(model, loader, method="acdc", threshold=1e-2, metric=spread, order=order)
+    assert [d.edge for d in result.decisions] == order
+    report = replay(model, loader, result.decisions, threshold=1e-2, metric=spread, sample=None)
+    assert report.agrees, report
+
+
+def test_screening_never_commits_low_precision_numbers() -> None:
+    """After a screened sweep the engine's state is what FP32 makes of the same removals."""
+    model, host, _ = engines(random_architecture(9, max_edges=150))
+    architecture = random_architecture(9, max_edges=150)
+    loader = build(architecture)[1]
+    prompts = collect_batches(model, loader, None)
+    kind, metric = ablation_type(architecture.ablation), resolve_metric(architecture.metric, 2)
+    screen = PrecisionConfig(low="fp8_e5m2", mlp="fp8_e5m2", guard=0.0)
+    quick = IncrementalEngine(model, loader, prompts, kind, metric, precision=screen)
+    decisions = Sweep(quick, canonical_edges(model), 1e-3).run()
+    assert quick.screens and not any(d.exact for d in decisions)
+    host.restore([d.edge for d in decisions if not d.kept])
+    for decision in [d for d in decisions if d.kept][:10]:
+        slow = host.effects([decision.edge], [False], exact=True)[0]
+        fast = quick.effects([decision.edge], [False], exact=True)[0]
+        assert fast == pytest.approx(slow, abs=max(1e-5, 1e-4 * abs(slow)))
+
+
+def test_full_precision_is_exact() -> None:
+    assert FULL_PRECISION.is_exact
+    model, loader = build(random_architecture(2, max_edges=100))
+    result = search(model, loader, method="acdc", threshold=1e-3)
+    assert all(decision.exact for decision in result.decisions)
+
+
+def test_what_it_cannot_do_falls_back_with_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    model, loader = build(random_architecture(2, max_edges=60))
+    plain = search(model, loader, method="acdc", threshold=1e-3)
+    model.wrapped_model.blocks[0].attn.hook_z.add_hook(lambda value, hook: value)
+    result = search(model, loader, method="acdc", threshold=1e-3, engine="incremental")
+    assert [(d.edge, d.kept) for d in result.decisions] == [(d.edge, d.kept) for d in plain.decisions]
+    assert "hooks on blocks.0.attn.hook_z" in caplog.text
+    assert result.stats.evaluations > plain.stats.evaluations
+
+
+def test_threads_do_not_change_decisions() -> None:
+    model, loader = build(random_architecture(4, max_edges=200))
+    taken = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        taken.append(search(model, loader, method="acdc", threshold=1e-3).decisions)
+    torch.set_num_threads(1)
+    assert [(d.edge, d.kept) for d in taken[0]] == [(d.edge, d.kept) for d in taken[1]]

@@ -1,0 +1,132 @@
+"""An engine whose effects are given by a function, and the plain sequential ACDC loop over it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from auto_circuit.types import DestNode, Edge, SrcNode
+
+Loss = Callable[[frozenset[Edge]], float]
+"""Loss of the model from which a set of edges is removed."""
+
+Noise = Callable[[Edge, float], float]
+"""What screening adds to the exact effect of an edge."""
+
+
+def edges(count: int) -> list[Edge]:
+    """Edges of one destination, in canonical order."""
+    dest = DestNode("Resid End", "blocks.0.hook_resid_post", layer=2)
+    sources = (SrcNode(f"A0.{i}", "blocks.0.attn.hook_result", 1, src_idx=i) for i in range(count))
+    return [Edge(src, dest) for src in sources]
+
+
+def random_loss(order: Sequence[Edge], seed: int, interaction: float = 0.5) -> Loss:
+    """Effects near 1 that depend on what has gone before.
+
+    Every number is a multiple of 2^-10, so that sums are exact and differences do not depend on
+    the order of summation.
+    """
+    draw = random.Random(seed)
+    index = {edge: i for i, edge in enumerate(order)}
+    single = [draw.randrange(-512, 2560) / 1024 for _ in order]
+    size = int(1024 * interaction)
+    pairs = {
+        (i, j): draw.randrange(-size, size + 1) / 1024
+        for i in range(len(order))
+        for j in range(i)
+        if draw.random() < 0.4
+    }
+
+    def loss(removed: frozenset[Edge]) -> float:
+        gone = sorted(index[edge] for edge in removed)
+        total = sum(single[i] for i in gone)
+        return total + sum(pairs.get((i, j), 0.0) for i in gone for j in gone if j < i)
+
+    return loss
+
+
+def additive_loss(effects: dict[Edge, float]) -> Loss:
+    """Every edge has its own effect, whatever else is gone."""
+    return lambda removed: sum(effects[edge] for edge in removed)
+
+
+def sequential(order: Sequence[Edge], loss: Loss, threshold: float) -> list[tuple[Edge, bool]]:
+    """ACDC as published: each edge and whether it is kept."""
+    removed: frozenset[Edge] = frozenset()
+    decisions = []
+    for edge in order:
+        kept = loss(removed | {edge}) - loss(removed) >= threshold
+        removed = removed if kept else removed | {edge}
+        decisions.append((edge, kept))
+    return decisions
+
+
+class FakeEngine:
+    """Answers as many candidates as ``answers`` says, at most ``lookahead``.
+
+    Attributes:
+        removed: the state of the sweep.
+        restored: the states it was set back to.
+        asked_exactly: edges whose exact effect was asked for.
+    """
+
+    loss = 1.0
+
+    def __init__(
+        self,
+        function: Loss,
+        *,
+        lookahead: int = 1,
+        answers: Callable[[int], int] | None = None,
+        noise: Noise | None = None,
+    ) -> None:
+        self.lookahead, self.evaluations = lookahead, 0
+        self.removed: frozenset[Edge] = frozenset()
+        self.restored: list[set[Edge]] = []
+        self.asked_exactly: list[Edge] = []
+        self._function, self._noise = function, noise
+        self._answers = answers or (lambda offered: offered)
+
+    @property
+    def screens(self) -> bool:
+        """Whether effects may be noisy."""
+        return self._noise is not None
+
+    def effects(
+        self, candidates: Sequence[Edge], predicted_kept: Sequence[bool], *, exact: bool
+    ) -> list[float]:
+        """As `pahq_plugin.engine.Engine.effects` says; checks what it is asked."""
+        assert len(candidates) == len(predicted_kept) >= 1
+        assert len(candidates) <= self.lookahead or exact
+        assert len(set(candidates)) == len(candidates)
+        assert not self.removed & set(candidates)
+        count = min(len(candidates), self._answers(len(candidates)))
+        state, effects = self.removed, []
+        for edge, kept in list(zip(candidates, predicted_kept, strict=True))[:count]:
+            effect = self._function(state | {edge}) - self._function(state)
+            effects.append(effect if exact or self._noise is None else self._noise(edge, effect))
+            state = state if kept else state | {edge}
+        self.evaluations += count
+        self.asked_exactly += list(candidates[:count]) if exact else []
+        return effects
+
+    def remove(self, gone: Sequence[Edge]) -> None:
+        """Take edges out, each once."""
+        assert not self.removed & set(gone)
+        self.removed |= set(gone)
+
+    def restore(self, removed: Sequence[Edge]) -> None:
+        """Go back to a state."""
+        self.removed = frozenset(removed)
+        self.restored.append(set(removed))
+
+
+def relative_noise(seed: int, size: float) -> Noise:
+    """Off by up to ``size`` times the effect, the same whenever it is asked for."""
+
+    def noisy(edge: Any, effect: float) -> float:
+        return effect * (1 + size * random.Random(f"{seed} {edge.name}").uniform(-1, 1))
+
+    return noisy

@@ -1,0 +1,146 @@
+"""Settings: contradictions are refused when a value is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from pahq_plugin.config import (
+    FULL_PRECISION,
+    PAPER_PRECISION,
+    POLICIES,
+    RTN_PRECISION,
+    PrecisionConfig,
+    SearchConfig,
+    cpu_has_vnni,
+    default_precision,
+)
+from pahq_plugin.errors import ConfigError
+from pahq_plugin.formats import FORMATS, GRANULARITIES
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    config = PrecisionConfig()
+    assert (config.low, config.mlp, config.scale) == ("fp8_e4m3", "bf16", "row")
+    assert (config.policy, config.guard) == ("investigated_head", "auto")
+    assert (SearchConfig().threshold, SearchConfig().batches, SearchConfig().seed) == (0.01, 1, 0)
+
+
+@pytest.mark.parametrize("config", [PrecisionConfig(), SearchConfig()])
+def test_settings_are_frozen(config: Any) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = config.low = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [
+        ({"low": "fp7"}, list(FORMATS)),
+        ({"mlp": "fp7"}, list(FORMATS)),
+        ({"scale": "column"}, list(GRANULARITIES)),
+        ({"policy": "hybrd"}, list(POLICIES)),
+        ({"parts": ("qkv", "mlp")}, ["qkv", "output"]),
+        ({"parts": ("qkv", "qkv")}, ["distinct"]),
+        ({"low": "int4"}, ["weights only", "int8"]),
+        ({"mlp": "int4"}, ["weights only", "int8"]),
+        ({"guard": -0.1}, ["guard=-0.1", "at least 0"]),
+        ({"guard": math.nan}, ["guard=nan"]),
+        ({"guard": True}, ["guard=True"]),
+        ({"guard": "wide"}, ["guard='wide'", "auto"]),
+        ({"guard": None}, ["guard=None"]),
+    ],
+)
+def test_wrong_precision_is_refused(change: dict[str, Any], known: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        PrecisionConfig(**change)
+    assert all(name in str(error.value) for name in known)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("guard", [0, 0.0, 0.5, math.inf, "auto"])
+def test_guards_that_are_allowed(guard: Any) -> None:
+    assert PrecisionConfig(guard=guard).guard == guard
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threshold": 0},
+        {"threshold": -0.01},
+        {"threshold": math.nan},
+        {"threshold": math.inf},
+        {"threshold": "0.01"},
+        {"threshold": True},
+        {"batches": 0},
+        {"batches": -1},
+        {"batches": 1.5},
+        {"batches": True},
+        {"seed": -1},
+        {"seed": 0.5},
+        {"seed": None},
+    ],
+)
+def test_wrong_search_settings_are_refused(change: dict[str, Any]) -> None:
+    (name, value) = next(iter(change.items()))
+    with pytest.raises(ConfigError) as error:
+        SearchConfig(**change)
+    assert f"{name}={value!r}" in str(error.value)
+
+
+def test_search_settings_that_are_allowed() -> None:
+    assert SearchConfig(threshold=1e-9, batches=None, seed=7).batches is None
+    assert SearchConfig(threshold=3, batches=2).threshold == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "exact"),
+    [
+        (PrecisionConfig(), False),
+        (PrecisionConfig(policy="full"), True),
+        (PrecisionConfig(low="fp32", mlp="fp32"), True),
+        (PrecisionConfig(low="fp32"), False),
+        (PrecisionConfig(mlp="fp32"), False),
+        (PrecisionConfig(parts=(), mlp="fp32"), True),
+        (PrecisionConfig(parts=()), False),
+        (FULL_PRECISION, True),
+        (PAPER_PRECISION, False),
+        (RTN_PRECISION, False),
+    ],
+)
+def test_what_is_exact(config: PrecisionConfig, exact: bool) -> None:
+    assert config.is_exact is exact
+
+
+def test_recipes_are_those_of_the_paper() -> None:
+    for config in (PAPER_PRECISION, RTN_PRECISION):
+        assert (config.low, config.mlp, config.guard) == ("fp8_e4m3", "bf16", 0.0)
+    assert (PAPER_PRECISION.scale, PAPER_PRECISION.policy) == ("none", "investigated_head")
+    assert (RTN_PRECISION.scale, RTN_PRECISION.policy) == ("tensor", "uniform")
+
+
+@pytest.mark.parametrize(
+    ("capability", "low"), [((8, 0), "bf16"), ((8, 9), "fp8_e4m3"), ((9, 0), "fp8_e4m3")]
+)
+def test_gpus_get_the_format_of_their_kernels(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], low: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert default_precision(torch.device("cuda")).low == low
+
+
+@pytest.mark.parametrize(("vnni", "formats"), [(True, ("int8", "int8")), (False, ("bf16", "fp32"))])
+def test_cpus_get_the_format_of_their_kernels(
+    monkeypatch: pytest.MonkeyPatch, vnni: bool, formats: tuple[str, str]
+) -> None:
+    monkeypatch.setattr("pahq_plugin.config.cpu_has_vnni", lambda: vnni)
+    config = default_precision(torch.device("cpu"))
+    assert (config.low, config.mlp) == formats
+
+
+def test_a_torch_without_the_question_has_no_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "_is_vnni_supported", raising=False)
+    assert cpu_has_vnni() is False

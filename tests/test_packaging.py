@@ -1,0 +1,109 @@
+"""The wheel holds what it needs and works, in an environment of its own, from another folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(2400)]
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BUNDLED = "pahq_plugin/zoo/bundled"
+NEEDED = (
+    "pahq_plugin/__init__.py",
+    "pahq_plugin/py.typed",
+    f"{BUNDLED}/model.safetensors",
+    f"{BUNDLED}/config.json",
+    f"{BUNDLED}/MODEL_CARD.md",
+    "pahq_exporters/__init__.py",
+    "pahq_exporters/py.typed",
+)
+MIB = 2**20
+
+
+def run(*command: str | Path, folder: Path) -> str:
+    """Run a command without network access to model hubs; what it printed."""
+    dropped = {"PYTHONPATH", "VIRTUAL_ENV", "PYTHONWARNINGS"}
+    environment = {key: value for key, value in os.environ.items() if key not in dropped}
+    environment |= {"HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+def members(wheel: Path) -> Sequence[str]:
+    """Names of the files in a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the source distribution of a copy: the checkout stays as it is."""
+    copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / file, copy)
+    unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for package in ("pahq_plugin", "exporters"):
+        shutil.copytree(REPOSITORY / package, copy / package, ignore=unwanted)
+    run(sys.executable, "-m", "build", "--outdir", out, copy, folder=copy)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_what_it_needs(wheel: Path) -> None:
+    names = members(wheel)
+    assert wheel.name.startswith("pahq_plugin-") and wheel.name.endswith("-py3-none-any.whl")
+    assert [name for name in NEEDED if name not in names] == []
+    packaged = {Path(name).parts[0] for name in names if ".dist-info/" not in name}
+    assert packaged == {"pahq_plugin", "pahq_exporters"}
+    sources = {str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "pahq_plugin").rglob("*.py")}
+    assert sorted(sources - set(names)) == []
+
+
+def test_wheel_stays_small(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.getinfo(f"{BUNDLED}/model.safetensors").file_size <= 15 * MIB
+
+
+def test_wheel_declares_the_command(wheel: Path) -> None:
+    (name,) = [name for name in members(wheel) if name.endswith("entry_points.txt")]
+    with zipfile.ZipFile(wheel) as archive:
+        entries = ConfigParser()
+        entries.read_string(archive.read(name).decode())
+    assert dict(entries["console_scripts"]) == {"pahq": "pahq_plugin.cli:main"}
+
+
+def test_installed_wheel_finds_a_circuit_from_another_folder(wheel: Path, tmp_path: Path) -> None:
+    environment, elsewhere = tmp_path / "venv", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run(sys.executable, "-m", "venv", environment, folder=elsewhere)
+    constraints = REPOSITORY / "constraints.txt"
+    python = environment / "bin" / "python"
+    run(python, "-m", "pip", "install", "-q", "-c", constraints, wheel, folder=elsewhere)
+
+    where = run(
+        python, "-c", "import pahq_plugin; print(pahq_plugin.__file__)", folder=elsewhere
+    ).strip()
+    assert Path(where).is_relative_to(environment), f"{where} is not the installed copy"
+
+    pahq, out = environment / "bin" / "pahq", elsewhere / "found"
+    run(pahq, "discover", "ioi", "--threshold", "0.1", "--out", out, folder=elsewhere)
+    assert any(out.iterdir()), f"pahq discover left nothing in {out}"
+    assert run(pahq, "show", out, folder=elsewhere).strip()
