@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 
@@ -82,6 +82,11 @@ class PrecisionConfig:
         """Whether nothing at all runs in few bits, so that screening is FP32 already."""
         attention_low = bool(self.parts) and get_format(self.low).is_low
         return self.policy == "full" or not (attention_low or get_format(self.mlp).is_low)
+
+    def record(self) -> dict[str, Any]:
+        """The settings as JSON values; JSON has no infinity, so an infinite guard is ``"inf"``."""
+        guard = "inf" if self.guard == math.inf else self.guard
+        return asdict(self) | {"parts": list(self.parts), "guard": guard}
 
 
 FULL_PRECISION = PrecisionConfig(low="fp32", mlp="fp32", policy="full", guard=0.0)

@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from pahq_plugin.config import (
 from pahq_plugin.engine import Engine
 from pahq_plugin.engine.host import HostEngine
 from pahq_plugin.engine.incremental import IncrementalEngine
-from pahq_plugin.errors import ConfigError
+from pahq_plugin.errors import ConfigError, GraphError
 from pahq_plugin.host import (
     AblationType,
     Edge,
@@ -35,14 +36,14 @@ from pahq_plugin.host import (
     PromptPairBatch,
     PruneScores,
 )
-from pahq_plugin.host.algorithms import edge_attribution, host_function, seeded
+from pahq_plugin.host.algorithms import NEEDS_TRUE_EDGES, edge_attribution, host_function, seeded
 from pahq_plugin.host.attribution import integrated_gradients
 from pahq_plugin.host.blocks import unsupported
-from pahq_plugin.host.graph import canonical_edges, check_order
+from pahq_plugin.host.graph import canonical_edges, check_order, edge_label_of
 from pahq_plugin.host.model import borrowed, check_patchable, check_transformer
 from pahq_plugin.host.patching import collect_batches, first_batches, prepare
 from pahq_plugin.measure import forward_seconds, measured
-from pahq_plugin.metrics import Metric, logit_diff, resolve_metric
+from pahq_plugin.metrics import Metric, check_answers, logit_diff, resolve_metric
 from pahq_plugin.progress import progress_bar
 from pahq_plugin.result import Decision, Discovery, Stats
 from pahq_plugin.search import Sweep, make_guard
@@ -122,11 +123,10 @@ def discover(
     check_patchable(model)
     if chosen.needs_heads:
         check_transformer(model, chosen.name)
-    if n_edges is not None and not 0 <= n_edges <= len(model.edges):
-        raise ConfigError(f"n_edges={n_edges} must lie between 0 and {len(model.edges)}")
+    if n_edges is not None:
+        check_circuit_size(n_edges, len(model.edges))
+    check_true_edges(chosen, model, true_edges)
     edges = canonical_edges(model) if order is None else check_order(model, order)
-    prompts = collect_batches(model, loader, batches)
-    metric_name, metric_function = resolve_metric(metric, _output_width(model, prompts[0].clean))
 
     stats = Stats()
     settings: dict[str, Any] = {
@@ -136,23 +136,29 @@ def discover(
         "batches": batches,
         "seed": seed,
     }
-    with borrowed(model), seeded(seed):
+    with seeded(seed):  # a loader that shuffles draws its order
+        prompts = collect_batches(model, loader, batches)
+    width = _output_width(model, prompts[0].clean)
+    with seeded(seed), borrowed(model):
         if chosen.kind == "search":
             used = chosen.precision or precision or default_precision(model_device(model))
-            task = SearchTask(model, loader, prompts, kind, (metric_name, metric_function))
+            task = SearchTask(model, loader, prompts, kind, resolve_metric(metric, width))
             with measured(stats, model_device(model)):
-                decisions = search(task, engine, edges, config, used, stats, progress)
+                decisions, engine_used = search(task, engine, edges, config, used, stats, progress)
             stats.forward_equivalents = stats.seconds / forward_seconds(model, prompts)
             settings |= {
                 "threshold": threshold,
-                "metric": metric_name,
-                "precision": None if used.is_exact else asdict(used),
+                "metric": task.metric[0],
+                "precision": None if used.is_exact else used.record(),
+                "engine": engine_used,
                 "order": "canonical" if order is None else "given",
             }
         else:
             settings["n_edges"] = n_edges
+            if chosen.kind != "host":
+                check_answers(prompts, width)
             with measured(stats, model_device(model)):
-                scores = _scores(chosen, model, loader, batches, kind, true_edges)
+                scores = _scores(chosen, model, loader, prompts, batches, kind, true_edges)
             decisions = rank(scores, edges, n_edges)
     return Discovery(tuple(decisions), settings, stats, model)
 
@@ -166,9 +172,36 @@ def ablation_type(ablation: str | AblationType) -> AblationType:
     if isinstance(ablation, AblationType):
         return ablation
     known = {kind.name.lower(): kind for kind in AblationType}
-    if ablation.lower() not in known:
+    if not isinstance(ablation, str) or ablation.lower() not in known:
         raise ConfigError(f"unknown ablation {ablation!r}; known: {', '.join(known)}")
     return known[ablation.lower()]
+
+
+def check_circuit_size(n_edges: object, available: int) -> None:
+    """
+    Raises:
+        ConfigError: ``n_edges`` is no number of edges of the model.
+    """
+    if type(n_edges) is not int or not 0 <= n_edges <= available:
+        raise ConfigError(f"n_edges={n_edges!r} must be an integer between 0 and {available}")
+
+
+def check_true_edges(method: Method, model: PatchableModel, true_edges: set[Edge] | None) -> None:
+    """
+    Raises:
+        ConfigError: the method needs the official circuit and none is given.
+        GraphError: the official circuit holds an edge that the model lacks.
+    """
+    if true_edges is None:
+        if method.name == NEEDS_TRUE_EDGES:
+            raise ConfigError(
+                f"method {method.name!r} needs true_edges, the official circuit; "
+                "problem.true_edges holds it where one is published"
+            )
+        return
+    foreign = [edge for edge in true_edges if edge not in model.edges]
+    if foreign:
+        raise GraphError(f"true_edges holds {edge_label_of(foreign[0])}, which is no edge of this model")
 
 
 @dataclass(frozen=True)
@@ -190,8 +223,8 @@ def search(
     precision: PrecisionConfig,
     stats: Stats,
     progress: bool,
-) -> list[Decision]:
-    """One ACDC sweep; adds its cost to ``stats``."""
+) -> tuple[list[Decision], str]:
+    """One ACDC sweep; adds its cost to ``stats``. Returns the name of the engine used, too."""
     with ExitStack() as stack:
         engine = make_engine(task, engine_name, precision, stack)
         bar = stack.enter_context(progress_bar("edges", len(edges), progress))
@@ -202,7 +235,7 @@ def search(
         )  # fmt: skip
         decisions = sweep.run()
         sweep.record(stats)
-        return decisions
+        return decisions, engine.name
 
 
 def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: ExitStack) -> Engine:
@@ -214,7 +247,8 @@ def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: 
     objection = unsupported(model)
     if name == "incremental" and objection:
         log.warning("engine='incremental' cannot do %s; using engine='host'", objection)
-    screening = None if precision.is_exact else precision
+    # Where every decision is wanted exact, screening first would be wasted.
+    screening = None if precision.is_exact or precision.guard == math.inf else precision
     if name != "host" and not objection:
         return IncrementalEngine(model, loader, prompts, task.ablation, task.metric, screening)
     backend = stack.enter_context(mixed_precision(model, precision)) if screening else None
@@ -231,13 +265,13 @@ def _scores(
     method: Method,
     model: PatchableModel,
     loader: PromptDataLoader,
+    prompts: list[PromptPairBatch],
     batches: int | None,
     ablation: AblationType,
     true_edges: set[Edge] | None,
 ) -> PruneScores:
     """Scores of every edge by a method that does not search."""
     if method.kind == "integrated":
-        prompts = collect_batches(model, loader, batches)
         prepared = prepare(model, loader, prompts, ablation)
         return integrated_gradients(model, prepared, EAP_IG_STEPS, _mean_logit_diff)
     used = first_batches(loader, batches)

@@ -8,7 +8,7 @@ patching it minus the mean loss before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -64,6 +64,22 @@ def _mean_logit(logits: Tensor, answers: Tensor | list[Tensor]) -> Tensor:
     if answers.ndim < logits.ndim:
         answers = answers[:, None].expand(-1, logits.shape[1], -1)
     return logits.gather(-1, answers).mean(dim=-1)
+
+
+def check_answers(batches: Sequence[PromptPairBatch], vocabulary: int) -> None:
+    """
+    Raises:
+        MetricError: right or wrong answers that are no token ids of the output vocabulary.
+    """
+    for batch in batches:
+        for name in ("answers", "wrong_answers"):
+            answers = getattr(batch, name)
+            for ids in answers if isinstance(answers, list) else [answers]:
+                if ids.is_floating_point() or bool(((ids < 0) | (ids >= vocabulary)).any()):
+                    raise MetricError(
+                        f"{name} must be token ids from 0 to {vocabulary - 1} for a method that "
+                        "differentiates their logits; use a method that searches, such as acdc"
+                    )
 
 
 METRICS: dict[str, Metric] = {"kl_div": kl_div, "mse": mse, "logit_diff": logit_diff}

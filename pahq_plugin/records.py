@@ -13,14 +13,38 @@ SCHEMA = "pahq-discovery/1"
 RESULT_FILE = "result.json"
 RUN_FILE = "run.json"
 
+SETTINGS: dict[str, type | tuple[type, ...]] = {
+    "method": str,
+    "scored": bool,
+    "ablation": str,
+    "seed": int,
+}
+"""What every result's settings hold, and of which type."""
+
+SEARCH_SETTINGS: dict[str, type | tuple[type, ...]] = {
+    "threshold": (int, float),
+    "metric": str,
+    "precision": (dict, type(None)),
+}
+"""What those of a search hold besides."""
+
+STATS: dict[str, type | tuple[type, ...]] = {
+    "evaluations": int,
+    "re_evaluations": int,
+    "seconds": (int, float),
+    "peak_bytes": int,
+    "forward_equivalents": (int, float),
+    "guard": dict,
+}
+
 ENTRY_FIELDS = {"edge", "seq_idx", "effect", "kept", "exact"}
 
 
 def record_text(record: dict[str, Any]) -> str:
     """JSON text of a record: equal records give equal bytes, and a diff shows single decisions."""
     head = {key: value for key, value in record.items() if key != "decisions"}
-    lines = ",\n".join("  " + json.dumps(entry) for entry in record["decisions"])
-    opening = json.dumps(head, indent=1, sort_keys=True).removesuffix("\n}")
+    lines = ",\n".join("  " + json.dumps(entry, allow_nan=False) for entry in record["decisions"])
+    opening = json.dumps(head, indent=1, sort_keys=True, allow_nan=False).removesuffix("\n}")
     return f'{opening},\n "decisions": [\n{lines}\n ]\n}}\n'
 
 
@@ -52,12 +76,59 @@ def read_record(file: Path) -> dict[str, Any]:
     model, settings, decisions = (record.get(k) for k in ("model", "settings", "decisions"))
     if not (isinstance(model, dict) and isinstance(settings, dict) and isinstance(decisions, list)):
         raise ResultError(f"{file} lacks model, settings or decisions")
-    if not all(isinstance(model.get(k), t) for k, t in (("digest", str), ("name", str), ("edges", int))):
+    if not _fits(model, {"digest": str, "name": str, "edges": int}):
         raise ResultError(f"{file}: model must hold a name, a digest and a number of edges")
+    scored = settings.get("scored") is True
+    if not _fits(settings, SETTINGS if scored else SETTINGS | SEARCH_SETTINGS):
+        raise ResultError(f"{file}: settings lack a field or hold one of another type")
     for number, entry in enumerate(decisions):
         if not _is_entry(entry):
             raise ResultError(f"{file}: decision {number} is damaged: {json.dumps(entry)[:80]}")
+    _check_complete(file, decisions, model["edges"])
+    _check_kept(file, decisions, None if scored else settings["threshold"])
     return record
+
+
+def _fits(values: dict[str, Any], fields: dict[str, Any]) -> bool:
+    """Whether ``values`` holds every one of ``fields`` in its type; a bool counts as no number."""
+    return all(
+        isinstance(values.get(name), kind) and (kind is bool or not isinstance(values.get(name), bool))
+        for name, kind in fields.items()
+    )
+
+
+def _check_complete(file: Path, decisions: list[dict[str, Any]], edges: int) -> None:
+    """
+    Raises:
+        ResultError: not one decision for every edge.
+    """
+    distinct = {(entry["edge"], entry["seq_idx"]) for entry in decisions}
+    if not len(distinct) == len(decisions) == edges:
+        raise ResultError(
+            f"{file} holds {len(decisions)} decisions on {len(distinct)} edges; "
+            f"the model has {edges}, each decided once"
+        )
+
+
+def _check_kept(file: Path, decisions: list[dict[str, Any]], threshold: float | None) -> None:
+    """
+    Args:
+        threshold: of the search; ``None`` where edges were scored, the largest scores kept.
+
+    Raises:
+        ResultError: an edge that was kept or removed against its effect.
+    """
+    if threshold is None:
+        sizes = [abs(entry["effect"]) for entry in decisions if entry["kept"]]
+        threshold = min(sizes, default=math.inf)
+        wrong = [e for e in decisions if e["kept"] != (abs(e["effect"]) >= threshold)]
+    else:
+        wrong = [e for e in decisions if e["kept"] != (e["effect"] >= threshold)]
+    if wrong:
+        raise ResultError(
+            f"{file}: {wrong[0]['edge']} is marked {'kept' if wrong[0]['kept'] else 'removed'} "
+            f"against its effect of {wrong[0]['effect']:g}"
+        )
 
 
 def _is_entry(entry: object) -> bool:
@@ -66,6 +137,7 @@ def _is_entry(entry: object) -> bool:
     number = entry["effect"]
     return (
         isinstance(entry["edge"], str)
+        and entry["edge"].count("->") == 1
         and (entry["seq_idx"] is None or type(entry["seq_idx"]) is int)
         and isinstance(number, (int, float))
         and not isinstance(number, bool)
@@ -85,6 +157,9 @@ def read_stats(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))["stats"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        stats = json.loads(file.read_text(encoding="utf-8"))["stats"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ResultError(f"{file} is damaged: {error}") from error
+    if not isinstance(stats, dict) or stats.keys() != STATS.keys() or not _fits(stats, STATS):
+        raise ResultError(f"{file} is damaged: stats must hold {', '.join(STATS)}")
+    return stats

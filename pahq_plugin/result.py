@@ -8,7 +8,6 @@ what differs from run to run: seconds, memory, versions.
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -101,21 +100,24 @@ class Discovery:
         """Host prune scores whose top ``len(circuit)`` by magnitude are the circuit.
 
         For a search, ``max(effect, 0)``; for a method that scores edges, its scores. FP32 (FP64 for
-        an FP64 model), always finite. Where rounding to that dtype would tie a removed edge with
-        the weakest kept one, the removed edge gets the next smaller number.
+        an FP64 model), always finite and above 0 for a kept edge. Where rounding to that dtype
+        would tie a removed edge with the weakest kept one, the removed edge gets the next smaller
+        number.
         """
         scores = self.model.new_prune_scores()
         dtype = torch.promote_types(next(iter(scores.values())).dtype, torch.float32)
         scores = {name: torch.zeros_like(mask, dtype=dtype) for name, mask in scores.items()}
         signed = bool(self.settings.get("scored"))
-        values = {d.edge: d.effect if signed else max(d.effect, 0.0) for d in self.decisions}
-        kept = [abs(values[edge]) for edge in self.circuit]
-        ceiling = torch.tensor(min(kept) if kept else math.inf, dtype=dtype)
-        below = float(torch.nextafter(ceiling, torch.zeros((), dtype=dtype)))
+        zero, largest = torch.zeros((), dtype=dtype), torch.finfo(dtype).max
+        least = float(torch.nextafter(zero, torch.ones_like(zero)))
+        kept = [min(max(d.effect, least), largest) for d in self.decisions if d.kept]
+        ceiling = torch.tensor(min(kept, default=largest), dtype=dtype)
+        below = float(torch.nextafter(ceiling, zero))
         for decision in self.decisions:
-            value = values[decision.edge]
-            if not decision.kept and not signed:
-                value = min(value, below)
+            value = decision.effect
+            if not signed:
+                low, high = (least, largest) if decision.kept else (0.0, below)
+                value = min(max(value, low), high)
             scores[decision.edge.dest.module_name][decision.edge.patch_idx] = value
         return scores
 
@@ -201,7 +203,4 @@ def _decision(model: PatchableModel, entry: dict[str, Any]) -> Decision:
 
 
 def _stats(folder: Path) -> Stats:
-    try:
-        return Stats(**read_stats(folder))
-    except TypeError as error:
-        raise ResultError(f"{folder / RUN_FILE} is damaged: {error}") from error
+    return Stats(**read_stats(folder))

@@ -25,7 +25,8 @@ from pahq_plugin.result import Decision, Discovery, Stats
 from tests.helpers.replay import canonical_order
 from tests.helpers.small import loader, patchable, small_model, transformer
 
-SEARCH = {"method": "acdc", "threshold": 0.01, "metric": "mse", "ablation": "resample"}
+SEARCH = {"method": "acdc", "threshold": 0.01, "metric": "mse", "ablation": "resample",
+          "scored": False, "seed": 0, "precision": None}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

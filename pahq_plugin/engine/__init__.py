@@ -18,11 +18,13 @@ class Engine(Protocol):
     """What the search needs of an engine.
 
     Attributes:
+        name: what ``engine=`` calls it.
         lookahead: how many candidates it can use at most.
         evaluations: patched model evaluations so far.
         loss: FP32 loss of the clean model.
     """
 
+    name: str
     lookahead: int
     evaluations: int
     loss: float

@@ -35,6 +35,7 @@ class HostEngine:
         backend: screens in mixed precision; ``None`` runs everything in the model's own precision.
     """
 
+    name = "host"
     lookahead = 1
 
     def __init__(

@@ -32,9 +32,11 @@ from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.engine.products import Products, ScreenedProducts
 from pahq_plugin.engine.rows import Rows, Start, row_logits
 from pahq_plugin.engine.state import BatchState
+from pahq_plugin.errors import MetricError
 from pahq_plugin.graph import Bools, KeptGraph, Place, Shape, Step
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
 from pahq_plugin.host.blocks import output_positions
+from pahq_plugin.host.graph import edge_label
 from pahq_plugin.host.patching import clean_runs
 from pahq_plugin.metrics import Metric, row_losses
 from pahq_plugin.policy import high_parts
@@ -70,6 +72,8 @@ class IncrementalEngine:
         row_bytes: memory for the rows of one pass.
         storage: dtype of the cached source outputs; FP32 (or the model's wider dtype) is exact.
     """
+
+    name = "incremental"
 
     def __init__(
         self,
@@ -133,6 +137,24 @@ class IncrementalEngine:
             return [0.0] * len(group)
         group = self._asked = group[: self._row_limit(steps)]
         kept = list(predicted_kept[: len(group)])
+        try:
+            return self._group_effects(place, steps, touched, group, kept, exact)
+        except MetricError as error:
+            if len(group) == 1:
+                raise MetricError(f"at edge {edge_label(group[0])}: {error}") from error
+            # Perhaps a row that assumed a wrong prediction: take the first candidate alone.
+            return self.effects(group[:1], kept[:1], exact=exact)
+
+    def _group_effects(
+        self,
+        place: Place,
+        steps: list[Step],
+        touched: Bools,
+        group: list[Edge],
+        kept: list[bool],
+        exact: bool,
+    ) -> list[float]:
+        """Effects of candidates into one destination, by one pass."""
         starts = [self._start(state, place, group, kept, touched) for state in self._states]
         if self._screen is not None and not exact:
             with_present = [{place: _with_present(start)} for start in starts]

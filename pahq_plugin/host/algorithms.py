@@ -18,6 +18,9 @@ from pahq_plugin.host.types import (
     PruneScores,
 )
 
+NEEDS_TRUE_EDGES = prune_algos.GROUND_TRUTH_PRUNE_ALGO.key
+"""The one host algorithm that cannot do without the official circuit."""
+
 PruneFunction = Callable[[PatchableModel, PromptDataLoader, set[Edge] | None], PruneScores]
 
 
