@@ -39,7 +39,7 @@ class PrecisionConfig:
         policy: which parts are high for the edge under test, see `pahq_plugin.policy`.
         guard: ``"auto"``, or the relative half-width g of the band ``g |effect| + 8 floor`` around
             the threshold inside which an edge is decided again in FP32. 0 trusts every screened
-            effect; ``math.inf`` trusts none.
+            effect; ``math.inf`` trusts none, so that nothing is screened.
         parts: which projections of a head ``low`` applies to: ``"qkv"``, ``"output"`` or both.
         operands: what the incremental engine puts through few bits: ``"changes"`` from the present
             state, whose rounding errors are proportional to the change, or whole ``"values"``, as
