@@ -69,14 +69,18 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     started = time.perf_counter()
-    model = train(arguments.steps, arguments.batch, arguments.seed, arguments.learning_rate)
+    model = train(
+        arguments.steps, arguments.batch, arguments.seed, arguments.learning_rate, arguments.weight_decay
+    )
     seconds = time.perf_counter() - started
     measured = {task: measure(model, task, arguments.test_prompts) for task in TASKS}
     print(json.dumps({"seconds": round(seconds), "held_out": measured}, indent=2))
     write_bundle(arguments, model, seconds, measured)
 
 
-def train(steps: int, batch: int, seed: int, learning_rate: float) -> HookedTransformer:
+def train(
+    steps: int, batch: int, seed: int, learning_rate: float, weight_decay: float
+) -> HookedTransformer:
     """A model trained for ``steps`` steps of ``batch`` prompts, a third of each task.
 
     AdamW with a linear warm-up and a cosine decay. The prompts of a step follow from ``seed`` and
@@ -84,7 +88,7 @@ def train(steps: int, batch: int, seed: int, learning_rate: float) -> HookedTran
     """
     model = _new_model(seed)
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warm_up_then_cosine(steps))
     with _progress() as progress:
@@ -156,6 +160,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=126, help="prompts a step, a third of each task")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the prompts")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW")
     parser.add_argument("--test-prompts", type=int, default=1000, help="held-out prompts a task")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder to write to")

@@ -55,30 +55,50 @@ class Sources:
         return sum(x.nbytes for x in (self.embedding, *self.z, *self.mlp))
 
 
-@torch.inference_mode()
-def run_sources(model: PatchableModel, tokens: Tensor, dtype: torch.dtype) -> Sources:
-    """Source outputs of a plain run on ``tokens``, ``[batch, pos]``, stored in ``dtype``.
+@dataclass(frozen=True)
+class PlainRun:
+    """A run of the unpatched model.
 
-    The host's own forward would do, but it multiplies every head's input element by element and
-    takes some forty times as long.
+    Attributes:
+        sources: what every source puts out.
+        final: the last residual stream, ``[batch, pos, d_model]``.
+        padding: 1 for tokens, 0 for padding, ``[batch, offset_pos]``; ``None`` without padding.
+    """
+
+    sources: Sources
+    final: Tensor
+    padding: Tensor | None
+
+
+@torch.inference_mode()
+def run_plain(model: PatchableModel, tokens: Tensor, dtype: torch.dtype) -> PlainRun:
+    """Run the model on ``tokens``, ``[batch, pos]``; source outputs are stored in ``dtype``.
+
+    The host's own forward would do, but with split inputs it multiplies every head's input element
+    by element and takes some forty times as long.
     """
     residual, padding = embed(model, tokens)
     sources = Sources(residual.to(dtype, copy=True), [], [])
-    parallel, heads = model.cfg.parallel_attn_mlp, torch.arange(model.cfg.n_heads)
+    parallel, heads = model.cfg.parallel_attn_mlp, list(range(model.cfg.n_heads))
     for layer, block in enumerate(model.blocks):
         before = residual
         math = AttentionMath(model, layer, residual, padding)
-        z = _value_mix(math, residual, heads.to(residual.device))
+        z = _value_mix(math, residual, heads)
         sources.z.append(z.to(dtype))
         residual = residual + torch.einsum("hbpd,hdm->bpm", z, block.attn.W_O) + block.attn.b_O
         if not model.cfg.attn_only:
             mlp = block.mlp(normalise(block.ln2, before if parallel else residual))
             sources.mlp.append(mlp.to(dtype))
             residual = residual + mlp
-    return sources
+    return PlainRun(sources, residual, padding)
 
 
-def _value_mix(math: AttentionMath, residual: Tensor, heads: Tensor) -> Tensor:
+def run_sources(model: PatchableModel, tokens: Tensor, dtype: torch.dtype) -> Sources:
+    """Source outputs of `run_plain`."""
+    return run_plain(model, tokens, dtype).sources
+
+
+def _value_mix(math: AttentionMath, residual: Tensor, heads: list[int]) -> Tensor:
     """z of every head, ``[head, batch, pos, d_head]``."""
     normal, where = normalise(math.norm, residual), torch.arange(residual.shape[1]).to(residual.device)
     made: dict[str, Tensor] = {}

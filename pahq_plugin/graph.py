@@ -15,21 +15,24 @@ What is not needed has no effect at all; what is not dirty keeps its cached valu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-from pahq_plugin.host import Edge, PatchableModel
+from pahq_plugin.host import DestNode, Edge, PatchableModel
 from pahq_plugin.host.graph import block, kind, slot, sources
+from pahq_plugin.positions import Bools, Positions, PositionSets
 
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 Place = tuple[int, int, int]
 """A destination: (stage, slot, head); MLPs and the output have slot 0 and head 0."""
+
+MOST_FEEDS = 4096
+"""Answers of `KeptGraph.feeds` that are remembered."""
 
 MOST_GROUPS = 3
 """Heads of a stage are grouped by the positions they are computed at; beyond this many groups they
@@ -84,7 +87,7 @@ class Slot:
     """
 
     members: tuple[int, ...]
-    positions: Ints
+    positions: Positions
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,23 @@ class Step:
 
     stage: int
     heads: tuple[int, ...]
-    positions: Ints
+    positions: Positions
     slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Destinations that read the same ones of some sources.
+
+    Attributes:
+        members: indices into the destinations asked about.
+        chosen: indices into the sources asked about, ascending.
+        weights: 0 or 1 for each chosen source at each position, ``[source, pos]``; ``None`` for 1.
+    """
+
+    members: tuple[int, ...]
+    chosen: tuple[int, ...]
+    weights: Tensor | None
 
 
 class KeptGraph:
@@ -111,8 +129,10 @@ class KeptGraph:
     1 unless the graph is position-wise.
     """
 
-    def __init__(self, model: PatchableModel, shape: Shape) -> None:
+    def __init__(self, model: PatchableModel, shape: Shape, device: torch.device) -> None:
         self.shape = shape
+        self.sets = PositionSets(shape.length, device)
+        self.outputs = self.sets.of(shape.outputs)
         self.positional = model.seq_len is not None
         self.stages = _stages(model)
         self.kept = [self._all_kept(stage) for stage in self.stages]
@@ -120,6 +140,8 @@ class KeptGraph:
         self.removals = [0] * len(self.stages)
         self._stage_of = {(s.kind, s.layer): i for i, s in enumerate(self.stages)}
         self._needs: tuple[tuple[int, ...], list[Bools]] | None = None
+        self._places: dict[DestNode, Place] = {dest: self._place(dest) for dest in model.dests}
+        self._feeds: dict[tuple[object, ...], tuple[int, list[Feed]]] = {}
 
     def _all_kept(self, stage: Stage) -> Bools:
         positions = self.shape.length if self.positional else 1
@@ -127,7 +149,9 @@ class KeptGraph:
 
     def place(self, edge: Edge) -> Place:
         """Destination of ``edge``."""
-        dest = edge.dest
+        return self._places[edge.dest]
+
+    def _place(self, dest: DestNode) -> Place:
         which = kind(dest)
         stage = self._stage_of[which, block(dest)]  # type: ignore[index]
         letter = slot(dest) if which == "head" else "attn"
@@ -150,6 +174,51 @@ class KeptGraph:
         self.kept = [self._all_kept(stage) for stage in self.stages]
         self.removals = [0] * len(self.stages)
         self._needs = None
+        self._feeds.clear()
+
+    def feeds(
+        self, at: int, slot: int, heads: tuple[int, ...], step: Step, positions: Positions
+    ) -> list[Feed]:
+        """How the sources of ``step`` feed some destinations of stage ``at``.
+
+        Args:
+            at: the reading stage.
+            slot: which input of its heads.
+            heads: which heads.
+            step: an earlier step of the cone.
+            positions: at which the destinations read.
+        """
+        where = id(positions) if self.positional else 0
+        key = (at, slot, heads, step.stage, step.heads, where)
+        found = self._feeds.get(key)
+        if found is None or found[0] != self.removals[at]:
+            if len(self._feeds) >= MOST_FEEDS:
+                self._feeds.clear()
+            found = self._feeds[key] = (self.removals[at], self._find_feeds(*key[:3], step, positions))
+        return found[1]
+
+    def _find_feeds(
+        self, at: int, slot: int, heads: tuple[int, ...], step: Step, positions: Positions
+    ) -> list[Feed]:
+        columns = self.stages[step.stage].first_source + np.array(step.heads)
+        if columns[0] >= self.stages[at].n_sources:  # another group of the same stage
+            return []
+        kept = self.kept[at][slot, list(heads)][:, :, columns]  # [head, pos or 1, source]
+        if self.positional:
+            kept = kept[:, positions.array]
+        members: dict[bytes, list[int]] = {}
+        for i, pattern in enumerate(kept):
+            if pattern.any():
+                members.setdefault(pattern.tobytes(), []).append(i)
+        feeds = []
+        for group in members.values():
+            pattern = kept[group[0]]
+            chosen = np.flatnonzero(pattern.any(axis=0))
+            weights = None
+            if not pattern[:, chosen].all():
+                weights = torch.from_numpy(pattern[:, chosen].T.copy()).to(positions.index.device)
+            feeds.append(Feed(tuple(group), tuple(int(c) for c in chosen), weights))
+        return feeds
 
     def needs(self, stage: int) -> Bools:
         """Where each destination of ``stage`` is needed, ``[slot, head, pos]`` of bool.
@@ -222,7 +291,7 @@ class KeptGraph:
             if not dirty.any():
                 continue
             outputs = self._dirty_outputs(stage, dirty, needs)
-            steps += _grouped(at, stage, dirty, outputs)
+            steps += self._grouped(at, stage, dirty, outputs)
             if stage.kind != "output":
                 rows = slice(stage.first_source, stage.first_source + stage.heads)
                 dirty_sources[rows] = outputs
@@ -235,6 +304,24 @@ class KeptGraph:
         if stage.slots == 1:  # computing a query where only its key is needed changes nothing
             return self._attending(dirty[0]) & needs[0]
         return (dirty[0] | self._attending(dirty[1] | dirty[2])) & needs[0]
+
+    def _grouped(self, at: int, stage: Stage, dirty: Bools, outputs: Bools) -> list[Step]:
+        """Steps of one stage: heads with the same output positions together."""
+        groups: dict[bytes, list[int]] = {}
+        for head in np.flatnonzero(outputs.any(axis=-1)):
+            groups.setdefault(outputs[head].tobytes(), []).append(int(head))
+        if len(groups) > MOST_GROUPS:
+            groups = {b"": sorted(head for heads in groups.values() for head in heads)}
+        return [self._step(at, stage, dirty, outputs, heads) for heads in groups.values()]
+
+    def _step(self, at: int, stage: Stage, dirty: Bools, outputs: Bools, heads: list[int]) -> Step:
+        positions = self.sets.of(np.any(outputs[heads], axis=0))
+        slots = []
+        for which in range(stage.slots):
+            own = dirty[which, heads]  # [head, pos]
+            members = tuple(int(m) for m in np.flatnonzero(own.any(axis=-1)))
+            slots.append(Slot(members, self.sets.of(np.any(own, axis=0))))
+        return Step(at, tuple(heads), positions, tuple(slots))
 
     @cached_property
     def source_stage(self) -> list[tuple[int, int]]:
@@ -288,24 +375,3 @@ def _fed_by(kept: Bools, dirty: Bools) -> Bools:
     if kept.shape[2] == 1:
         return np.greater(kept[:, :, 0].astype(np.float32) @ dirty.astype(np.float32), 0)
     return np.any(kept & dirty.T, axis=-1)
-
-
-def _grouped(at: int, stage: Stage, dirty: Bools, outputs: Bools) -> list[Step]:
-    """Steps of one stage: heads with the same output positions together."""
-    groups: dict[bytes, list[int]] = {}
-    for head in np.flatnonzero(outputs.any(axis=-1)):
-        groups.setdefault(outputs[head].tobytes(), []).append(int(head))
-    if len(groups) > MOST_GROUPS:
-        groups = {b"": [head for heads in groups.values() for head in heads]}
-    return [_step(at, stage, dirty, outputs, heads) for heads in groups.values()]
-
-
-def _step(at: int, stage: Stage, dirty: Bools, outputs: Bools, heads: Sequence[int]) -> Step:
-    heads = sorted(heads)
-    positions = np.flatnonzero(outputs[heads].any(axis=0))
-    slots = []
-    for which in range(stage.slots):
-        own = dirty[which, heads]  # [head, pos]
-        members = np.flatnonzero(own.any(axis=-1))
-        slots.append(Slot(tuple(int(m) for m in members), np.flatnonzero(own.any(axis=0))))
-    return Step(at, tuple(heads), positions, tuple(slots))

@@ -36,6 +36,7 @@ ORDER = (
     "attention",
     "mlp",
     "backend",
+    "positions",
     "graph",
     "activations",
     "guard",

@@ -2,9 +2,11 @@
 
 1. If nothing that reaches the output reads the candidates' destination, their effect is zero and
    nothing is run.
-2. Otherwise take the next candidates into one destination as rows of one pass (see `rows`):
-   row i is the present state without the candidates before i that are predicted to go, and without
-   candidate i. One pass gives the effect of each, provided that the predictions come true.
+2. Otherwise take the next candidates into destinations of one stage, which cannot influence each
+   other, as rows of one pass (see `rows`): row i is the present state without the candidates before
+   i that are predicted to go, and without candidate i. One pass gives the effect of each, provided
+   that the predictions come true. A candidate whose source carries what it would carry ablated has
+   no effect and needs no row.
 3. When edges are removed, the row that has just them gone becomes the present state.
 
 In the model's own precision only the order of summation differs from the host's forward. Given a
@@ -15,46 +17,107 @@ edges are committed by a pass of their own in full precision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import takewhile
+from itertools import count
 from operator import or_
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from pahq_plugin.activations import ablated_runs, run_sources
+from pahq_plugin.activations import ablated_runs, run_plain, run_sources
 from pahq_plugin.attention import Investigation
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.engine.products import Products, ScreenedProducts
-from pahq_plugin.engine.rows import Rows, Start, row_logits
+from pahq_plugin.engine.rows import Rows, Start
 from pahq_plugin.engine.state import BatchState
 from pahq_plugin.errors import MetricError
-from pahq_plugin.graph import Bools, KeptGraph, Place, Shape, Step
+from pahq_plugin.graph import KeptGraph, Place, Shape, Step
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
-from pahq_plugin.host.blocks import output_positions
+from pahq_plugin.host.blocks import output_positions, unembed
 from pahq_plugin.host.graph import edge_label
-from pahq_plugin.host.patching import clean_runs
 from pahq_plugin.metrics import Metric, row_losses
 from pahq_plugin.policy import high_parts
+from pahq_plugin.positions import Bools, Ints, Positions
 from pahq_plugin.weights import LowWeights
 
 ROW_BYTES = 48 * 2**20
 """Rows of one pass are chosen so that their tensors take about this much."""
 
 LEAST_ROWS = 16
+FEW_ROWS = 8
+"""A pass over fewer rows than this goes on to the next destination of the stage."""
+
 MEMO_BYTES = 32 * 2**20
+MOST_PLANS = 1024
+"""Cones that are remembered."""
 
 
-@dataclass
-class _Pass:
-    """The last pass, in case one of its rows becomes the present state."""
+@dataclass(frozen=True)
+class _Group:
+    """Candidates into destinations of one stage, and the rows that show their effects.
+
+    Attributes:
+        candidates: edges, in the order of the search.
+        predicted_kept: which of them are expected to be kept.
+        row_of: the row without each of them; ``None`` where removing it changes nothing.
+    """
 
     candidates: list[Edge]
     predicted_kept: list[bool]
+    row_of: list[int | None]
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that are needed."""
+        return sum(row is not None for row in self.row_of)
+
+    def effects(self, losses: Sequence[float], before: float) -> list[float]:
+        """Each row's loss minus that of the state before its candidate."""
+        effects = []
+        for row, is_kept in zip(self.row_of, self.predicted_kept, strict=True):
+            effects.append(0.0 if row is None else losses[row] - before)
+            if row is not None and not is_kept:
+                before = losses[row]
+        return effects
+
+    def row_without(self, edges: Sequence[Edge]) -> int | None:
+        """The row in which exactly those of ``edges`` that change anything are gone; ``None`` if
+        there is none."""
+        wanted = set(edges)
+        live = [i for i, row in enumerate(self.row_of) if row is not None]
+        ours = [i for i in live if self.candidates[i] in wanted]
+        if not ours or not wanted <= set(self.candidates):
+            return None
+        gone = [i for i in live if i < ours[-1] and not self.predicted_kept[i]]
+        return self.row_of[ours[-1]] if gone == ours[:-1] else None
+
+
+@dataclass(frozen=True)
+class _Single:
+    """What candidates into one destination take from its input, each alone.
+
+    Attributes:
+        members: their indices in the group.
+        positions: positions at which they count.
+        taken: (now - ablated) source outputs, ``[candidate, batch, pos, d_model]``.
+    """
+
+    members: list[int]
+    positions: Positions
+    taken: Tensor
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The last pass, in case one of its rows becomes the present state."""
+
+    group: _Group
     rows: list[Rows]
     losses: list[float]
 
@@ -88,31 +151,26 @@ class IncrementalEngine:
     ) -> None:
         self.evaluations = 0
         self._model, self._metric, self._row_bytes = model, metric, row_bytes
-        dtype = storage or model.cfg.dtype
-        runs = clean_runs(model, prompts)
-        self._graph = KeptGraph(model, _shape(model, prompts, ablation))
-        ablated = ablated_runs(model, loader, prompts, ablation, dtype)
-        self._states = [
-            BatchState(
-                model,
-                run,
-                self._graph,
-                run_sources(model, run.batch.clean, dtype),
-                sources,
-                MEMO_BYTES,
+        self._storage = storage or model.cfg.dtype
+        self._graph = KeptGraph(model, _shape(model, prompts, ablation), prompts[0].clean.device)
+        ablated = ablated_runs(model, loader, prompts, ablation, self._storage)
+        self._drops_position = output_positions(model, prompts[0].clean.shape[1])[1]
+        self._states, self._clean_logits = [], []
+        for batch, sources in zip(prompts, ablated, strict=True):
+            run = run_plain(model, batch.clean, self._storage)
+            first = _first_changes(model, batch, ablation)
+            self._states.append(
+                BatchState(
+                    model, batch, run.padding, self._graph, run.sources, sources, MEMO_BYTES, first
+                )
             )
-            for run, sources in zip(runs, ablated, strict=True)
-        ]
-        self._storage = dtype
-        length = prompts[0].clean.shape[1]
-        self._drops_position = output_positions(model, length)[1]
-        self.loss = self._clean_loss()
-        self._loss = self.loss
+            self._clean_logits.append(self._logits(run.final[None, :, self._graph.outputs.index])[0])
+        self.loss = self._loss = self._clean_loss()
         self._limit = self.lookahead = max(LEAST_ROWS, len(model.srcs))
         self._screen = None if precision is None else _Screen(model, precision)
         self._last: _Pass | None = None
         self._asked: list[Edge] | None = None
-        self._plans: dict[tuple[Place, bytes], tuple[tuple[int, ...], list[Step]]] = {}
+        self._plans: dict[tuple[tuple[Place, bytes], ...], tuple[tuple[int, ...], list[Step]]] = {}
 
     @property
     def screens(self) -> bool:
@@ -125,45 +183,59 @@ class IncrementalEngine:
     def effects(
         self, candidates: Sequence[Edge], predicted_kept: Sequence[bool], *, exact: bool
     ) -> list[float]:
-        """See `Engine.effects`; answers candidates into the first one's destination."""
+        """See `Engine.effects`; answers candidates into destinations of the first one's stage, which
+        cannot influence each other. Screening takes one destination, whose head it keeps high."""
         self._adapt(candidates)
-        place = self._graph.place(candidates[0])
-        group = list(takewhile(lambda edge: self._graph.place(edge) == place, candidates))
         self._last = self._asked = None
-        if not self._graph.is_needed(place):
+        few = 1 if self.screens and not exact else FEW_ROWS
+        group, needed = self._first_of_a_stage(candidates, few)
+        if not any(needed):
             return [0.0] * len(group)
-        steps, touched = self._plan(place, group)
+        group, steps = self._fitting(group, needed)
         if not steps:
             return [0.0] * len(group)
-        group = self._asked = group[: self._row_limit(steps)]
+        self._asked = group
         kept = list(predicted_kept[: len(group)])
         try:
-            return self._group_effects(place, steps, touched, group, kept, exact)
+            return self._group_effects(group, kept, steps, exact)
         except MetricError as error:
             if len(group) == 1:
                 raise MetricError(f"at edge {edge_label(group[0])}: {error}") from error
             # Perhaps a row that assumed a wrong prediction: take the first candidate alone.
             return self.effects(group[:1], kept[:1], exact=exact)
 
+    def _first_of_a_stage(self, candidates: Sequence[Edge], few: int) -> tuple[list[Edge], list[bool]]:
+        """The candidates into the first one's destination, and into the next ones of its stage
+        until at least ``few`` matter; and for each whether its destination matters at all."""
+        first = self._graph.place(candidates[0])
+        group: list[Edge] = []
+        needed: list[bool] = []
+        for edge in candidates:
+            place = self._graph.place(edge)
+            if place[0] != first[0] or (place != first and sum(needed) >= few):
+                break
+            first = place
+            group.append(edge)
+            needed.append(self._graph.is_needed(place))
+        return group, needed
+
     def _group_effects(
-        self,
-        place: Place,
-        steps: list[Step],
-        touched: Bools,
-        group: list[Edge],
-        kept: list[bool],
-        exact: bool,
+        self, candidates: list[Edge], kept: list[bool], steps: list[Step], exact: bool
     ) -> list[float]:
-        """Effects of candidates into one destination, by one pass."""
-        starts = [self._start(state, place, group, kept, touched) for state in self._states]
-        if self._screen is not None and not exact:
-            with_present = [{place: _with_present(start)} for start in starts]
-            products = self._screen.products(group)
-            _, (present, *losses) = self._run(steps, with_present, len(group) + 1, products)
-            return _differences(kept, losses, present)
-        rows, losses = self._run(steps, [{place: start} for start in starts], len(group))
-        self._last = _Pass(group, kept, rows, losses)
-        return _differences(kept, losses, self._loss)
+        """Effects of candidates into one stage, by one pass."""
+        singles = [self._singles(state, candidates) for state in self._states]
+        group = _Group(candidates, kept, _rows_of(len(candidates), singles))
+        if group.n_rows == 0:
+            return [0.0] * len(group)
+        screening = self._screen is not None and not exact
+        starts = [_starts(single, group, spare=int(screening)) for single in singles]
+        if self._screen is not None and screening:
+            products = self._screen.products(candidates)
+            _, (present, *losses) = self._run(steps, starts, group.n_rows + 1, products)
+            return group.effects(losses, present)
+        rows, losses = self._run(steps, starts, group.n_rows)
+        self._last = _Pass(group, rows, losses)
+        return group.effects(losses, self._loss)
 
     @torch.inference_mode()
     def remove(self, edges: Sequence[Edge]) -> None:
@@ -171,7 +243,7 @@ class IncrementalEngine:
         if not edges:
             return
         last, self._last = self._last, None
-        row = None if last is None else _matching_row(last, edges)
+        row = None if last is None else last.group.row_without(edges)
         if last is not None and row is not None:
             for rows in last.rows:
                 rows.commit(row)
@@ -187,7 +259,7 @@ class IncrementalEngine:
         self._graph.reset()
         self._plans.clear()
         for state in self._states:
-            state.restart(run_sources(self._model, state.run.batch.clean, self._storage))
+            state.restart(run_sources(self._model, state.batch.clean, self._storage))
         self._loss = self.loss
         if removed:
             self._advance(removed)
@@ -227,91 +299,105 @@ class IncrementalEngine:
             for state, start in zip(self._states, starts, strict=True)
         ]
         self.evaluations += n_rows
-        losses = torch.stack([self._losses(each) for each in rows]).mean(dim=0)
+        each = zip(rows, self._clean_logits, strict=True)
+        losses = torch.stack([self._losses(one, clean) for one, clean in each]).mean(dim=0)
         return rows, losses.tolist()
 
-    def _losses(self, rows: Rows) -> Tensor:
+    def _losses(self, rows: Rows, clean: Tensor) -> Tensor:
         """Loss of each row, FP64 ``[candidate]``, a few rows at a time."""
         assert rows.final is not None  # every cone ends at the output
-        run = rows.state.run
-        chunk = max(1, self._row_bytes // (4 * 8 * run.logits.numel()))
-        return torch.cat(
-            [
-                row_losses(
-                    *self._metric,
-                    row_logits(rows.state, part, self._drops_position),
-                    run.logits,
-                    run.batch,
-                )
-                for part in rows.final.split(chunk)
-            ]
-        )
+        chunk = max(1, self._row_bytes // (4 * 8 * clean.numel()))
+        parts = rows.final.split(chunk)
+        losses = [
+            row_losses(*self._metric, self._logits(part), clean, rows.state.batch) for part in parts
+        ]
+        return torch.cat(losses)
+
+    def _logits(self, final: Tensor) -> Tensor:
+        """Logits ``[candidate, batch, (pos,) vocab]`` of final residual streams
+        ``[candidate, batch, pos, d_model]``; an ``out_slice`` of one position drops its axis."""
+        logits = unembed(self._model, final)
+        return logits[:, :, 0] if self._drops_position else logits
 
     def _clean_loss(self) -> float:
         """Loss of the model with every edge kept, averaged over the batches."""
-        losses = [
-            row_losses(*self._metric, s.run.logits[None], s.run.logits, s.run.batch)
-            for s in self._states
-        ]
-        return float(torch.cat(losses).mean())
+        each = zip(self._states, self._clean_logits, strict=True)
+        losses = [row_losses(*self._metric, clean[None], clean, state.batch) for state, clean in each]
+        return float(torch.cat(losses).detach().mean())
 
     # Starts --------------------------------------------------------------------------------------
 
-    def _start(
-        self,
-        state: BatchState,
-        place: Place,
-        group: Sequence[Edge],
-        predicted_kept: Sequence[bool],
-        touched: Bools,
-    ) -> Start:
-        """Change of the destination's input on each row: minus (now - ablated) of what has gone."""
-        positions = np.flatnonzero(touched & self._graph.needs(place[0])[place[1], place[2]])
-        where = state.index(positions)
-        single = state.differences([edge.src.src_idx for edge in group], where)
-        if self._graph.positional:
-            at = torch.tensor([edge.seq_idx for edge in group], device=where.device)
-            single *= (at[:, None] == where)[:, None, :, None]
-        gone = torch.zeros_like(single[0])
-        for row, is_kept in zip(single, predicted_kept, strict=True):
-            torch.sub(gone, row, out=row)
-            gone = gone if is_kept else row
-        return Start(positions, single)
+    def _singles(self, state: BatchState, group: Sequence[Edge]) -> dict[Place, _Single]:
+        """What each candidate alone takes from its destination's input."""
+        singles = {}
+        for place, members in self._by_place(group).items():
+            edges = [group[i] for i in members]
+            needs = self._graph.needs(place[0])[place[1], place[2]]
+            positions = self._graph.sets.of(self._touched(edges) & needs)
+            if len(positions) == 0:
+                continue
+            taken = state.differences([edge.src.src_idx for edge in edges], positions)
+            if self._graph.positional:
+                at = torch.tensor([edge.seq_idx for edge in edges], device=taken.device)
+                taken *= (at[:, None] == positions.index)[:, None, :, None]
+            singles[place] = _Single(members, positions, taken)
+        return singles
 
-    def _plan(self, place: Place, group: Sequence[Edge]) -> tuple[list[Step], Bools]:
-        """The cone of the group's destination; the same until an edge behind it goes."""
-        touched = self._touched(group)
-        key, version = (place, touched.tobytes()), tuple(self._graph.removals[place[0] + 1 :])
+    def _fitting(self, group: list[Edge], needed: Sequence[bool]) -> tuple[list[Edge], list[Step]]:
+        """As many of the first candidates as rows are wanted and fit, and their cone."""
+        counts, limit = np.cumsum(needed), self._limit
+        while True:
+            group = group[: int(np.searchsorted(counts, limit, side="right"))]
+            live = [edge for edge, is_needed in zip(group, needed, strict=False) if is_needed]
+            steps = self._plan(live)
+            fit = self._row_limit(steps) if steps else limit
+            if len(live) <= fit:
+                return group, steps
+            limit = fit
+
+    def _plan(self, group: Sequence[Edge]) -> list[Step]:
+        """The cone of the group's destinations; the same until an edge behind them goes."""
+        touched = self._touched_places(group)
+        behind = min(stage for stage, _, _ in touched) + 1
+        version = tuple(self._graph.removals[behind:])
+        key = tuple((place, at.tobytes()) for place, at in touched.items())
         if key not in self._plans or self._plans[key][0] != version:
-            self._plans[key] = (version, self._graph.cone({place: touched}))
-        return self._plans[key][1], touched
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = (version, self._graph.cone(touched))
+        return self._plans[key][1]
 
-    def _touched(self, group: Sequence[Edge]) -> Bools:
+    def _touched(self, edges: Sequence[Edge]) -> Bools:
         """Positions ``[pos]`` of bool at which edges act."""
         length = self._graph.shape.length
         if not self._graph.positional:
             return np.ones(length, dtype=bool)
         touched = np.zeros(length, dtype=bool)
-        touched[[edge.seq_idx or 0 for edge in group]] = True
+        touched[[edge.seq_idx or 0 for edge in edges]] = True
         return touched
 
     def _touched_places(self, edges: Sequence[Edge]) -> dict[Place, Bools]:
-        groups: dict[Place, list[Edge]] = {}
-        for edge in edges:
-            groups.setdefault(self._graph.place(edge), []).append(edge)
-        return {place: self._touched(group) for place, group in groups.items()}
+        groups = self._by_place(edges).items()
+        return {place: self._touched([edges[i] for i in members]) for place, members in groups}
+
+    def _by_place(self, edges: Sequence[Edge]) -> dict[Place, list[int]]:
+        """Indices of the edges into each destination."""
+        groups: dict[Place, list[int]] = {}
+        for i, edge in enumerate(edges):
+            groups.setdefault(self._graph.place(edge), []).append(i)
+        return groups
 
     # Sizes ---------------------------------------------------------------------------------------
 
     def _row_limit(self, steps: Sequence[Step]) -> int:
-        """Rows of one pass, by memory and by how far earlier predictions held."""
+        """Rows of one pass that fit in memory."""
         inputs, changes = zip(*(self._step_bytes(step) for step in steps), strict=True)
-        return max(1, min(self._limit, int(self._row_bytes // (3 * max(inputs) + sum(changes)))))
+        return max(1, int(self._row_bytes // (3 * max(inputs) + inputs[0] + sum(changes))))
 
     def _step_bytes(self, step: Step) -> tuple[int, int]:
         """Bytes of one row: of what a step works on, and of the changes that it leaves behind."""
         cfg, stage = self._model.cfg, self._graph.stages[step.stage]
-        unit = len(self._states[0].run.batch.clean) * cfg.dtype.itemsize
+        unit = len(self._clean_logits[0]) * cfg.dtype.itemsize
         inputs = sum(len(slot.members) * len(slot.positions) for slot in step.slots) * cfg.d_model
         if stage.kind == "head":
             return inputs * unit, len(step.heads) * len(step.positions) * cfg.d_head * unit
@@ -348,29 +434,45 @@ class _Screen:
         return self._products
 
 
-def _with_present(start: Start) -> Start:
-    """A first row in which nothing changes."""
-    return Start(start.positions, functional.pad(start.delta, (0, 0, 0, 0, 0, 0, 1, 0)))
+def _rows_of(n_candidates: int, singles: Sequence[Mapping[Place, _Single]]) -> list[int | None]:
+    """A row for each candidate that changes anything in any batch."""
+    changes = [False] * n_candidates
+    for single in (single for batch in singles for single in batch.values()):
+        changing = single.taken.flatten(1).any(dim=1).tolist()
+        for i, is_changing in zip(single.members, changing, strict=True):
+            changes[i] |= is_changing
+    rows = count()
+    return [next(rows) if change else None for change in changes]
 
 
-def _differences(predicted_kept: Sequence[bool], losses: Sequence[float], before: float) -> list[float]:
-    """Each row's loss minus that of the state before its candidate."""
-    effects = []
-    for is_kept, loss in zip(predicted_kept, losses, strict=True):
-        effects.append(loss - before)
-        if not is_kept:
-            before = loss
-    return effects
+def _starts(singles: Mapping[Place, _Single], group: _Group, spare: int) -> dict[Place, Start]:
+    """How the inputs change on each row: minus all that has gone until there.
+
+    Args:
+        singles: what each candidate alone takes.
+        group: the candidates and their rows.
+        spare: rows in front in which nothing changes.
+    """
+    return {
+        place: Start(single.positions, _running_sum(single, group, spare))
+        for place, single in singles.items()
+    }
 
 
-def _matching_row(last: _Pass, edges: Sequence[Edge]) -> int | None:
-    """The row of the last pass in which exactly ``edges`` are gone."""
-    if edges[-1] not in last.candidates:
-        return None
-    row = last.candidates.index(edges[-1])
-    ahead = zip(last.candidates[:row], last.predicted_kept[:row], strict=True)
-    gone = [edge for edge, is_kept in ahead if not is_kept]
-    return row if gone == list(edges[:-1]) else None
+def _running_sum(single: _Single, group: _Group, spare: int) -> Tensor:
+    """The change of one destination's input, ``[candidate, batch, pos, d_model]``."""
+    delta = single.taken.new_zeros((group.n_rows + spare, *single.taken.shape[1:]))
+    gone, upto = torch.zeros_like(delta[0]), spare
+    for i, taken in zip(single.members, single.taken, strict=True):
+        row = group.row_of[i]
+        if row is None:
+            continue
+        delta[upto : row + spare] = gone  # rows of candidates into other destinations
+        torch.sub(gone, taken, out=delta[row + spare])
+        gone = gone if group.predicted_kept[i] else delta[row + spare]
+        upto = row + spare + 1
+    delta[upto:] = gone
+    return delta
 
 
 def _shape(model: PatchableModel, prompts: Sequence[PromptPairBatch], ablation: AblationType) -> Shape:
@@ -379,9 +481,14 @@ def _shape(model: PatchableModel, prompts: Sequence[PromptPairBatch], ablation: 
     length = prompts[0].clean.shape[1]
     outputs = np.zeros(length, dtype=bool)
     outputs[output_positions(model, length)[0]] = True
-    causal = model.cfg.attention_dir == "causal"
-    first = 0
-    if causal and ablation is AblationType.RESAMPLE:
-        differs = torch.stack([(b.clean != b.corrupt).any(dim=0) for b in prompts]).any(dim=0)
-        first = int(differs.int().argmax()) if bool(differs.any()) else length
-    return Shape(length, outputs, causal, first)
+    first = min(int(_first_changes(model, batch, ablation).min()) for batch in prompts)
+    return Shape(length, outputs, model.cfg.attention_dir == "causal", first)
+
+
+def _first_changes(model: PatchableModel, batch: PromptPairBatch, ablation: AblationType) -> Ints:
+    """Per prompt the position before which nothing can ever change, ``[prompt]``."""
+    prompts, length = batch.clean.shape
+    if model.cfg.attention_dir != "causal" or ablation is not AblationType.RESAMPLE:
+        return np.zeros(prompts, dtype=np.int64)
+    differs = (batch.clean != batch.corrupt).cpu().numpy()
+    return np.where(differs.any(axis=1), differs.argmax(axis=1), length)

@@ -49,12 +49,12 @@ class Products(Protocol):
         ...
 
     def output(self, layer: int, heads: Sequence[int], change: Tensor) -> Tensor:
-        """Each head's change of z ``[head, n, d_head]`` times W_O, ``[head, n, d_model]``."""
+        """Sum over heads of the change of z ``[head, n, d_head]`` times W_O, ``[n, d_model]``."""
         ...
 
     def mlp(self, layer: int, x: Tensor, x_now: Tensor, y_now: Tensor) -> Tensor:
-        """MLP outputs of normalised inputs ``[candidate, n, pos, d_model]``; ``x_now`` and ``y_now``
-        are inputs and outputs of the present state, ``[1, n, pos, d_model]``."""
+        """MLP outputs of normalised inputs ``[candidate, n, d_model]``; ``x_now`` and ``y_now`` are
+        inputs and outputs of the present state, ``[1, n, d_model]``."""
         ...
 
 
@@ -82,12 +82,15 @@ class OwnProducts:
         return self.heads(layer, name, heads, x.flatten(1, 2)).unflatten(1, x.shape[1:3])
 
     def output(self, layer: int, heads: Sequence[int], change: Tensor) -> Tensor:
-        """See `Products.output`."""
-        return self.heads(layer, "W_O", heads, change)
+        """See `Products.output`; one product over the heads side by side."""
+        weight = self.weight(layer, "W_O", heads)
+        if len(heads) == 1:
+            return change[0] @ weight[0]
+        return change.transpose(0, 1).flatten(1) @ weight.flatten(0, 1)
 
     def mlp(self, layer: int, x: Tensor, x_now: Tensor, y_now: Tensor) -> Tensor:
         """See `Products.mlp`."""
-        return self._blocks[layer].mlp(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return self._blocks[layer].mlp(x)
 
 
 class ScreenedProducts:
@@ -132,8 +135,8 @@ class ScreenedProducts:
         out = self._low(layer, "W_O", heads, change)
         for i, head in enumerate(heads):
             if head not in low_heads:
-                out[i] = self._own.output(layer, [head], change[i : i + 1])[0]
-        return out
+                out[i] = self._own.output(layer, [head], change[i : i + 1])
+        return out.sum(dim=0)
 
     def mlp(self, layer: int, x: Tensor, x_now: Tensor, y_now: Tensor) -> Tensor:
         """See `Products.mlp`."""
@@ -143,7 +146,7 @@ class ScreenedProducts:
             return self._own.mlp(layer, x, x_now, y_now)
         if not self._changes:
             mlp = MixedMLP(self._blocks[layer].mlp, layer, self._shared)
-            return mlp(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            return mlp(x)
         mlp: Any = self._blocks[layer].mlp
         names = [name for name in ("W_in", "W_gate") if hasattr(mlp, name)]
         now = {name: high_product(x_now, getattr(mlp, name)) for name in names}

@@ -5,7 +5,7 @@
    the unit is evaluated on all rows; its output minus the present output is the next change.
 3. The last step gives the rows' logits.
 
-Only dirty heads, only their dirty projections, and only positions that differ and are read are
+Only dirty heads, only their dirty projections, and only tokens that differ and are read are
 computed; all else comes from the present state. Tensors are unit-major,
 ``[head, candidate, batch, pos, d]``, so that heads multiply with their own weights in one product.
 """
@@ -13,16 +13,15 @@ computed; all else comes from the present state. Tensors are unit-major,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pahq_plugin.engine.products import Products
-from pahq_plugin.engine.state import BatchState, Read, kept_pattern, letters
-from pahq_plugin.graph import Bools, Ints, Place, Slot, Stage, Step
-from pahq_plugin.host.blocks import unembed
+from pahq_plugin.engine.state import BatchState, Read, letters
+from pahq_plugin.graph import Feed, Place, Slot, Stage, Step
+from pahq_plugin.positions import Positions
 
 
 @dataclass(frozen=True)
@@ -30,31 +29,22 @@ class Change:
     """How the outputs of sources of one step differ from the present state.
 
     Attributes:
-        sources: their indices.
-        positions: positions at which they differ.
+        step: the step, which says where and which heads.
+        layer: the block of the heads that have to be projected by W_O; ``None`` for an MLP.
         factor: new minus present z ``[head, candidate, batch, pos, d_head]``, or output ``[1,
             candidate, batch, pos, d_model]``.
-        layer: the block of the heads that have to be projected by W_O; ``None`` for an MLP.
-        heads: those heads.
     """
 
-    sources: Ints
-    positions: Ints
-    factor: Tensor
+    step: Step
     layer: int | None
-    heads: tuple[int, ...]
-
-    def only(self, row: int) -> Change:
-        """The same on one row."""
-        at = min(row, self.factor.shape[1] - 1)  # one row stands for all where none differs
-        return replace(self, factor=self.factor[:, at : at + 1])
+    factor: Tensor
 
 
 @dataclass(frozen=True)
 class Start:
     """A changed input: ``[candidate, batch, pos, d_model]`` at ``positions``."""
 
-    positions: Ints
+    positions: Positions
     delta: Tensor
 
 
@@ -82,9 +72,8 @@ class Rows:
         self._products = products or state.own
         self.n_rows = n_rows
         self._starts = starts
-        self._steps = steps
         self._changes: list[Change] = []
-        self._dirty: list[tuple[int, int, list[int], Ints]] = []
+        self._dirty: list[tuple[int, int, tuple[int, ...], Positions]] = []
         self.final: Tensor | None = None
         """Final residual streams at the output's positions, ``[candidate, batch, pos, d_model]``."""
         for step in steps:
@@ -94,18 +83,19 @@ class Rows:
         """Make ``row`` the present state. Only for rows in the model's own precision."""
         for at, slot, heads, positions in self._dirty:
             self._commit_reads(at, slot, heads, positions, row)
-        for step, change in zip(self._steps, self._changes, strict=False):
-            stage = self.state.graph.stages[step.stage]
-            where = self.state.index(step.positions)
-            for i, head in enumerate(step.heads):
+        for change in self._changes:
+            stage = self.state.graph.stages[change.step.stage]
+            for i, head in enumerate(change.step.heads):
                 value = change.factor[i, min(row, change.factor.shape[1] - 1)]
-                self.state.add_to_source(stage.first_source + head, where, value)
+                self.state.add_to_source(stage.first_source + head, change.step.positions.index, value)
 
-    def _commit_reads(self, at: int, slot: int, heads: list[int], positions: Ints, row: int) -> None:
+    def _commit_reads(
+        self, at: int, slot: int, heads: tuple[int, ...], positions: Positions, row: int
+    ) -> None:
         """Bring what dirty destinations read up to date."""
         state = self.state
-        now = [read.at(positions) for read in state.reads(at, slot, heads, positions)]
-        x = self._new_inputs(at, slot, heads, positions, now, row)
+        reads = state.reads(at, slot, heads, positions)
+        x = self._inputs(at, slot, heads, positions, reads, row)
         stage, ys = state.graph.stages[at], {}
         if stage.kind == "head":
             ys = state.projected(stage, slot, heads, x, state.own)
@@ -122,29 +112,25 @@ class Rows:
         elif stage.kind == "mlp":
             self._run_mlp(step, stage)
         else:
-            self._run_output(step, stage)
+            self._run_output(step)
 
     def _run_heads(self, step: Step, stage: Stage) -> None:
-        state, heads = self.state, list(step.heads)
-        everywhere = np.arange(state.graph.shape.length)
+        state, everywhere = self.state, self.state.graph.sets.all
         held = {"q": step.positions, "k": everywhere, "v": everywhere}
         math = state.attention[stage.layer]
         made: dict[str, Tensor] = {}
         for which, slot in enumerate(step.slots):
             made_here = letters(stage, which)
             wanted = held[made_here] if stage.slots == 3 else everywhere
-            reads = state.reads(step.stage, which, heads, wanted)
-            new = self._new_projections(step, which, slot, [reads[m] for m in slot.members])
+            reads = state.reads(step.stage, which, step.heads, wanted)
+            new = self._new_projections(step, which, slot, reads)
             for letter in made_here:
-                now = torch.stack([read.at(held[letter]).y[letter] for read in reads])[:, None]
-                y = _merged(now, new.get(letter), slot, held[letter], state, self.n_rows)
-                made[letter] = math.rotate(y, letter, state.index(held[letter]))
-        index = torch.tensor(heads, device=made["q"].device)
-        where = state.index(step.positions)
-        z = math.mix(made["q"], made["k"], made["v"], index, where)
-        present = state.now.z[stage.layer][index].index_select(2, where).to(z.dtype)
-        sources, change = stage.first_source + np.array(heads), z - present[:, None]
-        self._changes.append(Change(sources, step.positions, change, stage.layer, step.heads))
+                y = _merged(reads, letter, new.get(letter), slot, held[letter], self.n_rows)
+                made[letter] = math.rotate(y, letter, held[letter].index)
+        z = math.mix(made["q"], made["k"], made["v"], list(step.heads), step.positions.index)
+        present = torch.stack([state.now.z[stage.layer][head] for head in step.heads])
+        present = step.positions.cut(present, everywhere).to(z.dtype)
+        self._changes.append(Change(step, stage.layer, z - present[:, None]))
 
     def _new_projections(
         self, step: Step, which: int, slot: Slot, reads: Sequence[Read]
@@ -152,122 +138,140 @@ class Rows:
         """Projections of the dirty inputs, ``[member, candidate, batch, pos, d_head]`` by letter."""
         if not slot.members:
             return {}
-        stage = self.state.graph.stages[step.stage]
-        heads = [step.heads[m] for m in slot.members]
-        now = [read.at(slot.positions) for read in reads]
-        x = self._new_inputs(step.stage, which, heads, slot.positions, now)
-        return self.state.projected(stage, which, heads, x, self._products, now)
+        state, stage = self.state, self.state.graph.stages[step.stage]
+        heads = tuple(step.heads[m] for m in slot.members)
+        dirty = [reads[m] for m in slot.members]
+        x = self._new_inputs(step.stage, which, heads, slot.positions, dirty)
+        now = None if self._products is state.own else (dirty, slot.positions)
+        return state.projected(stage, which, heads, x, self._products, now)
 
     def _run_mlp(self, step: Step, stage: Stage) -> None:
         state, positions = self.state, step.slots[0].positions
-        now = [read.at(positions) for read in state.reads(step.stage, 0, [0], positions)]
-        x = self._new_inputs(step.stage, 0, [0], positions, now)
-        present = state.now.mlp[stage.layer].index_select(1, state.index(positions)).to(x.dtype)
-        new = state.mlp(stage.layer, x[0], now[0], present, self._products)[None]
-        sources, change = np.array([stage.first_source]), new - present[None, None]
-        self._changes.append(Change(sources, positions, change, None, ()))
+        reads = state.reads(step.stage, 0, (0,), positions)
+        x = self._new_inputs(step.stage, 0, (0,), positions, reads)[0]
+        x_now = reads[0].x_at(positions).flatten(0, 1)  # [batch * pos, d_model]
+        y_now = positions.cut(state.now.mlp[stage.layer], state.graph.sets.all).to(x.dtype).flatten(0, 1)
+        flat, tokens = x.flatten(1, 2), state.changing_tokens(positions)
+        if tokens is None:
+            change = state.mlp(stage.layer, flat, x_now, y_now, self._products) - y_now
+        else:
+            flat, x_now, y_now = flat[:, tokens], x_now[tokens], y_now[tokens]
+            new = state.mlp(stage.layer, flat, x_now, y_now, self._products)
+            change = torch.zeros_like(x).flatten(1, 2).index_copy_(1, tokens, new - y_now)
+        self._changes.append(Change(step, None, change.unflatten(1, x.shape[1:3])[None]))
 
-    def _run_output(self, step: Step, stage: Stage) -> None:
-        state = self.state
-        positions = np.flatnonzero(state.graph.shape.outputs)
-        now = [read.at(positions) for read in state.reads(step.stage, 0, [0], positions)]
-        self.final = self._new_inputs(step.stage, 0, [0], positions, now)[0]
+    def _run_output(self, step: Step) -> None:
+        positions = self.state.graph.outputs
+        reads = self.state.reads(step.stage, 0, (0,), positions)
+        self.final = self._new_inputs(step.stage, 0, (0,), positions, reads)[0]
 
     # Inputs --------------------------------------------------------------------------------------
 
     def _new_inputs(
+        self, at: int, slot: int, heads: tuple[int, ...], positions: Positions, reads: Sequence[Read]
+    ) -> Tensor:
+        """Inputs of dirty destinations on all rows, ``[head, candidate, batch, pos, d_model]``."""
+        self._dirty.append((at, slot, heads, positions))
+        return self._inputs(at, slot, heads, positions, reads, None)
+
+    def _inputs(
         self,
         at: int,
         slot: int,
-        heads: Sequence[int],
-        positions: Ints,
-        now: Sequence[Read],
-        row: int | None = None,
+        heads: tuple[int, ...],
+        positions: Positions,
+        reads: Sequence[Read],
+        row: int | None,
     ) -> Tensor:
-        """Inputs on all rows, or on one, ``[head, candidate, batch, pos, d_model]``."""
-        if row is None:
-            self._dirty.append((at, slot, list(heads), positions))
-        rows = slice(None) if row is None else slice(row, row + 1)
-        x = torch.stack([read.x for read in now])[:, None]
-        x = x.expand(-1, self.n_rows if row is None else 1, -1, -1, -1).clone()
-        for i, head in enumerate(heads):
+        """Inputs on all rows, or on one: what is read at present plus the changes that feed it."""
+        now = [read.x_at(positions) for read in reads]
+        x = now[0].new_empty((len(heads), self.n_rows if row is None else 1, *now[0].shape))
+        sums = [_Sum(out, present) for out, present in zip(x, now, strict=True)]
+        for total, head in zip(sums, heads, strict=True):
             start = self._starts.get((at, slot, head))
             if start is not None:
-                x[i] += _aligned(start.delta[rows], start.positions, positions)
-        kept = self.state.graph.kept[at][slot, list(heads)]  # [head, pos or 1, source]
+                shared, known = positions.shared(start.positions)
+                total.add(_taken(_row(start.delta, row), shared), known)
         for change in self._changes:
-            if change.sources[0] < kept.shape[-1]:  # not another group of the same stage
-                one = change if row is None else change.only(row)
-                self._add_change(x, one, kept[:, :, change.sources], positions)
+            shared, known = positions.shared(change.step.positions)
+            for feed in self.state.graph.feeds(at, slot, heads, change.step, positions):
+                term = self._contribution(change, feed, shared, known, row)
+                for member in feed.members:
+                    sums[member].add(term, known)
+        for total in sums:
+            total.finish()
         return x
 
-    def _add_change(self, x: Tensor, change: Change, kept: Bools, positions: Ints) -> None:
-        """Add what dirty sources contribute to ``x``, once for each distinct set of kept edges."""
-        patterns: dict[bytes, list[int]] = {}
-        for i in range(len(kept)):
-            pattern = kept_pattern(kept[i], positions)
-            if pattern.any():
-                patterns.setdefault(pattern.tobytes(), []).append(i)
-        for members in patterns.values():
-            pattern = kept_pattern(kept[members[0]], positions)
-            term = self._contribution(change, pattern, positions)
-            for i in members:
-                x[i] += term
-
-    def _contribution(self, change: Change, pattern: Bools, positions: Ints) -> Tensor:
-        """Change of an input that reads the sources in ``pattern [pos or 1, source]``, ``[candidate,
-        batch, pos, d_model]`` at ``positions``."""
-        chosen = np.flatnonzero(pattern.any(axis=0)).tolist()
-        factor = _aligned(change.factor[chosen], change.positions, positions)
-        if pattern.shape[0] > 1:
-            weights = torch.from_numpy(pattern[:, chosen].T.copy()).to(factor)
-            factor = factor * weights[:, None, None, :, None]
+    def _contribution(
+        self, change: Change, feed: Feed, shared: Tensor | None, known: Tensor | None, row: int | None
+    ) -> Tensor:
+        """What the chosen sources add, ``[candidate, batch, pos, d_model]``, at the positions of the
+        change that are wanted: ``shared`` among its own, ``known`` among the wanted ones."""
+        factor = change.factor
+        if len(feed.chosen) < len(factor):
+            factor = factor[list(feed.chosen)]
+        factor = _taken(_row(factor, row, axis=1), shared)
+        if feed.weights is not None:
+            weights = feed.weights if known is None else feed.weights[:, known]
+            factor = factor * weights.to(factor.dtype)[:, None, None, :, None]
         if change.layer is None:
             return factor[0]
-        heads = [change.heads[i] for i in chosen]
+        heads = [change.step.heads[i] for i in feed.chosen]
         out = self._products.output(change.layer, heads, factor.flatten(1, 3))
-        return out.sum(dim=0).unflatten(0, factor.shape[1:4])
+        return out.unflatten(0, factor.shape[1:4])
+
+
+class _Sum:
+    """The present input of one destination plus changes, written where the inputs are gathered.
+
+    Args:
+        out: ``[candidate, batch, pos, d_model]``, not yet written.
+        present: ``[batch, pos, d_model]``.
+    """
+
+    def __init__(self, out: Tensor, present: Tensor) -> None:
+        self._out, self._present = out, present
+        self._started = False
+
+    def add(self, term: Tensor, known: Tensor | None) -> None:
+        """Add ``term [candidate, batch, pos, d_model]`` at the positions ``known``; ``None``: at all."""
+        if known is not None:
+            self.finish()
+            self._out.index_add_(-2, known, term.expand(len(self._out), -1, -1, -1))
+        elif self._started:
+            self._out += term
+        else:
+            torch.add(self._present, term, out=self._out)
+            self._started = True
+
+    def finish(self) -> None:
+        """Write the present input where nothing has been added."""
+        if not self._started:
+            self._out.copy_(self._present)
+            self._started = True
+
+
+def _row(x: Tensor, row: int | None, axis: int = 0) -> Tensor:
+    """One row of the candidates' axis, or all; a single row stands for all where none differs."""
+    return x if row is None else x.narrow(axis, min(row, x.shape[axis] - 1), 1)
+
+
+def _taken(x: Tensor, at: Tensor | None) -> Tensor:
+    """``x [..., pos, d]`` at some positions, or as it is."""
+    return x if at is None else x.index_select(-2, at)
 
 
 def _merged(
-    now: Tensor, new: Tensor | None, slot: Slot, held: Ints, state: BatchState, n_rows: int
+    reads: Sequence[Read], letter: str, new: Tensor | None, slot: Slot, held: Positions, n_rows: int
 ) -> Tensor:
     """Present projections ``[head, 1, batch, pos, d_head]`` with the dirty ones put in their place."""
+    if new is not None and len(slot.members) == len(reads) and slot.positions is held:
+        return new
+    now = torch.stack([read.y_at(letter, held) for read in reads])[:, None]
     if new is None:
         return now
-    if len(slot.members) == now.shape[0] and len(slot.positions) == len(held):
-        return new
     merged = now.expand(-1, n_rows, -1, -1, -1).clone()
-    at = state.index(np.searchsorted(held, slot.positions))
+    at = slot.positions.within(held)
     for i, member in enumerate(slot.members):
         merged[member].index_copy_(2, at, new[i])
     return merged
-
-
-def _aligned(x: Tensor, have: Ints, want: Ints) -> Tensor:
-    """``x [..., pos, d]`` known at positions ``have``, at positions ``want``; 0 where it is not known
-    since nothing changes there."""
-    if len(have) == len(want) and bool((have == want).all()):
-        return x
-    inside = np.isin(want, have, assume_unique=True)
-    at = np.searchsorted(have, want[inside])
-    chosen = x.index_select(-2, torch.from_numpy(at).to(x.device))
-    if bool(inside.all()):
-        return chosen
-    out = x.new_zeros((*x.shape[:-2], len(want), x.shape[-1]))
-    return out.index_copy(-2, torch.from_numpy(np.flatnonzero(inside)).to(x.device), chosen)
-
-
-def row_logits(state: BatchState, final: Tensor, drops_position: bool) -> Tensor:
-    """Logits of final residual streams.
-
-    Args:
-        state: whose model unembeds them.
-        final: ``[candidate, batch, pos, d_model]``.
-        drops_position: whether ``out_slice`` picks one position and drops its axis.
-
-    Returns:
-        ``[candidate, batch, (pos,) vocab]``.
-    """
-    logits = unembed(state.model, final)
-    return logits[:, :, 0] if drops_position else logits

@@ -22,10 +22,10 @@ from torch import Tensor
 from pahq_plugin.activations import Sources
 from pahq_plugin.engine.memo import Memo
 from pahq_plugin.engine.products import OwnProducts, Products
-from pahq_plugin.graph import Bools, Ints, KeptGraph, Stage
-from pahq_plugin.host import PatchableModel
+from pahq_plugin.graph import KeptGraph, Stage
+from pahq_plugin.host import PatchableModel, PromptPairBatch
 from pahq_plugin.host.blocks import AttentionMath, normalise
-from pahq_plugin.host.patching import CleanRun
+from pahq_plugin.positions import Ints, Positions
 
 
 @dataclass
@@ -33,23 +33,23 @@ class Read:
     """What one destination reads at present, and what its head makes of it.
 
     Attributes:
-        positions: positions that are held, ascending.
+        positions: positions that are held.
         x: input, ``[batch, pos, d_model]``.
         y: query, key or value by letter, before rotation, ``[batch, pos, d_head]`` each; empty for
             MLPs and output.
     """
 
-    positions: Ints
+    positions: Positions
     x: Tensor
     y: dict[str, Tensor]
 
-    def at(self, positions: Ints) -> Read:
-        """The same read cut to some of its positions."""
-        if len(positions) == len(self.positions):
-            return self
-        at = torch.from_numpy(np.searchsorted(self.positions, positions)).to(self.x.device)
-        ys = {letter: y.index_select(1, at) for letter, y in self.y.items()}
-        return Read(positions, self.x.index_select(1, at), ys)
+    def x_at(self, positions: Positions) -> Tensor:
+        """The input at some of its positions."""
+        return positions.cut(self.x, self.positions)
+
+    def y_at(self, letter: str, positions: Positions) -> Tensor:
+        """Query, key or value at some of its positions."""
+        return positions.cut(self.y[letter], self.positions)
 
     @property
     def nbytes(self) -> int:
@@ -75,35 +75,40 @@ class BatchState:
 
     Args:
         model: the host model, whose weights are read in place.
-        run: the clean run of the batch.
+        batch: its prompts.
+        padding: 1 for tokens, 0 for padding, ``[batch, offset_pos]``, or ``None``.
         graph: kept edges, shared by all batches.
         now: source outputs of the present state; changed by `add_to_source`.
         ablated: source outputs that removed edges carry.
         memo_bytes: budget of memoised inputs.
+        first_changes: per prompt the position before which nothing ever differs, ``[prompt]``.
     """
 
     def __init__(
         self,
         model: PatchableModel,
-        run: CleanRun,
+        batch: PromptPairBatch,
+        padding: Tensor | None,
         graph: KeptGraph,
         now: Sources,
         ablated: Sources,
         memo_bytes: int,
+        first_changes: Ints,
     ) -> None:
         self.model = model
-        self.run = run
+        self.batch = batch
         self.graph = graph
         self.now = now
         self.ablated = ablated
         self.own = OwnProducts(model)
-        padding = run.start_arguments["attention_mask"]
         self.attention = [
             AttentionMath(model, layer, now.embedding, padding) for layer in range(model.cfg.n_layers)
         ]
         self._source_versions = np.zeros(graph.n_sources, dtype=np.int64)
         self._reads: Memo[Read] = Memo(memo_bytes)
         self._bases: Memo[Base] = Memo(memo_bytes)
+        self._active = np.arange(graph.shape.length) >= first_changes[:, None]
+        self._tokens: dict[int, Tensor | None] = {}
 
     def restart(self, now: Sources) -> None:
         """Take ``now`` as the present source outputs and forget everything computed from others."""
@@ -114,14 +119,24 @@ class BatchState:
 
     # Sources -------------------------------------------------------------------------------------
 
-    def differences(self, sources: Sequence[int], positions: Tensor) -> Tensor:
+    def changing_tokens(self, positions: Positions) -> Tensor | None:
+        """Which of the tokens ``[batch, pos]`` at ``positions`` can differ from the clean run, as
+        indices into the flattened axes; ``None`` for all."""
+        key = id(positions)
+        if key not in self._tokens:
+            active = self._active[:, positions.array].reshape(-1)
+            where = torch.from_numpy(np.flatnonzero(active)).to(positions.index.device)
+            self._tokens[key] = None if active.all() else where
+        return self._tokens[key]
+
+    def differences(self, sources: Sequence[int], positions: Positions) -> Tensor:
         """(now - ablated) output of each source, ``[source, batch, pos, d_model]``."""
         cfg, batch = self.model.cfg, self.now.embedding.shape[0]
         out = self.now.embedding.new_empty(
             (len(sources), batch, len(positions), cfg.d_model), dtype=cfg.dtype
         )
         for stage, members in self._by_stage(sources).items():
-            factors = torch.stack([self._factor(sources[i], positions) for i in members])
+            factors = torch.stack([self._factor(sources[i], positions.index) for i in members])
             if stage >= 0 and self.graph.stages[stage].kind == "head":
                 heads = [self.graph.source_stage[sources[i]][1] for i in members]
                 layer = self.graph.stages[stage].layer
@@ -190,26 +205,24 @@ class BatchState:
 
     # Inputs --------------------------------------------------------------------------------------
 
-    def reads(self, stage: int, slot: int, heads: Sequence[int], positions: Ints) -> list[Read]:
+    def reads(self, stage: int, slot: int, heads: Sequence[int], positions: Positions) -> list[Read]:
         """What these destinations read, at least at ``positions``; missing ones are computed."""
-        found = [self._reads.get((stage, slot, head)) for head in heads]
+        found = {head: self._reads.get((stage, slot, head)) for head in heads}
         missing = [
-            head
-            for head, read in zip(heads, found, strict=True)
-            if read is None or not _contains(read.positions, positions)
+            head for head, read in found.items() if read is None or not positions.inside(read.positions)
         ]
         if missing:
             for head, read in zip(missing, self._compute(stage, slot, missing, positions), strict=True):
                 self._reads.put((stage, slot, head), read)
-                found[list(heads).index(head)] = read
-        return found  # type: ignore[return-value]
+                found[head] = read
+        return list(found.values())  # type: ignore[arg-type]
 
     def update_read(self, stage: int, slot: int, head: int, new: Read) -> None:
         """Write newer values into a memoised read, at the positions that ``new`` holds."""
         old = self._reads.get((stage, slot, head))
         if old is None:
             return
-        at = torch.from_numpy(np.searchsorted(old.positions, new.positions)).to(new.x.device)
+        at = new.positions.within(old.positions)
         old.x.index_copy_(1, at, new.x)
         for letter, y in new.y.items():
             old.y[letter].index_copy_(1, at, y)
@@ -218,9 +231,8 @@ class BatchState:
         """Forget what a destination reads: its input has changed."""
         self._reads.drop((stage, slot, head))
 
-    def _compute(self, at: int, slot: int, heads: Sequence[int], positions: Ints) -> list[Read]:
-        where = self.index(positions)
-        x = torch.stack([self._input(at, slot, head, positions, where) for head in heads])
+    def _compute(self, at: int, slot: int, heads: Sequence[int], positions: Positions) -> list[Read]:
+        x = torch.stack([self._input(at, slot, head, positions) for head in heads])
         stage = self.graph.stages[at]
         ys: dict[str, Tensor] = {}
         if stage.kind == "head":
@@ -230,11 +242,11 @@ class BatchState:
             for i in range(len(heads))
         ]
 
-    def _input(self, at: int, slot: int, head: int, positions: Ints, where: Tensor) -> Tensor:
+    def _input(self, at: int, slot: int, head: int, positions: Positions) -> Tensor:
         """Input of one destination, ``[batch, pos, d_model]``."""
-        kept = self.graph.kept[at][slot, head]  # [pos or 1, source]
+        kept, where = self.graph.kept[at][slot, head], positions.index  # kept: [pos or 1, source]
         if kept.shape[0] > 1:
-            kept = kept[positions]
+            kept = kept[positions.array]
         few_kept = 2 * kept.sum() <= kept.size
         chosen = kept if few_kept else ~kept
         base = self.ablated_base(at) if few_kept else self.current_base(at)
@@ -255,7 +267,7 @@ class BatchState:
         heads: Sequence[int],
         x: Tensor,
         products: Products,
-        now: Sequence[Read] | None = None,
+        now: tuple[Sequence[Read], Positions] | None = None,
     ) -> dict[str, Tensor]:
         """Query, key and/or value that heads make of ``x``, before rotation, bias included.
 
@@ -265,40 +277,45 @@ class BatchState:
             heads: which heads, ``[head]``.
             x: ``[head, candidate, batch, pos, d_model]``.
             products: in which precision to multiply.
-            now: what the heads read at present, cut to those positions; needed by products that
-                are not the model's own.
+            now: what the heads read at present, and the positions of ``x``; needed by products
+                that are not the model's own.
 
         Returns:
             By letter, ``[head, candidate, batch, pos, d_head]``.
         """
         math = self.attention[stage.layer]
         flat = normalise(math.norm, x).flatten(2, 3)  # [head, candidate, batch * pos, d_model]
-        x_now = flat
-        if now is not None:
-            x_now = normalise(math.norm, torch.stack([read.x for read in now])).flatten(1, 2)[:, None]
+        x_now = flat if now is None else self._present_input(math, *now)
         out = {}
         for letter in letters(stage, slot):
-            bias = math.bias_of(letter)[list(heads)][:, None, None]
-            y_now = flat
-            if now is not None:
-                y_now = torch.stack([r.y[letter] for r in now]).flatten(1, 2)[:, None] - bias
+            bias = math.bias_of(letter)
+            bias = (bias if len(heads) == len(bias) else bias[list(heads)])[:, None, None]
+            y_now = flat if now is None else _present_projection(letter, *now) - bias
             name = f"W_{letter.upper()}"
             y = products.project(stage.layer, name, heads, flat, x_now, y_now) + bias
             out[letter] = y.unflatten(2, x.shape[2:4])
         return out
 
-    def mlp(self, layer: int, x: Tensor, now: Read, present: Tensor, products: Products) -> Tensor:
+    def _present_input(self, math: AttentionMath, reads: Sequence[Read], positions: Positions) -> Tensor:
+        """Normalised present inputs, ``[head, 1, batch * pos, d_model]``."""
+        x = torch.stack([read.x_at(positions) for read in reads])
+        return normalise(math.norm, x).flatten(1, 2)[:, None]
+
+    def mlp(self, layer: int, x: Tensor, x_now: Tensor, y_now: Tensor, products: Products) -> Tensor:
         """MLP outputs, norm included.
 
         Args:
             layer: the block.
-            x: inputs, ``[candidate, batch, pos, d_model]``.
-            now: the present input, cut to those positions.
-            present: the present output, ``[batch, pos, d_model]``.
+            x: inputs, ``[candidate, n, d_model]``.
+            x_now: the present inputs, ``[n, d_model]``.
+            y_now: the present outputs, ``[n, d_model]``.
             products: in which precision to multiply.
         """
         norm = self.model.blocks[layer].ln2
-        return products.mlp(layer, normalise(norm, x), normalise(norm, now.x[None]), present[None])
+        x = normalise(norm, x)
+        if products is self.own:
+            return products.mlp(layer, x, x, x)
+        return products.mlp(layer, x, normalise(norm, x_now[None]), y_now[None])
 
     # Residual streams ----------------------------------------------------------------------------
 
@@ -335,25 +352,18 @@ class BatchState:
             total += z @ attn.W_O.flatten(0, 1) + attn.b_O
         return total
 
-    def index(self, positions: Ints) -> Tensor:
-        """Positions as an index tensor on the model's device."""
-        return torch.from_numpy(positions).to(self.now.embedding.device)
-
     @property
     def nbytes(self) -> int:
         """Bytes of the caches: sources now and ablated, and the memo."""
         return self.now.nbytes + self.ablated.nbytes + self._reads.nbytes + self._bases.nbytes
 
 
+def _present_projection(letter: str, reads: Sequence[Read], positions: Positions) -> Tensor:
+    """Present queries, keys or values, ``[head, 1, batch * pos, d_head]``."""
+    y = torch.stack([read.y_at(letter, positions) for read in reads])
+    return y.flatten(1, 2)[:, None]
+
+
 def letters(stage: Stage, slot: int) -> str:
     """Which of q, k and v are made from a slot: one, or all three from a joint input."""
     return "qkv"[slot] if stage.slots == 3 else "qkv"
-
-
-def kept_pattern(kept: Bools, positions: Ints) -> Bools:
-    """``[pos or 1, source]`` cut to ``positions``."""
-    return kept[positions] if kept.shape[0] > 1 else kept
-
-
-def _contains(held: Ints, wanted: Ints) -> bool:
-    return len(held) >= len(wanted) and bool(np.isin(wanted, held, assume_unique=True).all())

@@ -1,0 +1,88 @@
+"""Sets of token positions, each made once, with the index maps between them.
+
+A pass moves activations from the positions at which they are known to those at which they are
+wanted, thousands of times between the same few sets. Equal sets are one object here, so that they
+are compared with ``is`` and the maps between two of them are made once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+class Positions:
+    """An ascending set of positions; made by `PositionSets` only.
+
+    Attributes:
+        array: the positions, ``[pos]``.
+        index: the same on the model's device.
+    """
+
+    __slots__ = ("_maps", "array", "index")
+
+    def __init__(self, array: Ints, device: torch.device) -> None:
+        self.array = array
+        self.index = torch.from_numpy(array).to(device)
+        self._maps: dict[int, tuple[Positions, Tensor, Tensor | None]] = {}
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def inside(self, wider: Positions) -> bool:
+        """Whether every position of this set is in ``wider``."""
+        return wider is self or self._map(wider)[1] is None
+
+    def cut(self, x: Tensor, have: Positions, axis: int = -2) -> Tensor:
+        """``x``, known along ``axis`` at ``have``, at the positions of this set, which ``have``
+        holds all."""
+        return x if have is self else x.index_select(axis, self._map(have)[0])
+
+    def shared(self, have: Positions) -> tuple[Tensor | None, Tensor | None]:
+        """The positions that are in both sets: where they are in ``have`` (``None``: the sets are
+        equal), and where in this set (``None``: all of it)."""
+        return (None, None) if have is self else self._map(have)
+
+    def within(self, wider: Positions) -> Tensor:
+        """Where the positions of this set are in ``wider``, which holds them all."""
+        return self._map(wider)[0]
+
+    def _map(self, other: Positions) -> tuple[Tensor, Tensor | None]:
+        """Where those of our positions that ``other`` has are in ``other``, and which they are of
+        ours; ``None`` for all."""
+        found = self._maps.get(id(other))
+        if found is None:
+            inside = np.isin(self.array, other.array, assume_unique=True)
+            at = torch.from_numpy(np.searchsorted(other.array, self.array[inside]))
+            known = None
+            if not inside.all():
+                known = torch.from_numpy(np.flatnonzero(inside)).to(self.index.device)
+            found = self._maps[id(other)] = (other, at.to(self.index.device), known)
+        return found[1], found[2]
+
+
+class PositionSets:
+    """All sets of positions that came up in one search.
+
+    Args:
+        length: positions of a prompt.
+        device: where the index tensors are.
+    """
+
+    def __init__(self, length: int, device: torch.device) -> None:
+        self._device = device
+        self._known: dict[bytes, Positions] = {}
+        self.all = self.of(np.ones(length, dtype=bool))
+
+    def of(self, mask: Bools) -> Positions:
+        """The positions at which ``mask [pos]`` is true."""
+        key = mask.tobytes()
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = Positions(np.flatnonzero(mask), self._device)
+        return found
