@@ -10,8 +10,9 @@ screened effect e lies within ``g |e| + 8 floor`` of the threshold is decided ag
    shows another difference. One beyond half the band widens the band, and the search goes back to
    the first decision that the wider band puts in doubt.
 
-What is guaranteed: a decision marked exact is FP32's. What is measured, not proved: that no screened
-decision outside the band differs. ``guard=math.inf`` makes every decision exact.
+What is guaranteed: a decision marked exact is FP32's, and every edge of the circuit is decided so (see
+`search`). What is measured, not proved: that no edge removed on a screened effect outside the band
+should have been kept. ``guard=math.inf`` makes every decision exact.
 """
 
 from __future__ import annotations

@@ -6,8 +6,11 @@ before had gone as predicted:
 1. ``effect < threshold``: the edge is removed, for good; otherwise it is kept;
 2. effects measured behind a decision that was not predicted are thrown away, since they assumed the
    other one; they only serve to predict the next decisions;
-3. an effect screened in low precision that the guard band doubts is measured again in FP32 and
-   decided on that.
+3. an effect screened in low precision is measured again in FP32 and decided on that if the guard
+   band doubts it, or if it would keep the edge: no edge is in the circuit on a screened effect;
+4. edges removed on screened effects are confirmed together, where the engine knows the FP32 loss
+   before and after: if the difference leaves room for one of them to reach the threshold, they are
+   all decided again in FP32.
 
 The decisions are those of the sequential algorithm, whatever the engine measured ahead.
 """
@@ -68,7 +71,7 @@ class Sweep:
 
     def _step(self) -> None:
         """Take the decisions that one call of the engine allows."""
-        at = len(self.decisions)
+        at, loss = len(self.decisions), self._engine.present_loss
         candidates = self._order[at : at + self._engine.lookahead]
         predicted = [self._predicted.get(edge, False) for edge in candidates]
         effects = self._engine.effects(candidates, predicted, exact=False)
@@ -81,6 +84,9 @@ class Sweep:
             if self.decisions[-1].kept != kept:
                 break
         self._engine.remove([d.edge for d in self.decisions[at:] if not d.kept])
+        if self._guard is not None and not self._is_confirmed(at, loss):
+            self._decide_again(at)
+            return
         # Effects behind a wrong prediction are not valid, but they say which edges will be kept.
         self._predicted = {
             edge: effect >= self._threshold for edge, effect in zip(candidates, effects, strict=False)
@@ -89,7 +95,9 @@ class Sweep:
             self._decide_exactly(*doubted)
 
     def _doubts(self, edge: Edge, effect: float) -> bool:
-        return self._guard is not None and (edge in self._audits or self._guard.doubts(effect))
+        return self._guard is not None and (
+            effect >= self._threshold or edge in self._audits or self._guard.doubts(effect)
+        )
 
     def _decide(self, edge: Edge, effect: float, exact: bool) -> None:
         kept = effect >= self._threshold
@@ -106,14 +114,35 @@ class Sweep:
         if self._guard is not None and self._guard.watch(screened, effect):
             self._rewind(self._guard)
 
+    def _is_confirmed(self, at: int, before: float | None) -> bool:
+        """Whether the FP32 loss rules out that an edge removed since ``at`` should have been kept.
+
+        Their screened effects add up to about the change of the loss. For one of them to be wrong the
+        sum has to be off by what that effect lacks of the threshold.
+        """
+        effects = [d.effect for d in self.decisions[at:] if not d.kept]
+        after = self._engine.present_loss
+        if not effects or before is None or after is None:
+            return True
+        return abs(after - before - sum(effects)) < self._threshold - max(effects)
+
+    def _decide_again(self, at: int) -> None:
+        """Take back the decisions since ``at``, to be decided one by one in FP32."""
+        self._audits |= {decision.edge for decision in self.decisions[at:]}
+        self._go_back(at)
+
     def _rewind(self, guard: GuardBand) -> None:
         """Go back to the first screened decision that the widened band doubts."""
         for at, decision in enumerate(self.decisions):
             if not decision.exact and guard.doubts(decision.effect):
-                del self.decisions[at:]
-                self._kept = sum(d.kept for d in self.decisions)
-                self._engine.restore([d.edge for d in self.decisions if not d.kept])
+                self._go_back(at)
                 return
+
+    def _go_back(self, at: int) -> None:
+        """Forget the decisions since ``at``."""
+        del self.decisions[at:]
+        self._kept = sum(d.kept for d in self.decisions)
+        self._engine.restore([d.edge for d in self.decisions if not d.kept])
 
     def record(self, stats: Stats) -> None:
         """Add what the sweep cost to ``stats``."""

@@ -182,13 +182,40 @@ def test_an_infinite_band_makes_every_decision_exact(seed: int, lookahead: int, 
     assert sweep.re_evaluations == len(order)
 
 
-def test_a_band_of_zero_trusts_every_effect() -> None:
+def test_a_guard_of_zero_trusts_every_effect() -> None:
     order = edges(8)
     engine = FakeEngine(random_loss(order, 2), lookahead=3, noise=relative_noise(2, 0.9))
-    trusting = Sweep(engine, order, 0.5, fixed_band(0.5, 0.0)).run()
-    other = FakeEngine(random_loss(order, 2), lookahead=3, noise=relative_noise(2, 0.9))
-    assert outcome(trusting) == outcome(Sweep(other, order, 0.5).run())
-    assert not engine.asked_exactly
+    guard = make_guard(engine, order, 0.5, 0, seed=0)
+    assert guard is None
+    decisions = Sweep(engine, order, 0.5, guard).run()
+    assert not engine.asked_exactly and not any(decision.exact for decision in decisions)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, lookahead=st.integers(1, 8), size=st.floats(0, 50))
+def test_no_edge_is_kept_on_a_screened_effect(seed: int, lookahead: int, size: float) -> None:
+    """Far outside the band, too: an attention pattern that tips over makes 70 of 0.04."""
+    order = edges(14)
+    loss = random_loss(order, seed)
+    engine = FakeEngine(loss, lookahead=lookahead, noise=relative_noise(seed, size))
+    for decision in Sweep(engine, order, 0.5, GuardBand(0.5, 0.1, 1e-4), seed=seed).run():
+        assert decision.exact or not decision.kept
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=SEEDS, lookahead=st.integers(1, 8))
+def test_one_effect_that_is_far_off_changes_no_decision(seed: int, lookahead: int) -> None:
+    """Screening puts any one edge far outside the band; the loss after a removal shows it."""
+    order = edges(14)
+    loss, victim = random_loss(order, seed), random.Random(seed).choice(order)
+    wrong = random.Random(-seed).choice([-3.0, 0.01, 5.0])
+
+    def noise(edge: Edge, effect: float) -> float:
+        return wrong if edge == victim else effect
+
+    engine = FakeEngine(loss, lookahead=lookahead, noise=noise, knows_loss=True)
+    taken = Sweep(engine, order, 0.5, GuardBand(0.5, 0.1, 1e-4)).run()
+    assert outcome(taken) == sequential(order, loss, 0.5)
 
 
 def test_an_engine_that_does_not_screen_needs_no_guard() -> None:

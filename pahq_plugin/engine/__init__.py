@@ -30,6 +30,11 @@ class Engine(Protocol):
     loss: float
 
     @property
+    def present_loss(self) -> float | None:
+        """Loss of the present state in the model's own precision; ``None`` if that is not known."""
+        ...
+
+    @property
     def screens(self) -> bool:
         """Whether effects that are not asked for as exact may be low-precision ones."""
         ...

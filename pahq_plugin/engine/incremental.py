@@ -173,6 +173,11 @@ class IncrementalEngine:
         self._plans: dict[tuple[tuple[Place, bytes], ...], tuple[tuple[int, ...], list[Step]]] = {}
 
     @property
+    def present_loss(self) -> float:
+        """FP32 loss of the present state, which every removal brings up to date."""
+        return self._loss
+
+    @property
     def screens(self) -> bool:
         """Whether a mixed precision was given."""
         return self._screen is not None

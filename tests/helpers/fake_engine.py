@@ -81,13 +81,20 @@ class FakeEngine:
         lookahead: int = 1,
         answers: Callable[[int], int] | None = None,
         noise: Noise | None = None,
+        knows_loss: bool = False,
     ) -> None:
         self.lookahead, self.evaluations = lookahead, 0
         self.removed: frozenset[Edge] = frozenset()
         self.restored: list[set[Edge]] = []
         self.asked_exactly: list[Edge] = []
         self._function, self._noise = function, noise
+        self._knows_loss = knows_loss
         self._answers = answers or (lambda offered: offered)
+
+    @property
+    def present_loss(self) -> float | None:
+        """Exact loss of the state, where it is known."""
+        return self._function(self.removed) if self._knows_loss else None
 
     @property
     def screens(self) -> bool:
