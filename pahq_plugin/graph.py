@@ -15,7 +15,7 @@ What is not needed has no effect at all; what is not dirty keeps its cached valu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -139,8 +139,9 @@ class KeptGraph:
         self.n_sources = len(model.srcs)
         self.removals = [0] * len(self.stages)
         self._stage_of = {(s.kind, s.layer): i for i, s in enumerate(self.stages)}
-        self._needs: tuple[tuple[int, ...], list[Bools]] | None = None
-        self._places: dict[DestNode, Place] = {dest: self._place(dest) for dest in model.dests}
+        self._needs: list[Bools] | None = None
+        # By name, since a string remembers its hash and a node computes it anew each time.
+        self._places = {dest.name: self._place(dest) for dest in model.dests}
         self._feeds: dict[tuple[object, ...], tuple[int, list[Feed]]] = {}
 
     def _all_kept(self, stage: Stage) -> Bools:
@@ -149,7 +150,7 @@ class KeptGraph:
 
     def place(self, edge: Edge) -> Place:
         """Destination of ``edge``."""
-        return self._places[edge.dest]
+        return self._places[edge.dest.name]
 
     def _place(self, dest: DestNode) -> Place:
         which = kind(dest)
@@ -162,12 +163,18 @@ class KeptGraph:
         stage, which, head = self.place(edge)
         return stage, (which, head, edge.seq_idx or 0, edge.src.src_idx)
 
-    def remove(self, edges: Iterable[Edge]) -> None:
-        """Take edges out of the graph."""
+    def remove(self, edges: Sequence[Edge]) -> None:
+        """Take edges out of the graph.
+
+        Where a destination is not needed, nothing else depends on which edges it keeps.
+        """
+        matters = {place for place in map(self.place, edges) if self.is_needed(place)}
         for edge in edges:
             stage, at = self.index(edge)
             self.kept[stage][at] = False
+        for stage, _, _ in matters:
             self.removals[stage] += 1
+            self._needs = None
 
     def reset(self) -> None:
         """Keep every edge again."""
@@ -225,10 +232,9 @@ class KeptGraph:
 
         Depends on the edges into later stages only.
         """
-        version = tuple(self.removals)
-        if self._needs is None or self._needs[0] != version:
-            self._needs = (version, self._all_needs())
-        return self._needs[1][stage]
+        if self._needs is None:
+            self._needs = self._all_needs()
+        return self._needs[stage]
 
     def is_needed(self, place: Place) -> bool:
         """Whether a change at this destination can reach the output at all."""

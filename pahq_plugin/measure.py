@@ -12,6 +12,7 @@ from statistics import median
 import torch
 
 from pahq_plugin.host import PatchableModel, PromptPairBatch
+from pahq_plugin.host.model import unsplit
 from pahq_plugin.result import Stats
 
 FORWARDS = 3
@@ -41,13 +42,15 @@ def peak_bytes(device: torch.device) -> int:
 
 @torch.inference_mode()
 def forward_seconds(model: PatchableModel, batches: list[PromptPairBatch]) -> float:
-    """Median time of one plain forward of all batches, in the model's own precision, warm."""
+    """Median time of one plain forward of all batches, in the model's own precision, warm, and
+    without the split inputs that patching needs."""
     times = []
-    for _ in range(FORWARDS + 1):
-        start = time.perf_counter()
-        for batch in batches:
-            model(batch.clean)
-        if batches[0].clean.is_cuda:
-            torch.cuda.synchronize(batches[0].clean.device)
-        times.append(time.perf_counter() - start)
+    with unsplit(model):
+        for _ in range(FORWARDS + 1):
+            start = time.perf_counter()
+            for batch in batches:
+                model(batch.clean)
+            if batches[0].clean.is_cuda:
+                torch.cuda.synchronize(batches[0].clean.device)
+            times.append(time.perf_counter() - start)
     return median(times[1:])

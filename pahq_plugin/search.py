@@ -53,7 +53,7 @@ class Sweep:
         self.decisions: list[Decision] = []
         self.re_evaluations = 0
         self._kept = 0
-        self._predicted: dict[Edge, bool] = {}
+        self._predicted: list[bool] = []
         self._engine = engine
         self._order = order
         self._threshold = threshold
@@ -73,7 +73,7 @@ class Sweep:
         """Take the decisions that one call of the engine allows."""
         at, loss = len(self.decisions), self._engine.present_loss
         candidates = self._order[at : at + self._engine.lookahead]
-        predicted = [self._predicted.get(edge, False) for edge in candidates]
+        predicted = (self._predicted + [False] * len(candidates))[: len(candidates)]
         effects = self._engine.effects(candidates, predicted, exact=False)
         doubted: tuple[Edge, float] | None = None
         for edge, effect, kept in zip(candidates, effects, predicted, strict=False):
@@ -88,9 +88,8 @@ class Sweep:
             self._decide_again(at)
             return
         # Effects behind a wrong prediction are not valid, but they say which edges will be kept.
-        self._predicted = {
-            edge: effect >= self._threshold for edge, effect in zip(candidates, effects, strict=False)
-        }
+        decided = len(self.decisions) - at + (doubted is not None)
+        self._predicted = [effect >= self._threshold for effect in effects[decided:]]
         if doubted is not None:
             self._decide_exactly(*doubted)
 
@@ -141,6 +140,7 @@ class Sweep:
     def _go_back(self, at: int) -> None:
         """Forget the decisions since ``at``."""
         del self.decisions[at:]
+        self._predicted = []
         self._kept = sum(d.kept for d in self.decisions)
         self._engine.restore([d.edge for d in self.decisions if not d.kept])
 

@@ -212,17 +212,17 @@ class IncrementalEngine:
     def _first_of_a_stage(self, candidates: Sequence[Edge], few: int) -> tuple[list[Edge], list[bool]]:
         """The candidates into the first one's destination, and into the next ones of its stage
         until at least ``few`` matter; and for each whether its destination matters at all."""
-        first = self._graph.place(candidates[0])
-        group: list[Edge] = []
+        place = self._graph.place(candidates[0])
+        is_needed = self._graph.is_needed(place)
         needed: list[bool] = []
         for edge in candidates:
-            place = self._graph.place(edge)
-            if place[0] != first[0] or (place != first and sum(needed) >= few):
-                break
-            first = place
-            group.append(edge)
-            needed.append(self._graph.is_needed(place))
-        return group, needed
+            before, place = place, self._graph.place(edge)
+            if place != before:
+                if place[0] != before[0] or sum(needed) >= few:
+                    break
+                is_needed = self._graph.is_needed(place)
+            needed.append(is_needed)
+        return list(candidates[: len(needed)]), needed
 
     def _group_effects(
         self, candidates: list[Edge], kept: list[bool], steps: list[Step], exact: bool
@@ -277,7 +277,11 @@ class IncrementalEngine:
         The inputs of their destinations are forgotten first: computed afresh, they lack the removed
         edges, and only changes of sources are left to add.
         """
-        touched = self._touched_places(edges)
+        touched = {
+            place: at
+            for place, at in self._touched_places(edges).items()
+            if self._graph.is_needed(place)
+        }
         for state in self._states:
             for place in touched:
                 state.drop_read(*place)

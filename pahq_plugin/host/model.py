@@ -161,3 +161,22 @@ def borrowed(model: PatchableModel) -> Iterator[None]:
             parameter.grad = grad
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def unsplit(model: PatchableModel) -> Iterator[None]:
+    """Inside the ``with`` block a transformer runs as it would without any patching in mind.
+
+    The flags that give every head inputs and outputs of its own cost the host several times the
+    forward itself.
+    """
+    flags = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
+    cfg = model.cfg if model.is_transformer else None
+    before = {flag: getattr(cfg, flag) for flag in flags if hasattr(cfg, flag)}
+    try:
+        for flag in before:
+            setattr(cfg, flag, False)
+        yield
+    finally:
+        for flag, value in before.items():
+            setattr(cfg, flag, value)
