@@ -1,12 +1,13 @@
 """The incremental engine against the host's own ACDC loop: time, evaluations, memory.
 
-``python -m benchmarks.speed --case ioi --case gpt2-shape`` runs both sides in one process, in turn,
-on one pinned thread, and each side's memory in a process of its own. Results are written with their
-context to ``benchmarks/results/speed.json``.
+``python -m benchmarks.speed --case ioi --case gpt2-shape`` runs both sides in turn in one process, on
+one pinned thread, and each side's memory in a process of its own. Figures are written with their
+context to ``benchmarks/results/speed.json`` and drawn in ``speed.svg`` beside it.
 
-The host's side is ``acdc_prune_scores`` itself with its edges in canonical order: in full on the
-bundled problems; on larger shapes on 24 edges spread evenly over the order, less the time of the
-same call without edges, times the number of edges.
+The host's side is ``acdc_prune_scores`` itself with its edges in canonical order: in full on small
+graphs; on larger ones on edges spread evenly over the order, less the time of the same call without
+edges, times the number of edges. A plain forward is one of the same prompts by the same
+model without the split inputs that patching needs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -35,16 +37,19 @@ import pahq_plugin as pahq
 from benchmarks.models import CASES, Case, load
 from pahq_plugin.files import write_text
 from pahq_plugin.host.graph import canonical_edges
+from pahq_plugin.measure import forward_seconds
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 SAMPLE = 24
+SMALL = 2000
+"""Up to this many edges the host's loop runs in full."""
 
 
 def main() -> None:
     """Parse the arguments, measure, print a table, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--case", action="append", choices=list(CASES), help="default: bundled ones")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of our side (default 3)")
+    parser.add_argument("--repeat", type=int, default=3, help="turns of both sides (default 3)")
     parser.add_argument("--threads", type=int, default=1, help="default 1, pinned to one CPU")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory processes")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -61,7 +66,8 @@ def main() -> None:
         if not arguments.no_memory:
             row["memory"] = {side: peak_in_own_process(name, side) for side in ("ours", "host")}
         rows.append(row)
-        save(arguments.out, row)
+        known = save(arguments.out, row)
+        draw(arguments.out.with_suffix(".svg"), list(known.values()))
     print_table(rows)
 
 
@@ -73,48 +79,55 @@ def pin(threads: int) -> None:
 
 
 def measure(case: Case, repeat: int) -> dict[str, object]:
-    """Both sides in turn."""
+    """Both sides in turn; every turn takes other edges of a sample."""
     model, loader = load(case)
     edges = canonical_edges(model)
-    tokens = next(iter(loader)).clean
-    sampled = edges if case.problem else edges[SAMPLE // 2 :: max(1, len(edges) // SAMPLE)][:SAMPLE]
-    forwards = [forward(model, tokens) for _ in range(4)][1:]
-    ours, results = [], []
-    host_empty = host_loop(model, loader, [], case.threshold)[0] if not case.problem else 0.0
-    for turn in range(repeat):
-        result = pahq.discover(
-            model, loader, method="acdc", engine="incremental", threshold=case.threshold, progress=False
-        )
-        ours.append(result.stats.seconds)
-        results.append(result)
-        if turn == 0:
-            spent, scores = host_loop(model, loader, sampled, case.threshold)
-        forwards.append(forward(model, tokens))
-    host = spent if case.problem else host_empty + (spent - host_empty) * len(edges) / len(sampled)
-    plain = median(forwards)
+    prompts = list(islice(loader, 1))
+    whole = len(edges) <= SMALL
+    samples = [edges] * repeat if whole else stratified(edges, repeat)
+    turns, result, scores = [], None, None
+    forward_seconds(model, prompts)
+    for sample in samples:
+        result = run_ours(case, model, loader)
+        seconds, scores = host_loop(model, loader, sample, case.threshold)
+        if not whole:
+            empty = host_loop(model, loader, [], case.threshold)[0]
+            seconds = empty + (seconds - empty) * len(edges) / len(sample)
+        plain = forward_seconds(model, prompts)
+        turns.append({"ours": result.stats.seconds, "host": seconds, "plain_forward": plain})
+    assert result is not None and scores is not None
     return {
         "case": asdict(case),
         "edges": len(edges),
-        "kept": len(results[0].circuit),
-        "ours_seconds": ours,
-        "host_seconds": host,
-        "host_edges_measured": len(sampled),
-        "ratio": host / median(ours),
-        "plain_forward_seconds": forwards,
-        "forward_equivalents": median(ours) / plain,
-        "host_forward_equivalents": host / plain,
-        "evaluations": results[0].stats.evaluations,
-        "decisions_that_differ": differing(results[0], scores) if case.problem else None,
+        "kept": len(result.circuit),
+        "turns": turns,
+        "host_edges_measured": sum(map(len, samples)),
+        "ratio": spread([turn["host"] / turn["ours"] for turn in turns]),
+        "forward_equivalents": spread([turn["ours"] / turn["plain_forward"] for turn in turns]),
+        "host_forward_equivalents": spread([turn["host"] / turn["plain_forward"] for turn in turns]),
+        "evaluations": result.stats.evaluations,
+        "decisions_that_differ": differing(result, scores) if whole else None,
         "context": context(),
     }
 
 
-@torch.inference_mode()
-def forward(model: object, tokens: torch.Tensor) -> float:
-    """Seconds of one plain forward."""
-    start = time.perf_counter()
-    model(tokens)  # type: ignore[operator]
-    return time.perf_counter() - start
+def run_ours(case: Case, model, loader) -> pahq.Discovery:
+    """One search by the incremental engine in FP32."""
+    return pahq.discover(
+        model, loader, method="acdc", engine="incremental", threshold=case.threshold, progress=False
+    )
+
+
+def stratified(edges: list, parts: int) -> list[list]:
+    """At least `SAMPLE` edges spread evenly over the order, in parts that are spread evenly, too."""
+    count = -(-SAMPLE // parts) * parts
+    chosen = [edges[(2 * i + 1) * len(edges) // (2 * count)] for i in range(count)]
+    return [chosen[part::parts] for part in range(parts)]
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, least and largest."""
+    return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def host_loop(model, loader, edges, threshold):
@@ -147,12 +160,10 @@ def differing(result, scores) -> int:
 def peak(case: Case, side: str) -> dict[str, float]:
     """Peak resident MiB of this process after one plain forward, and after a whole run."""
     model, loader = load(case)
-    forward(model, next(iter(loader)).clean)
+    forward_seconds(model, list(islice(loader, 1)))
     before = resident()
     if side == "ours":
-        pahq.discover(
-            model, loader, method="acdc", engine="incremental", threshold=case.threshold, progress=False
-        )
+        run_ours(case, model, loader)
     else:
         edges = canonical_edges(model)
         host_loop(model, loader, edges if case.problem else edges[-3:], case.threshold)
@@ -191,11 +202,12 @@ def cpu_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
 
 
-def save(path: Path, row: dict) -> None:
-    """Replace the case's entry in the results."""
+def save(path: Path, row: dict) -> dict[str, dict]:
+    """Replace the case's entry in the results; returns all of them."""
     known = json.loads(path.read_text()) if path.exists() else {}
     known[row["case"]["name"]] = row
     write_text(path, json.dumps(known, indent=1) + "\n")
+    return known
 
 
 def print_table(rows: list[dict]) -> None:
@@ -204,15 +216,38 @@ def print_table(rows: list[dict]) -> None:
     for column in ("case", "edges", "kept", "ours s", "host s", "ratio", "forwards", "MiB ours / host"):
         table.add_column(column, justify="left" if column == "case" else "right")
     for row in rows:
-        ours = row["ours_seconds"]
-        spread = f"{median(ours):.2f} ({min(ours):.2f}-{max(ours):.2f})"
+        ours, host = ([turn[side] for turn in row["turns"]] for side in ("ours", "host"))
         extra = [f"{m['after_run'] - m['after_forward']:.0f}" for m in row.get("memory", {}).values()]
         table.add_row(
-            row["case"]["name"], f"{row['edges']:,}", str(row["kept"]), spread,
-            f"{row['host_seconds']:.0f}", f"{row['ratio']:.0f}x",
-            f"{row['forward_equivalents']:.0f}", " / ".join(extra),
+            row["case"]["name"], f"{row['edges']:,}", str(row["kept"]),
+            f"{median(ours):.2f} ({min(ours):.2f}-{max(ours):.2f})",
+            f"{median(host):,.0f} ({min(host):,.0f}-{max(host):,.0f})",
+            f"{row['ratio']['median']:.0f}x", f"{row['forward_equivalents']['median']:.0f}",
+            " / ".join(extra),
         )  # fmt: skip
     Console(width=130).print(table)
+
+
+def draw(path: Path, rows: list[dict]) -> None:
+    """Cost per edge against the share of edges kept, and seconds against the number of edges."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for row in rows:
+        ours = median(turn["ours"] for turn in row["turns"])
+        host = median(turn["host"] for turn in row["turns"])
+        plain = median(turn["plain_forward"] for turn in row["turns"])
+        share, per_edge = 100 * row["kept"] / row["edges"], ours / row["edges"] / plain
+        left.scatter(share, per_edge)
+        left.annotate(row["case"]["name"], (share, per_edge), fontsize=7)
+        right.scatter(row["edges"], ours, color="tab:blue")
+        right.scatter(row["edges"], host, color="tab:orange")
+    left.set(xlabel="edges kept, %", ylabel="plain forwards per edge", xscale="log", yscale="log")
+    right.set(xlabel="edges", ylabel="seconds: ours blue, host orange", xscale="log", yscale="log")
+    figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":
