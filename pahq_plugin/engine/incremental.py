@@ -30,7 +30,7 @@ from torch import Tensor
 from pahq_plugin.activations import ablated_runs, run_plain, run_sources
 from pahq_plugin.attention import Investigation
 from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.engine.products import Products, ScreenedProducts
+from pahq_plugin.engine.products import OwnProducts, Products, ScreenedProducts
 from pahq_plugin.engine.rows import Rows, Start
 from pahq_plugin.engine.state import BatchState
 from pahq_plugin.errors import MetricError
@@ -156,18 +156,19 @@ class IncrementalEngine:
         ablated = ablated_runs(model, loader, prompts, ablation, self._storage)
         self._drops_position = output_positions(model, prompts[0].clean.shape[1])[1]
         self._states, self._clean_logits = [], []
+        own = OwnProducts(model)
         for batch, sources in zip(prompts, ablated, strict=True):
             run = run_plain(model, batch.clean, self._storage)
             first = _first_changes(model, batch, ablation)
             self._states.append(
                 BatchState(
-                    model, batch, run.padding, self._graph, run.sources, sources, MEMO_BYTES, first
+                    model, batch, run.padding, self._graph, run.sources, sources, MEMO_BYTES, first, own
                 )
             )
             self._clean_logits.append(self._logits(run.final[None, :, self._graph.outputs.index])[0])
         self.loss = self._loss = self._clean_loss()
         self._limit = self.lookahead = max(LEAST_ROWS, len(model.srcs))
-        self._screen = None if precision is None else _Screen(model, precision)
+        self._screen = None if precision is None else _Screen(model, own, precision)
         self._last: _Pass | None = None
         self._asked: list[Edge] | None = None
         self._plans: dict[tuple[tuple[Place, bytes], ...], tuple[tuple[int, ...], list[Step]]] = {}
@@ -432,9 +433,9 @@ class IncrementalEngine:
 class _Screen:
     """Mixed-precision products for whatever candidates are under test."""
 
-    def __init__(self, model: PatchableModel, precision: PrecisionConfig) -> None:
+    def __init__(self, model: PatchableModel, own: OwnProducts, precision: PrecisionConfig) -> None:
         self._shared = Investigation(precision, LowWeights(precision.scale))
-        self._products = ScreenedProducts(model, self._shared)
+        self._products = ScreenedProducts(model, own, self._shared)
 
     def products(self, group: Sequence[Edge]) -> Products:
         """Products in which the parts are high that the policy keeps so for ``group``."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pahq_plugin.attention import Investigation
+from pahq_plugin.engine.narrow import NarrowMlp
 from pahq_plugin.formats import NumberFormat, Quantised, get_format
 from pahq_plugin.host import PatchableModel
 from pahq_plugin.linear import high_product, low_product
@@ -59,10 +60,15 @@ class Products(Protocol):
 
 
 class OwnProducts:
-    """Products in the model's own precision."""
+    """Products in the model's own precision.
+
+    Attributes:
+        narrow_mlp: the same for MLPs whose input changes in few directions.
+    """
 
     def __init__(self, model: PatchableModel) -> None:
         self._blocks = model.blocks
+        self.narrow_mlp = NarrowMlp(model)
 
     def heads(self, layer: int, name: str, heads: Sequence[int], x: Tensor) -> Tensor:
         """Each head's ``x [head, n, d_in]`` times its weight ``name``, ``[head, n, d_out]``."""
@@ -98,11 +104,12 @@ class ScreenedProducts:
 
     Args:
         model: a borrowed model: its weights do not change as long as this lives.
+        own: products of the parts that are high.
         shared: formats, low copies, and the parts that are high at present.
     """
 
-    def __init__(self, model: PatchableModel, shared: Investigation) -> None:
-        self._own = OwnProducts(model)
+    def __init__(self, model: PatchableModel, own: OwnProducts, shared: Investigation) -> None:
+        self._own = own
         self._blocks = model.blocks
         self._shared = shared
         self._copies: dict[tuple[str, int, str], Quantised] = {}

@@ -152,13 +152,51 @@ class Rows:
         x_now = reads[0].x_at(positions).flatten(0, 1)  # [batch * pos, d_model]
         y_now = positions.cut(state.now.mlp[stage.layer], state.graph.sets.all).to(x.dtype).flatten(0, 1)
         flat, tokens = x.flatten(1, 2), state.changing_tokens(positions)
-        if tokens is None:
-            change = state.mlp(stage.layer, flat, x_now, y_now, self._products) - y_now
-        else:
+        heads, dz = self._narrow_changes(step, stage)
+        if tokens is not None:
             flat, x_now, y_now = flat[:, tokens], x_now[tokens], y_now[tokens]
+            dz = None if dz is None else dz[:, tokens]
+        if dz is not None:
+            new = state.own.narrow_mlp(stage.layer, flat, x_now, heads, dz)
+        else:
             new = state.mlp(stage.layer, flat, x_now, y_now, self._products)
-            change = torch.zeros_like(x).flatten(1, 2).index_copy_(1, tokens, new - y_now)
+        change = new - y_now
+        if tokens is not None:
+            change = torch.zeros_like(x).flatten(1, 2).index_copy_(1, tokens, change)
         self._changes.append(Change(step, None, change.unflatten(1, x.shape[1:3])[None]))
+
+    def _narrow_changes(self, step: Step, stage: Stage) -> tuple[list[tuple[int, int]], Tensor | None]:
+        """The heads that change an MLP's input and their changes of z side by side, ``[candidate,
+        batch * pos, head * d_head]``; ``None`` where anything else changes it, or it would not pay."""
+        positions, graph = step.slots[0].positions, self.state.graph
+        feeds = [
+            (change, feed)
+            for change in self._changes
+            for feed in graph.feeds(step.stage, 0, (0,), change.step, positions)
+        ]
+        heads = [
+            (change.layer, change.step.heads[i])
+            for change, feed in feeds
+            if change.layer is not None
+            for i in feed.chosen
+        ]
+        width = self.state.model.cfg.d_head * len(heads)
+        whole = all(change.layer is not None and feed.weights is None for change, feed in feeds)
+        started = (step.stage, 0, 0) in self._starts
+        own = self._products is self.state.own
+        if not (feeds and whole and own) or started or not self.state.own.narrow_mlp.pays(stage.layer, width):
+            return [], None
+        parts = [self._side_by_side(change, feed, positions) for change, feed in feeds]
+        return heads, torch.cat(parts, dim=-1)
+
+    def _side_by_side(self, change: Change, feed: Feed, positions: Positions) -> Tensor:
+        """Changes of z of the chosen heads, ``[candidate, batch * pos, head * d_head]``."""
+        shared, known = positions.shared(change.step.positions)
+        factor = _taken(change.factor[list(feed.chosen)], shared)
+        if known is not None:
+            shape = (*factor.shape[:-2], len(positions), factor.shape[-1])
+            factor = factor.new_zeros(shape).index_copy_(-2, known, factor)
+        return factor.permute(1, 2, 3, 0, 4).flatten(3).flatten(1, 2)
 
     def _run_output(self, step: Step) -> None:
         positions = self.state.graph.outputs

@@ -81,6 +81,7 @@ class BatchState:
         now: source outputs of the present state; changed by `add_to_source`.
         ablated: source outputs that removed edges carry.
         memo_bytes: budget of memoised inputs.
+        own: products in the model's own precision.
         first_changes: per prompt the position before which nothing ever differs, ``[prompt]``.
     """
 
@@ -94,13 +95,14 @@ class BatchState:
         ablated: Sources,
         memo_bytes: int,
         first_changes: Ints,
+        own: OwnProducts,
     ) -> None:
         self.model = model
         self.batch = batch
         self.graph = graph
         self.now = now
         self.ablated = ablated
-        self.own = OwnProducts(model)
+        self.own = own
         self.attention = [
             AttentionMath(model, layer, now.embedding, padding) for layer in range(model.cfg.n_layers)
         ]

@@ -59,6 +59,50 @@ def normalise(norm: Any, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class LinearNorm:
+    """A norm over the last axis taken apart: ``norm(x) = (x - mean(x)) w / size(x) + b``.
+
+    Attributes:
+        w: ``[d_model]``; ``None`` for 1.
+        b: ``[d_model]``; ``None`` for 0.
+        eps: under the root of ``size``; ``None`` for a norm that does nothing.
+        centred: whether the mean is subtracted.
+    """
+
+    w: Tensor | None
+    b: Tensor | None
+    eps: float | None
+    centred: bool
+
+    def direction(self, x: Tensor) -> Tensor:
+        """``(x - mean(x)) w``, linear in ``x [..., d_model]``."""
+        x = x - x.mean(dim=-1, keepdim=True) if self.centred else x
+        return x if self.w is None else x * self.w
+
+    fold = direction
+    """Of the rows of a weight ``[..., d_model]`` that writes to the residual stream."""
+
+    def inverse_size(self, x: Tensor) -> Tensor | None:
+        """``1 / size(x)``, ``[..., 1]``; ``None`` for 1."""
+        if self.eps is None:
+            return None
+        if self.centred:
+            return torch.native_layer_norm(x, [x.shape[-1]], None, None, self.eps)[2]
+        return torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
+
+
+def linear_norm(norm: Any) -> LinearNorm | None:
+    """A TransformerLens norm taken apart; ``None`` for a kind that is not known."""
+    kinds = {"LayerNorm": True, "LayerNormPre": True, "RMSNorm": False, "RMSNormPre": False}
+    name = type(norm).__name__
+    if name in kinds:
+        return LinearNorm(
+            getattr(norm, "w", None), getattr(norm, "b", None), norm.eps, centred=kinds[name]
+        )
+    return LinearNorm(None, None, None, centred=False) if isinstance(norm, nn.Identity) else None
+
+
+@dataclass(frozen=True)
 class Prefix:
     """Keys and values of a common prefix from the host's KV cache, ``[head, 1, batch, pos, d_head]``."""
 
