@@ -15,6 +15,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -70,7 +71,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     started = time.perf_counter()
     model = train(
-        arguments.steps, arguments.batch, arguments.seed, arguments.learning_rate, arguments.weight_decay
+        arguments.steps, arguments.batch, arguments.seed, arguments.learning_rate, arguments.writing_cost
     )
     seconds = time.perf_counter() - started
     measured = {task: measure(model, task, arguments.test_prompts) for task in TASKS}
@@ -79,22 +80,24 @@ def main() -> None:
 
 
 def train(
-    steps: int, batch: int, seed: int, learning_rate: float, weight_decay: float
+    steps: int, batch: int, seed: int, learning_rate: float, writing_cost: float
 ) -> HookedTransformer:
     """A model trained for ``steps`` steps of ``batch`` prompts, a third of each task.
 
-    AdamW with a linear warm-up and a cosine decay. The prompts of a step follow from ``seed`` and
-    the step alone.
+    AdamW with a linear warm-up and a cosine decay. In the middle half of the steps each head and MLP
+    pays for the norm of what it writes, so that those that a task does not need fall silent and its
+    circuit is small. The prompts of a step follow from ``seed`` and the step alone.
     """
     model = _new_model(seed)
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warm_up_then_cosine(steps))
     with _progress() as progress:
         bar = progress.add_task("training", total=steps, loss=math.nan)
         for step, lesson in enumerate(_lessons(steps, batch, seed)):
-            loss = _loss(model, lesson)
+            cost = writing_cost if 0.3 * steps <= step < 0.8 * steps else 0.0
+            loss = _loss(model, lesson, cost)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -160,7 +163,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=126, help="prompts a step, a third of each task")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the prompts")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="highest learning rate")
-    parser.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW")
+    parser.add_argument(
+        "--writing-cost", type=float, default=0.002, help="of what heads and MLPs write, in the middle"
+    )
     parser.add_argument("--test-prompts", type=int, default=1000, help="held-out prompts a task")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder to write to")
@@ -227,11 +232,48 @@ def _as_tensors(
     )
 
 
-def _loss(model: HookedTransformer, lesson: Lesson) -> Tensor:
-    """Cross-entropy, one number: answers and other predictions weigh half of the loss each."""
-    logits = model(lesson.tokens)[lesson.rows, lesson.positions]
+def _loss(model: HookedTransformer, lesson: Lesson, writing_cost: float) -> Tensor:
+    """Cross-entropy, one number: answers and other predictions weigh half of the loss each; plus
+    ``writing_cost`` times `_written`."""
+    with _writers(model) as written:
+        logits = model(lesson.tokens)[lesson.rows, lesson.positions]
     losses = torch.nn.functional.cross_entropy(logits, lesson.targets, reduction="none")
-    return (losses.mean() + losses[lesson.last].mean()) / 2
+    loss = (losses.mean() + losses[lesson.last].mean()) / 2
+    return loss + writing_cost * _written(model, written) if writing_cost else loss
+
+
+@contextmanager
+def _writers(model: HookedTransformer) -> Iterator[dict[str, Tensor]]:
+    """Collects each head's value mix and each MLP's output of the forwards in the ``with`` block."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: outputs.update({name: output})
+
+    points = {
+        name: module
+        for name, module in model.named_modules()
+        if name.endswith((".attn.hook_z", ".hook_mlp_out"))
+    }
+    handles = [point.register_forward_hook(keep(name)) for name, point in points.items()]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _written(model: HookedTransformer, outputs: dict[str, Tensor]) -> Tensor:
+    """Sum over heads and MLPs of the root mean square over tokens of the norm they write."""
+    total = torch.zeros(())
+    for name, output in outputs.items():
+        if name.endswith("hook_z"):
+            weight = model.blocks[int(name.split(".")[1])].attn.W_O
+            output = torch.einsum("bphd,hdm->hbpm", output, weight).flatten(1, 2)
+        else:
+            output = output.flatten(0, 1)[None]
+        total = total + output.square().sum(-1).mean(-1).add(1e-8).sqrt().sum()
+    return total
 
 
 def _accuracies(model: HookedTransformer) -> str:
@@ -283,6 +325,8 @@ It is of no other use.
 induction: every repeated position, too) |
 | optimiser | AdamW, learning rate {arguments.learning_rate:g} with warm-up and cosine decay, \
 gradients clipped at norm 1 |
+| sparsity | in the middle half of the steps the loss holds {arguments.writing_cost:g} times the norms \
+of what heads and MLPs write, so that circuits are small |
 | steps | {arguments.steps:,} of {arguments.batch} prompts |
 | seed | {arguments.seed} |
 | time | {seconds:.0f} s on {arguments.threads} thread(s) of {_processor()} |
@@ -305,7 +349,8 @@ that only its other two columns say something.
 ## Make it again
 ```
 python -m benchmarks.train_bundled_model --steps {arguments.steps} --batch {arguments.batch} \
---seed {arguments.seed} --learning-rate {arguments.learning_rate:g}
+--seed {arguments.seed} --learning-rate {arguments.learning_rate:g} \
+--writing-cost {arguments.writing_cost:g}
 ```
 """
 

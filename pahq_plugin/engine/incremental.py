@@ -17,10 +17,9 @@ edges are committed by a pass of their own in full precision.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import count
 from operator import or_
 
 import numpy as np
@@ -30,6 +29,7 @@ from torch import Tensor
 from pahq_plugin.activations import ablated_runs, run_plain, run_sources
 from pahq_plugin.attention import Investigation
 from pahq_plugin.config import PrecisionConfig
+from pahq_plugin.engine.candidates import Group, Single, rows_of, starts_of
 from pahq_plugin.engine.products import OwnProducts, Products, ScreenedProducts
 from pahq_plugin.engine.rows import Rows, Start
 from pahq_plugin.engine.state import BatchState
@@ -40,7 +40,7 @@ from pahq_plugin.host.blocks import output_positions, unembed
 from pahq_plugin.host.graph import edge_label
 from pahq_plugin.metrics import Metric, row_losses
 from pahq_plugin.policy import high_parts
-from pahq_plugin.positions import Bools, Ints, Positions
+from pahq_plugin.positions import Bools, Ints
 from pahq_plugin.weights import LowWeights
 
 ROW_BYTES = 48 * 2**20
@@ -56,68 +56,10 @@ MOST_PLANS = 1024
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Candidates into destinations of one stage, and the rows that show their effects.
-
-    Attributes:
-        candidates: edges, in the order of the search.
-        predicted_kept: which of them are expected to be kept.
-        row_of: the row without each of them; ``None`` where removing it changes nothing.
-    """
-
-    candidates: list[Edge]
-    predicted_kept: list[bool]
-    row_of: list[int | None]
-
-    def __len__(self) -> int:
-        return len(self.candidates)
-
-    @property
-    def n_rows(self) -> int:
-        """Rows that are needed."""
-        return sum(row is not None for row in self.row_of)
-
-    def effects(self, losses: Sequence[float], before: float) -> list[float]:
-        """Each row's loss minus that of the state before its candidate."""
-        effects = []
-        for row, is_kept in zip(self.row_of, self.predicted_kept, strict=True):
-            effects.append(0.0 if row is None else losses[row] - before)
-            if row is not None and not is_kept:
-                before = losses[row]
-        return effects
-
-    def row_without(self, edges: Sequence[Edge]) -> int | None:
-        """The row in which exactly those of ``edges`` that change anything are gone; ``None`` if
-        there is none."""
-        wanted = set(edges)
-        live = [i for i, row in enumerate(self.row_of) if row is not None]
-        ours = [i for i in live if self.candidates[i] in wanted]
-        if not ours or not wanted <= set(self.candidates):
-            return None
-        gone = [i for i in live if i < ours[-1] and not self.predicted_kept[i]]
-        return self.row_of[ours[-1]] if gone == ours[:-1] else None
-
-
-@dataclass(frozen=True)
-class _Single:
-    """What candidates into one destination take from its input, each alone.
-
-    Attributes:
-        members: their indices in the group.
-        positions: positions at which they count.
-        taken: (now - ablated) source outputs, ``[candidate, batch, pos, d_model]``.
-    """
-
-    members: list[int]
-    positions: Positions
-    taken: Tensor
-
-
-@dataclass(frozen=True)
 class _Pass:
     """The last pass, in case one of its rows becomes the present state."""
 
-    group: _Group
+    group: Group
     rows: list[Rows]
     losses: list[float]
 
@@ -230,11 +172,11 @@ class IncrementalEngine:
     ) -> list[float]:
         """Effects of candidates into one stage, by one pass."""
         singles = [self._singles(state, candidates) for state in self._states]
-        group = _Group(candidates, kept, _rows_of(len(candidates), singles))
+        group = Group(candidates, kept, rows_of(len(candidates), singles))
         if group.n_rows == 0:
             return [0.0] * len(group)
         screening = self._screen is not None and not exact
-        starts = [_starts(single, group, spare=int(screening)) for single in singles]
+        starts = [starts_of(single, group, spare=int(screening)) for single in singles]
         if self._screen is not None and screening:
             products = self._screen.products(candidates)
             _, (present, *losses) = self._run(steps, starts, group.n_rows + 1, products)
@@ -337,7 +279,7 @@ class IncrementalEngine:
 
     # Starts --------------------------------------------------------------------------------------
 
-    def _singles(self, state: BatchState, group: Sequence[Edge]) -> dict[Place, _Single]:
+    def _singles(self, state: BatchState, group: Sequence[Edge]) -> dict[Place, Single]:
         """What each candidate alone takes from its destination's input."""
         singles = {}
         for place, members in self._by_place(group).items():
@@ -350,7 +292,7 @@ class IncrementalEngine:
             if self._graph.positional:
                 at = torch.tensor([edge.seq_idx for edge in edges], device=taken.device)
                 taken *= (at[:, None] == positions.index)[:, None, :, None]
-            singles[place] = _Single(members, positions, taken)
+            singles[place] = Single(members, positions, taken)
         return singles
 
     def _fitting(self, group: list[Edge], needed: Sequence[bool]) -> tuple[list[Edge], list[Step]]:
@@ -401,18 +343,25 @@ class IncrementalEngine:
 
     def _row_limit(self, steps: Sequence[Step]) -> int:
         """Rows of one pass that fit in memory."""
-        inputs, changes = zip(*(self._step_bytes(step) for step in steps), strict=True)
-        return max(1, int(self._row_bytes // (3 * max(inputs) + inputs[0] + sum(changes))))
+        working, lasting = zip(*(self._step_bytes(step) for step in steps), strict=True)
+        first = self._graph.stages[steps[0].stage]
+        starts = len(steps[0].heads) * first.slots * len(steps[0].positions) * self._model.cfg.d_model
+        unit = len(self._clean_logits[0]) * self._model.cfg.dtype.itemsize
+        return max(1, int(self._row_bytes // (max(working) + sum(lasting) + starts * unit)))
 
     def _step_bytes(self, step: Step) -> tuple[int, int]:
-        """Bytes of one row: of what a step works on, and of the changes that it leaves behind."""
+        """Bytes of one row: of what a step works on, but for what it makes in parts, and of the
+        changes that it leaves behind."""
         cfg, stage = self._model.cfg, self._graph.stages[step.stage]
         unit = len(self._clean_logits[0]) * cfg.dtype.itemsize
-        inputs = sum(len(slot.members) * len(slot.positions) for slot in step.slots) * cfg.d_model
-        if stage.kind == "head":
-            return inputs * unit, len(step.heads) * len(step.positions) * cfg.d_head * unit
-        wide = cfg.d_mlp if stage.kind == "mlp" else 0
-        return (inputs + len(step.positions) * wide) * unit, inputs * unit
+        wide = len(step.positions) * cfg.d_model * unit
+        if stage.kind != "head":
+            return 3 * wide, wide
+        one = len(step.heads) * cfg.d_head * unit
+        pairs = len(step.heads) * len(step.positions) * self._graph.shape.length * unit
+        inputs = max(len(slot.positions) for slot in step.slots) * cfg.d_model * unit
+        made = 6 * one * self._graph.shape.length + 2 * pairs
+        return inputs + made, one * len(step.positions)
 
     def _adapt(self, candidates: Sequence[Edge]) -> None:
         """More rows after a pass that was used up, fewer after one that was cut short."""
@@ -442,47 +391,6 @@ class _Screen:
         parts = (high_parts(self._shared.precision.policy, edge) for edge in group)
         self._shared.high = reduce(or_, parts)
         return self._products
-
-
-def _rows_of(n_candidates: int, singles: Sequence[Mapping[Place, _Single]]) -> list[int | None]:
-    """A row for each candidate that changes anything in any batch."""
-    changes = [False] * n_candidates
-    for single in (single for batch in singles for single in batch.values()):
-        changing = single.taken.flatten(1).any(dim=1).tolist()
-        for i, is_changing in zip(single.members, changing, strict=True):
-            changes[i] |= is_changing
-    rows = count()
-    return [next(rows) if change else None for change in changes]
-
-
-def _starts(singles: Mapping[Place, _Single], group: _Group, spare: int) -> dict[Place, Start]:
-    """How the inputs change on each row: minus all that has gone until there.
-
-    Args:
-        singles: what each candidate alone takes.
-        group: the candidates and their rows.
-        spare: rows in front in which nothing changes.
-    """
-    return {
-        place: Start(single.positions, _running_sum(single, group, spare))
-        for place, single in singles.items()
-    }
-
-
-def _running_sum(single: _Single, group: _Group, spare: int) -> Tensor:
-    """The change of one destination's input, ``[candidate, batch, pos, d_model]``."""
-    delta = single.taken.new_zeros((group.n_rows + spare, *single.taken.shape[1:]))
-    gone, upto = torch.zeros_like(delta[0]), spare
-    for i, taken in zip(single.members, single.taken, strict=True):
-        row = group.row_of[i]
-        if row is None:
-            continue
-        delta[upto : row + spare] = gone  # rows of candidates into other destinations
-        torch.sub(gone, taken, out=delta[row + spare])
-        gone = gone if group.predicted_kept[i] else delta[row + spare]
-        upto = row + spare + 1
-    delta[upto:] = gone
-    return delta
 
 
 def _shape(model: PatchableModel, prompts: Sequence[PromptPairBatch], ablation: AblationType) -> Shape:

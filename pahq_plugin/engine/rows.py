@@ -23,6 +23,9 @@ from pahq_plugin.engine.state import BatchState, Read, letters
 from pahq_plugin.graph import Feed, Place, Slot, Stage, Step
 from pahq_plugin.positions import Positions
 
+WORK_BYTES = 8 * 2**20
+"""Wide tensors that live only within a step are made in parts of about this size."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -135,15 +138,30 @@ class Rows:
     def _new_projections(
         self, step: Step, which: int, slot: Slot, reads: Sequence[Read]
     ) -> dict[str, Tensor]:
-        """Projections of the dirty inputs, ``[member, candidate, batch, pos, d_head]`` by letter."""
+        """Projections of the dirty inputs, ``[member, candidate, batch, pos, d_head]`` by letter.
+
+        Inputs are wide: a few heads are worked on at a time.
+        """
         if not slot.members:
             return {}
         state, stage = self.state, self.state.graph.stages[step.stage]
-        heads = tuple(step.heads[m] for m in slot.members)
-        dirty = [reads[m] for m in slot.members]
-        x = self._new_inputs(step.stage, which, heads, slot.positions, dirty)
-        now = None if self._products is state.own else (dirty, slot.positions)
-        return state.projected(stage, which, heads, x, self._products, now)
+        parts = []
+        for members in _chunks(slot.members, self._input_bytes(slot.positions)):
+            heads = tuple(step.heads[m] for m in members)
+            dirty = [reads[m] for m in members]
+            x = self._new_inputs(step.stage, which, heads, slot.positions, dirty)
+            now = None if self._products is state.own else (dirty, slot.positions)
+            parts.append(state.projected(stage, which, heads, x, self._products, now))
+        if len(parts) == 1:
+            return parts[0]
+        return {letter: torch.cat([part[letter] for part in parts]) for letter in parts[0]}
+
+    def _input_bytes(self, positions: Positions) -> int:
+        """Bytes of one destination's input on all rows."""
+        embedding = self.state.now.embedding
+        return (
+            self.n_rows * len(positions) * embedding[:, 0].numel() * self.state.model.cfg.dtype.itemsize
+        )
 
     def _run_mlp(self, step: Step, stage: Stage) -> None:
         state, positions = self.state, step.slots[0].positions
@@ -156,11 +174,15 @@ class Rows:
         if tokens is not None:
             flat, x_now, y_now = flat[:, tokens], x_now[tokens], y_now[tokens]
             dz = None if dz is None else dz[:, tokens]
-        if dz is not None:
-            new = state.own.narrow_mlp(stage.layer, flat, x_now, heads, dz)
-        else:
-            new = state.mlp(stage.layer, flat, x_now, y_now, self._products)
-        change = new - y_now
+        change = torch.empty_like(flat)
+        hidden = flat[0].numel() // flat.shape[-1] * state.model.cfg.d_mlp * flat.element_size()
+        for rows in _chunks(range(len(flat)), hidden):  # the hidden layer is wide
+            at = slice(rows[0], rows[-1] + 1)
+            if dz is not None:
+                new = state.own.narrow_mlp(stage.layer, flat[at], x_now, heads, dz[at])
+            else:
+                new = state.mlp(stage.layer, flat[at], x_now, y_now, self._products)
+            torch.sub(new, y_now, out=change[at])
         if tokens is not None:
             change = torch.zeros_like(x).flatten(1, 2).index_copy_(1, tokens, change)
         self._changes.append(Change(step, None, change.unflatten(1, x.shape[1:3])[None]))
@@ -184,7 +206,11 @@ class Rows:
         whole = all(change.layer is not None and feed.weights is None for change, feed in feeds)
         started = (step.stage, 0, 0) in self._starts
         own = self._products is self.state.own
-        if not (feeds and whole and own) or started or not self.state.own.narrow_mlp.pays(stage.layer, width):
+        if (
+            not (feeds and whole and own)
+            or started
+            or not self.state.own.narrow_mlp.pays(stage.layer, width)
+        ):
             return [], None
         parts = [self._side_by_side(change, feed, positions) for change, feed in feeds]
         return heads, torch.cat(parts, dim=-1)
@@ -287,6 +313,12 @@ class _Sum:
         if not self._started:
             self._out.copy_(self._present)
             self._started = True
+
+
+def _chunks(items: Sequence[int], item_bytes: int) -> list[Sequence[int]]:
+    """``items`` in parts of at most about `WORK_BYTES`."""
+    size = max(1, WORK_BYTES // max(1, item_bytes))
+    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def _row(x: Tensor, row: int | None, axis: int = 0) -> Tensor:
