@@ -47,8 +47,12 @@ def assert_replays(architecture: Architecture, method: str, batches: int) -> Non
     result = search(model, loader, method=method, threshold=threshold, **question)
     report = replay(model, loader, result.decisions, threshold=threshold, **question)
     print(method, report)
-    assert 0.02 <= report.share_kept <= 0.6
+    assert 0.02 <= (report.n_kept + report.n_ties) / report.n_edges and report.share_kept <= 0.6
     assert report.agrees, report
+    # Without a norm attention can be so hard that rounding tips it over: the host's own FP32 effects
+    # are then off by as much against FP64's (seeds 62 and 110).
+    exact = method == "acdc" and architecture.normalization is not None
+    assert not exact or report.worst_relative <= RELATIVE_TOLERANCE, report
 
 
 @pytest.mark.parametrize("seed", ARCHITECTURES)
@@ -147,8 +151,11 @@ def test_restore_equals_removing_one_after_the_other(seed: int) -> None:
 
 
 @pytest.mark.parametrize("row_bytes", [1, 2**14, 2**30])
-def test_decisions_do_not_depend_on_the_number_of_rows(row_bytes: int) -> None:
-    architecture = random_architecture(7, max_edges=300)
+@pytest.mark.parametrize(
+    "seed", [7, 21, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(22, 40))]
+)
+def test_decisions_do_not_depend_on_the_number_of_rows(seed: int, row_bytes: int) -> None:
+    architecture = random_architecture(seed, max_edges=300)
     model, loader = build(architecture)
     question = {"metric": architecture.metric, "ablation": architecture.ablation}
     threshold, _ = threshold_for_share(model, loader, **question)
