@@ -140,6 +140,7 @@ class KeptGraph:
         self.removals = [0] * len(self.stages)
         self._stage_of = {(s.kind, s.layer): i for i, s in enumerate(self.stages)}
         self._needs: list[Bools] | None = None
+        self._needed: list[list[list[bool]]] = []
         # By name, since a string remembers its hash and a node computes it anew each time.
         self._places = {dest.name: self._place(dest) for dest in model.dests}
         self._feeds: dict[tuple[object, ...], tuple[int, list[Feed]]] = {}
@@ -234,12 +235,14 @@ class KeptGraph:
         """
         if self._needs is None:
             self._needs = self._all_needs()
+            self._needed = [needs.any(axis=-1).tolist() for needs in self._needs]
         return self._needs[stage]
 
     def is_needed(self, place: Place) -> bool:
         """Whether a change at this destination can reach the output at all."""
         stage, which, head = place
-        return bool(self.needs(stage)[which, head].any())
+        self.needs(stage)
+        return self._needed[stage][which][head]
 
     def _all_needs(self) -> list[Bools]:
         read = np.zeros((self.n_sources, self.shape.length), dtype=bool)

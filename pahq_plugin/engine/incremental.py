@@ -109,7 +109,8 @@ class IncrementalEngine:
             )
             self._clean_logits.append(self._logits(run.final[None, :, self._graph.outputs.index])[0])
         self.loss = self._loss = self._clean_loss()
-        self._limit = self.lookahead = max(LEAST_ROWS, len(model.srcs))
+        self._limit = self._most_rows = max(LEAST_ROWS, len(model.srcs))
+        self.lookahead = 4 * self._most_rows  # most edges lead nowhere and need no row
         self._screen = None if precision is None else _Screen(model, own, precision)
         self._last: _Pass | None = None
         self._asked: list[Edge] | None = None
@@ -371,7 +372,7 @@ class IncrementalEngine:
             used = self._asked.index(candidates[0])
             self._limit = max(LEAST_ROWS, 2 * used)
         else:
-            self._limit = min(self.lookahead, 2 * self._limit)
+            self._limit = min(self._most_rows, 2 * self._limit)
 
     @property
     def cache_bytes(self) -> int:
