@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ class KeptGraph:
         self.removals = [0] * len(self.stages)
         self._stage_of = {(s.kind, s.layer): i for i, s in enumerate(self.stages)}
         self._needs: list[Bools] | None = None
-        self._needed: list[list[list[bool]]] = []
+        self._needed: list[Any] = []  # whether each [slot][head] of a stage is needed anywhere
         # By name, since a string remembers its hash and a node computes it anew each time.
         self._places = {dest.name: self._place(dest) for dest in model.dests}
         self._feeds: dict[tuple[object, ...], tuple[int, list[Feed]]] = {}
