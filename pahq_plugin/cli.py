@@ -39,7 +39,7 @@ def discover(
         str | None, typer.Option(help="kl_div, mse or logit_diff; default: the problem's own.")
     ] = None,
     ablation: Annotated[str, typer.Option(help="What a patched edge carries.")] = "resample",
-    engine: Annotated[str, typer.Option(help="auto or host.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, incremental or host.")] = "auto",
     low: Annotated[str | None, typer.Option(help="Number format of heads.")] = None,
     mlp: Annotated[str | None, typer.Option(help="Number format of MLPs.")] = None,
     scale: Annotated[str | None, typer.Option(help="row, head, tensor or none.")] = None,

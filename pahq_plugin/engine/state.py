@@ -138,28 +138,32 @@ class BatchState:
             (len(sources), batch, len(positions), cfg.d_model), dtype=cfg.dtype
         )
         for stage, members in self._by_stage(sources).items():
-            factors = torch.stack([self._factor(sources[i], positions.index) for i in members])
-            if stage >= 0 and self.graph.stages[stage].kind == "head":
-                heads = [self.graph.source_stage[sources[i]][1] for i in members]
+            heads = [self.graph.source_stage[sources[i]][1] for i in members]
+            factors = self._factors(stage, heads, positions.index)
+            if self._is_heads(stage):
                 layer = self.graph.stages[stage].layer
                 flat = self.own.heads(layer, "W_O", heads, factors.flatten(1, 2))
                 factors = flat.unflatten(1, factors.shape[1:3])
             out[members] = factors
         return out
 
-    def _factor(self, source: int, positions: Tensor) -> Tensor:
-        """(now - ablated) of what is stored of a source: its z, or its output."""
-        stage, head = self.graph.source_stage[source]
+    def _factors(self, stage: int, heads: list[int], positions: Tensor) -> Tensor:
+        """(now - ablated) of what is stored of some sources of a stage: z of heads, or the one
+        output of an MLP or the embedding, ``[source, batch, pos, d]``."""
         if stage < 0:
-            now, ablated = self.now.embedding, self.ablated.embedding
-        elif self.graph.stages[stage].kind == "head":
+            now, ablated = self.now.embedding[None], self.ablated.embedding[None]
+        elif self._is_heads(stage):
             layer = self.graph.stages[stage].layer
-            now, ablated = self.now.z[layer][head], self.ablated.z[layer][head]
+            now, ablated = self.now.z[layer][heads], self.ablated.z[layer][heads]
         else:
             layer = self.graph.stages[stage].layer
-            now, ablated = self.now.mlp[layer], self.ablated.mlp[layer]
+            now, ablated = self.now.mlp[layer][None], self.ablated.mlp[layer][None]
         dtype = self.model.cfg.dtype
-        return now.index_select(1, positions).to(dtype) - ablated.index_select(1, positions).to(dtype)
+        return now.index_select(2, positions).to(dtype) - ablated.index_select(2, positions).to(dtype)
+
+    def _is_heads(self, stage: int) -> bool:
+        """Whether the sources of a stage are heads; -1 is the embedding."""
+        return stage >= 0 and self.graph.stages[stage].kind == "head"
 
     def sum_of_differences(
         self, sources: Sequence[int], positions: Tensor, weights: Tensor | None = None
@@ -179,13 +183,13 @@ class BatchState:
             (batch, len(positions), self.model.cfg.d_model), dtype=self.model.cfg.dtype
         )
         for stage, members in self._by_stage(sources).items():
-            factors = [self._factor(sources[i], positions) for i in members]
+            heads = [self.graph.source_stage[sources[i]][1] for i in members]
+            factors = self._factors(stage, heads, positions)
             if weights is not None:
-                factors = [f * weights[i][:, None] for f, i in zip(factors, members, strict=True)]
-            if stage >= 0 and self.graph.stages[stage].kind == "head":
-                heads = [self.graph.source_stage[sources[i]][1] for i in members]
+                factors *= weights[members][:, None, :, None]
+            if self._is_heads(stage):
                 weight = self.model.blocks[self.graph.stages[stage].layer].attn.W_O[heads]
-                total += torch.cat(factors, dim=-1) @ weight.flatten(0, 1)
+                total += factors.permute(1, 2, 0, 3).flatten(2) @ weight.flatten(0, 1)
             else:
                 total += factors[0]
         return total
