@@ -164,7 +164,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the prompts")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument(
-        "--writing-cost", type=float, default=0.002, help="of what heads and MLPs write, in the middle"
+        "--writing-cost", type=float, default=0.005, help="of what heads and MLPs write, in the middle"
     )
     parser.add_argument("--test-prompts", type=int, default=1000, help="held-out prompts a task")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
