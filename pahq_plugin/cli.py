@@ -59,6 +59,8 @@ def discover(
     """Find the circuit of PROBLEM and print its strongest edges."""
     with _one_line_errors(debug):
         _check_folder(out, force)
+        if batches < 0:
+            raise ConfigError(f"--batches={batches} must be 0 (all batches) or a number above 0")
         from pahq_plugin.discovery import discover as run
         from pahq_plugin.zoo import load_problem
 
@@ -176,6 +178,7 @@ def _quieten() -> None:
     import warnings
 
     logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("pahq_plugin").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"(?!pahq_plugin)")
 
 

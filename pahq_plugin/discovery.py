@@ -41,7 +41,7 @@ from pahq_plugin.host.attribution import integrated_gradients
 from pahq_plugin.host.blocks import unsupported
 from pahq_plugin.host.graph import canonical_edges, check_order, edge_label_of
 from pahq_plugin.host.model import borrowed, check_patchable, check_transformer
-from pahq_plugin.host.patching import collect_batches, first_batches, prepare
+from pahq_plugin.host.patching import check_one_length, collect_batches, first_batches, prepare
 from pahq_plugin.measure import forward_seconds, measured
 from pahq_plugin.metrics import Metric, check_answers, logit_diff, resolve_metric
 from pahq_plugin.progress import progress_bar
@@ -138,6 +138,8 @@ def discover(
     }
     with seeded(seed):  # a loader that shuffles draws its order
         prompts = collect_batches(model, loader, batches)
+        if kind.mean_over_dataset:
+            check_one_length(loader)
     width = _output_width(model, prompts[0].clean)
     with seeded(seed), borrowed(model):
         if chosen.kind == "search":
@@ -244,7 +246,7 @@ def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: 
     Contexts that the engine needs for as long as it lives are entered on ``stack``.
     """
     model, loader, prompts = task.model, task.loader, task.prompts
-    objection = unsupported(model)
+    objection = unsupported(model) or _uneven(prompts)
     if name == "incremental" and objection:
         log.warning("engine='incremental' cannot do %s; using engine='host'", objection)
     # Where every decision is wanted exact, screening first would be wasted.
@@ -253,6 +255,12 @@ def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: 
         return IncrementalEngine(model, loader, prompts, task.ablation, task.metric, screening)
     backend = stack.enter_context(mixed_precision(model, precision)) if screening else None
     return HostEngine(model, prepare(model, loader, prompts, task.ablation), task.metric, backend)
+
+
+def _uneven(prompts: Sequence[PromptPairBatch]) -> str | None:
+    """Why the incremental engine cannot use these batches; ``None`` if it can."""
+    lengths = sorted({batch.clean.shape[1] for batch in prompts if batch.clean.ndim > 1})
+    return f"batches of different lengths ({lengths})" if len(lengths) > 1 else None
 
 
 @torch.inference_mode()

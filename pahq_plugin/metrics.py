@@ -133,8 +133,13 @@ def row_losses(
     elif metric is mse:
         losses = (logits - clean_logits).square().double().flatten(start_dim=1).mean(dim=1)
     else:
-        losses = torch.stack([_mean_over_prompts(name, metric(row, clean_logits, batch), row)
-                              for row in logits])  # fmt: skip
+        # Copies, since a callable may write into what it is given.
+        losses = torch.stack(
+            [
+                _mean_over_prompts(name, metric(row.clone(), clean_logits.clone(), batch), row)
+                for row in logits
+            ]
+        )
     if not bool(losses.isfinite().all()):
         bad = losses[~losses.isfinite()][0]
         raise MetricError(f"metric {name!r} returned {float(bad)}; losses must be finite")

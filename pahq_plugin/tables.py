@@ -103,10 +103,11 @@ def print_examination(found: dict[str, Any]) -> None:
     formats = Table(title=f"Number formats on {found['device']}", title_justify="left",
                     title_style="bold")  # fmt: skip
     formats.add_column("format")
-    formats.add_column("hardware product here")
+    formats.add_column("this hardware multiplies it")
     for name, fast in found["formats"].items():
-        formats.add_row(name, "yes" if fast else "no: emulated, exact in its numerics")
+        formats.add_row(name, "yes" if fast else "no")
     console.print(formats)
+    console.print("Screening computes every format in FP32 arithmetic, exact in its numerics, so far.")
     console.print(f"Default precision here: {found['default_precision']}")
     for advice in found["advice"]:
         console.print(f"- {advice}", markup=False)

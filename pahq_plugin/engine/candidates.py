@@ -67,6 +67,11 @@ class Group:
                 before = losses[row]
         return effects
 
+    def is_inert(self, edges: Sequence[Edge]) -> bool:
+        """Whether ``edges`` are candidates whose removal changes nothing."""
+        rows = dict(zip(self.candidates, self.row_of, strict=True))
+        return all(edge in rows and rows[edge] is None for edge in edges)
+
     def row_without(self, edges: Sequence[Edge]) -> int | None:
         """The row in which exactly those of ``edges`` that change anything are gone; ``None`` if
         there is none."""

@@ -36,7 +36,7 @@ from pahq_plugin.engine.state import BatchState
 from pahq_plugin.errors import MetricError
 from pahq_plugin.graph import KeptGraph, Place, Shape, Step
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
-from pahq_plugin.host.blocks import output_positions, unembed
+from pahq_plugin.host.blocks import embed, output_positions, unembed
 from pahq_plugin.host.graph import edge_label
 from pahq_plugin.metrics import Metric, row_losses
 from pahq_plugin.policy import high_parts
@@ -175,6 +175,7 @@ class IncrementalEngine:
         singles = [self._singles(state, candidates) for state in self._states]
         group = Group(candidates, kept, rows_of(len(candidates), singles))
         if group.n_rows == 0:
+            self._last = _Pass(group, [], [])
             return [0.0] * len(group)
         screening = self._screen is not None and not exact
         starts = [starts_of(single, group, spare=int(screening)) for single in singles]
@@ -192,14 +193,17 @@ class IncrementalEngine:
         if not edges:
             return
         last, self._last = self._last, None
-        row = None if last is None else last.group.row_without(edges)
-        if last is not None and row is not None:
-            for rows in last.rows:
-                rows.commit(row)
-            self._loss = last.losses[row]
+        if last is not None and last.group.is_inert(edges):
             self._graph.remove(edges)
-        else:
+            return
+        row = None if last is None else last.group.row_without(edges)
+        if last is None or row is None:
             self._advance(edges)
+            return
+        for rows in last.rows:
+            rows.commit(row)
+        self._loss = last.losses[row]
+        self._graph.remove(edges)
 
     @torch.inference_mode()
     def restore(self, removed: Sequence[Edge]) -> None:
@@ -409,5 +413,9 @@ def _first_changes(model: PatchableModel, batch: PromptPairBatch, ablation: Abla
     prompts, length = batch.clean.shape
     if model.cfg.attention_dir != "causal" or ablation is not AblationType.RESAMPLE:
         return np.zeros(prompts, dtype=np.int64)
-    differs = (batch.clean != batch.corrupt).cpu().numpy()
+    differs = batch.clean != batch.corrupt
+    masks = [embed(model, tokens)[1] for tokens in (batch.clean, batch.corrupt)]
+    if masks[0] is not None and masks[1] is not None:  # one token may be padding in one of the two
+        differs = differs | (masks[0] != masks[1])[:, -length:]
+    differs = differs.cpu().numpy()
     return np.where(differs.any(axis=1), differs.argmax(axis=1), length)

@@ -83,6 +83,19 @@ def collect_batches(
     return batches
 
 
+def check_one_length(loader: PromptDataLoader) -> None:
+    """
+    Raises:
+        PromptError: batches of different lengths, over which no mean per position can be taken.
+    """
+    lengths = sorted({batch.clean.shape[1] for batch in loader})
+    if len(lengths) > 1:
+        raise PromptError(
+            f"the loader's batches have {', '.join(map(str, lengths))} tokens; a mean over the data "
+            "set needs one length; use another ablation, such as resample"
+        )
+
+
 def _check_batch(model: PatchableModel, batch: PromptPairBatch) -> None:
     clean, corrupt = batch.clean, batch.corrupt
     if clean.shape != corrupt.shape:

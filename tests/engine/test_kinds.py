@@ -12,6 +12,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformerKeyValueCache
 
 from pahq_plugin.discovery import discover
+from pahq_plugin.errors import PromptError
 from tests.helpers.replay import replay
 from tests.helpers.small import loader, patchable, tokens, transformer
 
@@ -78,3 +79,75 @@ def test_caches_of_a_common_prefix(prefix: int, rotary: bool) -> None:
     cache.freeze()
     model = patchable(inner, kv_caches=(cache,))
     assert_replays(model, batch(clean[:, prefix:], corrupt[:, prefix:]), "acdc")
+
+
+class LeftPadding:
+    """What the host asks of a tokenizer that pads on the left with its first token, as GPT-2's."""
+
+    padding_side = "left"
+    pad_token_id = bos_token_id = 0
+
+
+PAIRS = [
+    pytest.param([([0, 3, 5, 7, 9], [0, 4, 5, 7, 9]), ([0, 3, 6, 9], [0, 3, 7, 9])], id="alike"),
+    pytest.param([([0, 3, 5, 7, 9], [0, 5, 7, 9]), ([0, 3, 6, 8, 9], [0, 6, 8, 9])], id="corrupt"),
+    pytest.param([([0, 5, 7, 9], [0, 3, 5, 7, 9]), ([0, 6, 8, 9], [0, 3, 6, 8, 9])], id="clean"),
+]
+
+
+@pytest.mark.parametrize("changes", [{}, {"positional_embedding_type": "rotary", "rotary_dim": 8}])
+@pytest.mark.parametrize("pairs", PAIRS)
+def test_padding_on_the_left(pairs: list[tuple[list[int], list[int]]], changes: dict[str, Any]) -> None:
+    """Where only one prompt of a pair is padded, equal tokens mean different activations."""
+    model = patchable(transformer(**changes))
+    model.wrapped_model.tokenizer = LeftPadding()
+    clean, corrupt = (torch.tensor([[0] * (5 - len(p[i])) + p[i] for p in pairs]) for i in (0, 1))
+    prompts = batch(clean, corrupt)
+    result = discover(model, prompts, method="acdc", threshold=1e-3, progress=False)
+    assert result.settings["engine"] == "incremental"
+    report = replay(model, prompts, result.decisions, threshold=1e-3, sample=None)
+    assert report.agrees, report
+
+
+class TwoLengths(PromptDataLoader):
+    """One batch of 6 tokens and one of 8."""
+
+    def __init__(self) -> None:
+        self.parts = [batch(tokens(0, length=n), tokens(1, length=n)) for n in (6, 8)]
+        super().__init__(self.parts[0].dataset, seq_len=None, diverge_idx=0, batch_size=4)
+
+    def __iter__(self) -> Any:
+        for part in self.parts:
+            yield from part
+
+    def __len__(self) -> int:
+        return 2
+
+
+def test_batches_of_different_lengths_run_on_the_host(caplog: pytest.LogCaptureFixture) -> None:
+    model, prompts = patchable(transformer()), TwoLengths()
+    options: dict[str, Any] = {"method": "acdc", "threshold": 0.01, "progress": False}
+    result = discover(model, prompts, batches=None, engine="incremental", **options)
+    assert result.settings["engine"] == "host" and "batches of different lengths" in caplog.text
+    report = replay(model, prompts, result.decisions, threshold=0.01, batches=None, sample=None)
+    assert report.agrees, report
+    with pytest.raises(PromptError, match="have 6, 8 tokens"):
+        discover(model, prompts, ablation="tokenwise_mean_clean", **options)
+
+
+@pytest.mark.parametrize("engine", ["incremental", "host"])
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_metric_may_write_into_its_arguments(written: int, engine: str) -> None:
+    def plain(logits: Tensor, clean_logits: Tensor, batch: object) -> Tensor:
+        return (logits - clean_logits).square().mean(dim=-1)
+
+    def writing(*arguments: Any) -> Tensor:
+        loss = plain(*arguments)
+        arguments[written].zero_()
+        return loss
+
+    model = patchable(transformer())
+    options: dict[str, Any] = {"method": "acdc", "threshold": 0.003, "progress": False}
+    results = [discover(model, loader(), metric=m, engine=engine, **options) for m in (plain, writing)]
+    assert results[0].decisions == results[1].decisions
+    assert 0 < len(results[0].circuit) < len(results[0].decisions)
