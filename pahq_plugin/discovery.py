@@ -253,8 +253,9 @@ def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: 
     screening = None if precision.is_exact or precision.guard == math.inf else precision
     if name != "host" and not objection:
         return IncrementalEngine(model, loader, prompts, task.ablation, task.metric, screening)
+    prepared = prepare(model, loader, prompts, task.ablation)  # before the model is lent
     backend = stack.enter_context(mixed_precision(model, precision)) if screening else None
-    return HostEngine(model, prepare(model, loader, prompts, task.ablation), task.metric, backend)
+    return HostEngine(model, prepared, task.metric, backend)
 
 
 def _uneven(prompts: Sequence[PromptPairBatch]) -> str | None:

@@ -544,3 +544,16 @@ def test_corrupt_prompts_that_equal_the_clean_ones_leave_no_circuit() -> None:
     result = discover(small_edges(), prompts, method="acdc", threshold=1e-6)
     assert result.circuit == set()
     assert all(decision.effect == pytest.approx(0, abs=1e-6) for decision in result.decisions)
+
+
+def test_the_host_engine_takes_clean_runs_in_the_models_own_precision() -> None:
+    """Else exact decisions would be measured against what the low precision makes of the prompts."""
+    model, prompts = small_edges(), loader()
+    low = pahq.PrecisionConfig(low="fp8_e5m2", mlp="fp8_e5m2", scale="tensor", policy="uniform")
+    acdc = discover(model, prompts, method="acdc", threshold=0.003, engine="host")
+    mixed = discover(model, prompts, threshold=0.003, engine="host", precision=low)
+    exact = [d for d in mixed.decisions if d.exact]
+    assert exact and mixed.circuit == acdc.circuit
+    effects = {d.edge: d.effect for d in acdc.decisions}
+    for decision in exact:
+        assert decision.effect == pytest.approx(effects[decision.edge], rel=1e-3, abs=1e-6)
