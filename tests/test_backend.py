@@ -31,6 +31,7 @@ from pahq_plugin.policy import EVERYTHING, NOTHING, HighParts
 from tests.helpers import architectures
 from tests.helpers.small import (
     KINDS,
+    OTHER_KINDS,
     activations,
     attention_names,
     loader,
@@ -434,20 +435,7 @@ def test_the_full_policy_is_fp32(models: dict[str, PatchableModel], kind: str) -
         assert signal_to_noise(exact, logits(model, tokens())) < MOST_DB
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"n_key_value_heads": 2, "ungroup_grouped_query_attention": True},
-        {"positional_embedding_type": "alibi"},
-        {"attention_dir": "bidirectional"},
-        {"attn_scores_soft_cap": 5.0, "output_logits_soft_cap": 5.0},
-        {"scale_attn_by_inverse_layer_idx": True, "attn_only": True},
-        {"use_local_attn": True, "window_size": 2, "attn_types": ["global", "local"]},
-        {"positional_embedding_type": "rotary", "rotary_dim": 4, "rotary_adjacent_pairs": True},
-        {"act_fn": "solu_ln"},
-    ],
-    ids=lambda changes: next(iter(changes)),
-)
+@pytest.mark.parametrize("changes", OTHER_KINDS, ids=lambda changes: next(iter(changes)))
 def test_other_kinds_of_attention_and_mlp(changes: dict[str, Any]) -> None:
     """Each is the model's own in full precision, and near it in int8."""
     model = patchable(transformer(**changes))

@@ -14,20 +14,12 @@ from transformer_lens import HookedTransformerKeyValueCache
 from pahq_plugin.discovery import discover
 from pahq_plugin.errors import PromptError
 from tests.helpers.replay import replay
-from tests.helpers.small import loader, patchable, tokens, transformer
+from tests.helpers.small import OTHER_KINDS, loader, patchable, tokens, transformer
 
-KINDS: list[dict[str, Any]] = [
-    {"n_key_value_heads": 2, "ungroup_grouped_query_attention": True},
-    {"n_key_value_heads": 1, "ungroup_grouped_query_attention": True, "gated_mlp": True,
-     "normalization_type": "RMS", "positional_embedding_type": "rotary", "rotary_dim": 8},
-    {"positional_embedding_type": "alibi"},
-    {"attention_dir": "bidirectional"},
-    {"attn_scores_soft_cap": 5.0, "output_logits_soft_cap": 5.0},
-    {"scale_attn_by_inverse_layer_idx": True, "attn_only": True},
-    {"use_local_attn": True, "window_size": 2, "attn_types": ["global", "local"]},
-    {"positional_embedding_type": "rotary", "rotary_dim": 4, "rotary_adjacent_pairs": True},
-    {"act_fn": "solu_ln"},
-]  # fmt: skip
+GROUPED_LLAMA: dict[str, Any] = {
+    "n_key_value_heads": 1, "ungroup_grouped_query_attention": True, "gated_mlp": True,
+    "normalization_type": "RMS", "positional_embedding_type": "rotary", "rotary_dim": 8,
+}  # fmt: skip
 
 
 def batch(clean: Tensor, corrupt: Tensor) -> PromptDataLoader:
@@ -47,7 +39,7 @@ def assert_replays(model: PatchableModel, prompts: PromptDataLoader, method: str
 
 
 @pytest.mark.parametrize("method", ["acdc", "pahq"])
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: next(iter(kind)))
+@pytest.mark.parametrize("kind", [*OTHER_KINDS, GROUPED_LLAMA], ids=lambda kind: next(iter(kind)))
 def test_other_kinds_of_attention_and_mlp(kind: dict[str, Any], method: str) -> None:
     assert_replays(patchable(transformer(**kind)), loader(), method)
 

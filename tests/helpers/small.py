@@ -28,6 +28,18 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """Three architectures that differ in norm, positions, MLP and order of attention and MLP."""
 
+OTHER_KINDS: list[dict[str, Any]] = [
+    {"n_key_value_heads": 2, "ungroup_grouped_query_attention": True},
+    {"positional_embedding_type": "alibi"},
+    {"attention_dir": "bidirectional"},
+    {"attn_scores_soft_cap": 5.0, "output_logits_soft_cap": 5.0},
+    {"scale_attn_by_inverse_layer_idx": True, "attn_only": True},
+    {"use_local_attn": True, "window_size": 2, "attn_types": ["global", "local"]},
+    {"positional_embedding_type": "rotary", "rotary_dim": 4, "rotary_adjacent_pairs": True},
+    {"act_fn": "solu_ln"},
+]
+"""Changes of the default one, each another kind of attention, MLP or logits."""
+
 
 def transformer(seed: int = 0, separate_qkv: bool = True, **changes: Any) -> HookedTransformer:
     """2 layers x 4 heads x d_model 32 by default, all weights random, biases too."""
