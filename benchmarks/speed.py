@@ -160,6 +160,7 @@ def differing(result, scores) -> int:
 def peak(case: Case, side: str) -> dict[str, float]:
     """Peak resident MiB of this process after one plain forward, and after a whole run."""
     model, loader = load(case)
+    pahq.methods()  # imports what either side needs
     reset_peak()  # making the model takes more than anything that follows
     forward_seconds(model, list(islice(loader, 1)))
     before = resident()

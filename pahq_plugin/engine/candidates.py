@@ -28,7 +28,8 @@ class Single:
     Attributes:
         members: their indices in the group.
         positions: positions at which they count.
-        taken: (now - ablated) source outputs, ``[candidate, batch, pos, d_model]``.
+        taken: (now - ablated) source outputs, ``[candidate, batch, pos, d_model]``; `starts_of` uses
+            this memory for the running sum.
     """
 
     members: list[int]
@@ -99,27 +100,33 @@ def starts_of(singles: Mapping[Place, Single], group: Group, spare: int) -> dict
     """How the inputs change on each row: minus all that has gone until there.
 
     Args:
-        singles: what each candidate alone takes.
+        singles: what each candidate alone takes; overwritten.
         group: the candidates and their rows.
         spare: rows in front in which nothing changes.
     """
-    return {
-        place: Start(single.positions, _running_sum(single, group, spare))
-        for place, single in singles.items()
-    }
+    starts = {}
+    for place, single in singles.items():
+        live = [i for i, member in enumerate(single.members) if group.row_of[member] is not None]
+        if live:
+            first = group.row_of[single.members[live[0]]]
+            assert first is not None
+            delta, after = _running_sum(single, live, group)
+            starts[place] = Start(single.positions, first + spare, delta, after)
+    return starts
 
 
-def _running_sum(single: Single, group: Group, spare: int) -> Tensor:
-    """The change of one destination's input, ``[candidate, batch, pos, d_model]``."""
-    delta = single.taken.new_zeros((group.n_rows + spare, *single.taken.shape[1:]))
-    gone, upto = torch.zeros_like(delta[0]), spare
-    for i, taken in zip(single.members, single.taken, strict=True):
-        row = group.row_of[i]
-        if row is None:
-            continue
-        delta[upto : row + spare] = gone  # rows of candidates into other destinations
-        torch.sub(gone, taken, out=delta[row + spare])
-        gone = gone if group.predicted_kept[i] else delta[row + spare]
-        upto = row + spare + 1
-    delta[upto:] = gone
-    return delta
+def _running_sum(single: Single, live: Sequence[int], group: Group) -> tuple[Tensor, Tensor | None]:
+    """The change of one destination's input on the rows of its candidates, ``[candidate, batch, pos,
+    d_model]``, made in the memory of what each takes; and on the rows after these.
+
+    Args:
+        single: what each candidate alone takes.
+        live: those of its candidates that have a row.
+        group: all candidates.
+    """
+    gone: Tensor | None = None
+    for i in live:
+        row = single.taken[i]
+        row.neg_() if gone is None else torch.sub(gone, row, out=row)
+        gone = gone if group.predicted_kept[single.members[i]] else row
+    return single.taken if len(live) == len(single.members) else single.taken[live], gone

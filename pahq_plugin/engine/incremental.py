@@ -43,14 +43,17 @@ from pahq_plugin.policy import high_parts
 from pahq_plugin.positions import Bools, Ints
 from pahq_plugin.weights import LowWeights
 
-ROW_BYTES = 48 * 2**20
-"""Rows of one pass are chosen so that their tensors take about this much."""
+ROW_BYTES = {"cpu": 12 * 2**20, "cuda": 2**30}
+"""By kind of device: rows of one pass are chosen so that what they hold takes about this much."""
+
+WORK_SHARE = 4
+"""What lives only within a step of a pass takes this part of it once more."""
 
 LEAST_ROWS = 16
 FEW_ROWS = 8
 """A pass over fewer rows than this goes on to the next destination of the stage."""
 
-MEMO_BYTES = 32 * 2**20
+MEMO_BYTES = 8 * 2**20
 MOST_PLANS = 1024
 """Cones that are remembered."""
 
@@ -74,7 +77,7 @@ class IncrementalEngine:
         ablation: what removed edges carry.
         metric: name and function.
         precision: screens in this mixed precision; ``None`` measures everything exactly.
-        row_bytes: memory for the rows of one pass.
+        row_bytes: memory for the rows of one pass; ``None`` for `ROW_BYTES`.
         storage: dtype of the cached source outputs; FP32 (or the model's wider dtype) is exact.
     """
 
@@ -88,13 +91,15 @@ class IncrementalEngine:
         ablation: AblationType,
         metric: tuple[str, Metric],
         precision: PrecisionConfig | None = None,
-        row_bytes: int = ROW_BYTES,
+        row_bytes: int | None = None,
         storage: torch.dtype | None = None,
     ) -> None:
         self.evaluations = 0
-        self._model, self._metric, self._row_bytes = model, metric, row_bytes
+        device = prompts[0].clean.device
+        self._model, self._metric = model, metric
+        self._row_bytes = row_bytes or ROW_BYTES.get(device.type, ROW_BYTES["cpu"])
         self._storage = storage or model.cfg.dtype
-        self._graph = KeptGraph(model, _shape(model, prompts, ablation), prompts[0].clean.device)
+        self._graph = KeptGraph(model, _shape(model, prompts, ablation), device)
         ablated = ablated_runs(model, loader, prompts, ablation, self._storage)
         self._drops_position = output_positions(model, prompts[0].clean.shape[1])[1]
         self._states, self._clean_logits = [], []
@@ -157,13 +162,14 @@ class IncrementalEngine:
         """The candidates into the first one's destination, and into the next ones of its stage
         until at least ``few`` matter; and for each whether its destination matters at all."""
         place = self._graph.place(candidates[0])
-        is_needed = self._graph.is_needed(place)
+        is_needed, seen = self._graph.is_needed(place), {place}
         needed: list[bool] = []
         for edge in candidates:
             before, place = place, self._graph.place(edge)
             if place != before:
-                if place[0] != before[0] or sum(needed) >= few:
+                if place[0] != before[0] or place in seen or sum(needed) >= few:
                     break
+                seen.add(place)
                 is_needed = self._graph.is_needed(place)
             needed.append(is_needed)
         return list(candidates[: len(needed)]), needed
@@ -232,7 +238,7 @@ class IncrementalEngine:
         }
         for state in self._states:
             for place in touched:
-                state.drop_read(*place)
+                state.forget(*place)
         self._graph.remove(edges)
         live = {place: at for place, at in touched.items() if self._graph.is_needed(place)}
         steps = self._graph.cone(live) if live else []
@@ -252,7 +258,7 @@ class IncrementalEngine:
     ) -> tuple[list[Rows], list[float]]:
         """All batches through the cone; returns the rows of each and the losses averaged over them."""
         rows = [
-            Rows(state, steps, start, n_rows, products)
+            Rows(state, steps, start, n_rows, self._row_bytes // WORK_SHARE, products)
             for state, start in zip(self._states, starts, strict=True)
         ]
         self.evaluations += n_rows
@@ -349,24 +355,20 @@ class IncrementalEngine:
     def _row_limit(self, steps: Sequence[Step]) -> int:
         """Rows of one pass that fit in memory."""
         working, lasting = zip(*(self._step_bytes(step) for step in steps), strict=True)
-        first = self._graph.stages[steps[0].stage]
-        starts = len(steps[0].heads) * first.slots * len(steps[0].positions) * self._model.cfg.d_model
+        start = max(len(slot.positions) for slot in steps[0].slots) * self._model.cfg.d_model
         unit = len(self._clean_logits[0]) * self._model.cfg.dtype.itemsize
-        return max(1, int(self._row_bytes // (max(working) + sum(lasting) + starts * unit)))
+        return max(1, int(self._row_bytes // (max(working) + sum(lasting) + start * unit)))
 
     def _step_bytes(self, step: Step) -> tuple[int, int]:
         """Bytes of one row: of what a step works on, but for what it makes in parts, and of the
         changes that it leaves behind."""
         cfg, stage = self._model.cfg, self._graph.stages[step.stage]
         unit = len(self._clean_logits[0]) * cfg.dtype.itemsize
-        wide = len(step.positions) * cfg.d_model * unit
         if stage.kind != "head":
-            return 3 * wide, wide
+            return 0, len(step.positions) * cfg.d_model * unit
         one = len(step.heads) * cfg.d_head * unit
         pairs = len(step.heads) * len(step.positions) * self._graph.shape.length * unit
-        inputs = max(len(slot.positions) for slot in step.slots) * cfg.d_model * unit
-        made = 6 * one * self._graph.shape.length + 2 * pairs
-        return inputs + made, one * len(step.positions)
+        return 6 * one * self._graph.shape.length + 2 * pairs, one * len(step.positions)
 
     def _adapt(self, candidates: Sequence[Edge]) -> None:
         """More rows after a pass that was used up, fewer after one that was cut short."""

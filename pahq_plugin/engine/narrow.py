@@ -23,7 +23,7 @@ from pahq_plugin.host import PatchableModel
 from pahq_plugin.host.blocks import LinearNorm, linear_norm
 from pahq_plugin.mlp import SUPPORTED, activate
 
-MEMO_BYTES = 16 * 2**20
+MEMO_BYTES = 8 * 2**20
 
 
 class NarrowMlp:

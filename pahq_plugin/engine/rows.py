@@ -12,19 +12,16 @@ computed; all else comes from the present state. Tensors are unit-major,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pahq_plugin.engine.products import Products
-from pahq_plugin.engine.state import BatchState, Read, letters
+from pahq_plugin.engine.state import BatchState, letters
 from pahq_plugin.graph import Feed, Place, Slot, Stage, Step
 from pahq_plugin.positions import Positions
-
-WORK_BYTES = 8 * 2**20
-"""Wide tensors that live only within a step are made in parts of about this size."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +42,31 @@ class Change:
 
 @dataclass(frozen=True)
 class Start:
-    """A changed input: ``[candidate, batch, pos, d_model]`` at ``positions``."""
+    """A changed input.
+
+    Attributes:
+        positions: at which it changes.
+        first: rows before this one have the present input.
+        delta: the change on the next rows, ``[candidate, batch, pos, d_model]``.
+        after: the change on all rows behind these, ``[batch, pos, d_model]``; ``None`` for none.
+    """
 
     positions: Positions
+    first: int
     delta: Tensor
+    after: Tensor | None
+
+    def on(self, rows: slice) -> Iterator[tuple[slice, Tensor]]:
+        """The terms that change the input of some rows, each with those of ``rows`` that it is for."""
+        last = self.first + len(self.delta)
+        begin, end = max(rows.start, self.first), min(rows.stop, last)
+        if begin < end:
+            yield (
+                slice(begin - rows.start, end - rows.start),
+                self.delta[begin - self.first : end - self.first],
+            )
+        if self.after is not None and rows.stop > last:
+            yield slice(max(last, rows.start) - rows.start, rows.stop - rows.start), self.after[None]
 
 
 class Rows:
@@ -59,6 +77,7 @@ class Rows:
         steps: the cone, from `KeptGraph.cone`.
         starts: the changed inputs.
         n_rows: number of candidates.
+        work_bytes: wide tensors that live only within a step are made in parts of about this size.
         products: precision of the weight products; the model's own by default. Only rows in the
             model's own precision may be committed.
     """
@@ -69,9 +88,11 @@ class Rows:
         steps: Sequence[Step],
         starts: Mapping[Place, Start],
         n_rows: int,
+        work_bytes: int,
         products: Products | None = None,
     ) -> None:
         self.state = state
+        self._work_bytes = work_bytes
         self._products = products or state.own
         self.n_rows = n_rows
         self._starts = starts
@@ -84,27 +105,16 @@ class Rows:
 
     def commit(self, row: int) -> None:
         """Make ``row`` the present state. Only for rows in the model's own precision."""
+        state, only = self.state, slice(row, row + 1)
         for at, slot, heads, positions in self._dirty:
-            self._commit_reads(at, slot, heads, positions, row)
+            state.update(
+                at, slot, heads, positions, self._inputs(at, slot, heads, positions, only)[:, 0]
+            )
         for change in self._changes:
-            stage = self.state.graph.stages[change.step.stage]
+            stage = state.graph.stages[change.step.stage]
             for i, head in enumerate(change.step.heads):
-                value = change.factor[i, min(row, change.factor.shape[1] - 1)]
-                self.state.add_to_source(stage.first_source + head, change.step.positions.index, value)
-
-    def _commit_reads(
-        self, at: int, slot: int, heads: tuple[int, ...], positions: Positions, row: int
-    ) -> None:
-        """Bring what dirty destinations read up to date."""
-        state = self.state
-        reads = state.reads(at, slot, heads, positions)
-        x = self._inputs(at, slot, heads, positions, reads, row)
-        stage, ys = state.graph.stages[at], {}
-        if stage.kind == "head":
-            ys = state.projected(stage, slot, heads, x, state.own)
-        for i, head in enumerate(heads):
-            parts = {letter: y[i, 0] for letter, y in ys.items()}
-            state.update_read(at, slot, head, Read(positions, x[i, 0], parts))
+                value = _rows(change.factor[i], only)[0]
+                state.add_to_source(stage.first_source + head, change.step.positions.index, value)
 
     # Steps ---------------------------------------------------------------------------------------
 
@@ -124,72 +134,90 @@ class Rows:
         made: dict[str, Tensor] = {}
         for which, slot in enumerate(step.slots):
             made_here = letters(stage, which)
+            new = self._new_projections(step, which, slot)
             wanted = held[made_here] if stage.slots == 3 else everywhere
-            reads = state.reads(step.stage, which, step.heads, wanted)
-            new = self._new_projections(step, which, slot, reads)
+            now = state.projections(step.stage, which, step.heads, wanted)
             for letter in made_here:
-                y = _merged(reads, letter, new.get(letter), slot, held[letter], self.n_rows)
+                present = held[letter].cut(now[letter], wanted)
+                y = _merged(present, new.get(letter), slot, held[letter], self.n_rows)
                 made[letter] = math.rotate(y, letter, held[letter].index)
         z = math.mix(made["q"], made["k"], made["v"], list(step.heads), step.positions.index)
         present = torch.stack([state.now.z[stage.layer][head] for head in step.heads])
         present = step.positions.cut(present, everywhere).to(z.dtype)
         self._changes.append(Change(step, stage.layer, z - present[:, None]))
 
-    def _new_projections(
-        self, step: Step, which: int, slot: Slot, reads: Sequence[Read]
-    ) -> dict[str, Tensor]:
+    def _new_projections(self, step: Step, which: int, slot: Slot) -> dict[str, Tensor]:
         """Projections of the dirty inputs, ``[member, candidate, batch, pos, d_head]`` by letter.
 
-        Inputs are wide: a few heads are worked on at a time.
+        Inputs are wide: a few heads and rows are worked on at a time.
         """
         if not slot.members:
             return {}
         state, stage = self.state, self.state.graph.stages[step.stage]
-        parts = []
-        for members in _chunks(slot.members, self._input_bytes(slot.positions)):
-            heads = tuple(step.heads[m] for m in members)
-            dirty = [reads[m] for m in members]
-            x = self._new_inputs(step.stage, which, heads, slot.positions, dirty)
-            now = None if self._products is state.own else (dirty, slot.positions)
-            parts.append(state.projected(stage, which, heads, x, self._products, now))
-        if len(parts) == 1:
-            return parts[0]
-        return {letter: torch.cat([part[letter] for part in parts]) for letter in parts[0]}
+        heads = tuple(step.heads[m] for m in slot.members)
+        self._dirty.append((step.stage, which, heads, slot.positions))
+        made: dict[str, Tensor] = {}
+        for members, rows in self._parts(len(heads), self._token_bytes(slot.positions)):
+            at = (step.stage, which, heads[members], slot.positions)
+            x = self._inputs(*at, rows)
+            now = None
+            if self._products is not state.own:
+                now = torch.stack(state.inputs(*at)), state.projections(*at)
+            new = state.projected(stage, which, heads[members], x, self._products, now)
+            if len(x) == len(heads) and x.shape[1] == self.n_rows:
+                return new
+            for letter, y in new.items():
+                if letter not in made:
+                    made[letter] = y.new_empty((len(heads), self.n_rows, *y.shape[2:]))
+                made[letter][members, rows] = y
+        return made
 
-    def _input_bytes(self, positions: Positions) -> int:
-        """Bytes of one destination's input on all rows."""
-        embedding = self.state.now.embedding
-        return (
-            self.n_rows * len(positions) * embedding[:, 0].numel() * self.state.model.cfg.dtype.itemsize
-        )
+    def _parts(self, n_units: int, row_bytes: int) -> Iterator[tuple[slice, slice]]:
+        """Units and rows in parts that fit, where a row of one unit takes ``row_bytes``."""
+        at_once = max(1, self._work_bytes // row_bytes)
+        units, rows = max(1, at_once // self.n_rows), min(at_once, self.n_rows)
+        for row in range(0, self.n_rows, rows):
+            for unit in range(0, n_units, units):
+                yield slice(unit, unit + units), slice(row, min(row + rows, self.n_rows))
+
+    def _token_bytes(self, positions: Positions, width: int | None = None) -> int:
+        """Bytes of one row of something that is ``width`` (d_model) wide."""
+        cfg = self.state.model.cfg
+        tokens = len(self.state.now.embedding) * len(positions)
+        return tokens * (width or cfg.d_model) * cfg.dtype.itemsize
 
     def _run_mlp(self, step: Step, stage: Stage) -> None:
         state, positions = self.state, step.slots[0].positions
-        reads = state.reads(step.stage, 0, (0,), positions)
-        x = self._new_inputs(step.stage, 0, (0,), positions, reads)[0]
-        x_now = reads[0].x_at(positions).flatten(0, 1)  # [batch * pos, d_model]
-        y_now = positions.cut(state.now.mlp[stage.layer], state.graph.sets.all).to(x.dtype).flatten(0, 1)
-        flat, tokens = x.flatten(1, 2), state.changing_tokens(positions)
-        heads, dz = self._narrow_changes(step, stage)
+        x_now = state.inputs(step.stage, 0, (0,), positions)[0].flatten(0, 1)  # [batch * pos, d_model]
+        y_now = positions.cut(state.now.mlp[stage.layer], state.graph.sets.all).to(x_now.dtype)
+        change = y_now.new_zeros((self.n_rows, *y_now.shape))
+        y_now, tokens = y_now.flatten(0, 1), state.changing_tokens(positions)
         if tokens is not None:
-            flat, x_now, y_now = flat[:, tokens], x_now[tokens], y_now[tokens]
-            dz = None if dz is None else dz[:, tokens]
-        change = torch.empty_like(flat)
-        hidden = flat[0].numel() // flat.shape[-1] * state.model.cfg.d_mlp * flat.element_size()
-        for rows in _chunks(range(len(flat)), hidden):  # the hidden layer is wide
-            at = slice(rows[0], rows[-1] + 1)
-            if dz is not None:
-                new = state.own.narrow_mlp(stage.layer, flat[at], x_now, heads, dz[at])
+            x_now, y_now = x_now[tokens], y_now[tokens]
+        heads, feeds = self._narrow_feeds(step, stage)
+        self._dirty.append((step.stage, 0, (0,), positions))
+        hidden = self._token_bytes(positions, state.model.cfg.d_mlp)
+        for _, rows in self._parts(1, hidden):  # the hidden layer is wide
+            x = self._inputs(step.stage, 0, (0,), positions, rows)[0].flatten(1, 2)
+            x = x if tokens is None else x[:, tokens]
+            if heads:
+                dz = torch.cat([self._side_by_side(*feed, positions, rows) for feed in feeds], dim=-1)
+                dz = dz if tokens is None else dz[:, tokens]
+                new = state.own.narrow_mlp(stage.layer, x, x_now, heads, dz)
             else:
-                new = state.mlp(stage.layer, flat[at], x_now, y_now, self._products)
-            torch.sub(new, y_now, out=change[at])
-        if tokens is not None:
-            change = torch.zeros_like(x).flatten(1, 2).index_copy_(1, tokens, change)
-        self._changes.append(Change(step, None, change.unflatten(1, x.shape[1:3])[None]))
+                new = state.mlp(stage.layer, x, x_now, y_now, self._products)
+            part = change[rows].flatten(1, 2)
+            if tokens is None:
+                torch.sub(new, y_now, out=part)
+            else:
+                part.index_copy_(1, tokens, new - y_now)
+        self._changes.append(Change(step, None, change[None]))
 
-    def _narrow_changes(self, step: Step, stage: Stage) -> tuple[list[tuple[int, int]], Tensor | None]:
-        """The heads that change an MLP's input and their changes of z side by side, ``[candidate,
-        batch * pos, head * d_head]``; ``None`` where anything else changes it, or it would not pay."""
+    def _narrow_feeds(
+        self, step: Step, stage: Stage
+    ) -> tuple[list[tuple[int, int]], list[tuple[Change, Feed]]]:
+        """The (layer, head) that change an MLP's input, and how; none where anything else changes it,
+        or it would not pay."""
         positions, graph = step.slots[0].positions, self.state.graph
         feeds = [
             (change, feed)
@@ -202,23 +230,24 @@ class Rows:
             if change.layer is not None
             for i in feed.chosen
         ]
-        width = self.state.model.cfg.d_head * len(heads)
         whole = all(change.layer is not None and feed.weights is None for change, feed in feeds)
         started = (step.stage, 0, 0) in self._starts
         own = self._products is self.state.own
+        width = self.state.model.cfg.d_head * len(heads)
         if (
-            not (feeds and whole and own)
-            or started
-            or not self.state.own.narrow_mlp.pays(stage.layer, width)
+            feeds
+            and whole
+            and own
+            and not started
+            and self.state.own.narrow_mlp.pays(stage.layer, width)
         ):
-            return [], None
-        parts = [self._side_by_side(change, feed, positions) for change, feed in feeds]
-        return heads, torch.cat(parts, dim=-1)
+            return heads, feeds
+        return [], []
 
-    def _side_by_side(self, change: Change, feed: Feed, positions: Positions) -> Tensor:
+    def _side_by_side(self, change: Change, feed: Feed, positions: Positions, rows: slice) -> Tensor:
         """Changes of z of the chosen heads, ``[candidate, batch * pos, head * d_head]``."""
         shared, known = positions.shared(change.step.positions)
-        factor = _taken(change.factor[list(feed.chosen)], shared)
+        factor = _taken(_chosen(change.factor, feed, rows), shared)
         if known is not None:
             shape = (*factor.shape[:-2], len(positions), factor.shape[-1])
             factor = factor.new_zeros(shape).index_copy_(-2, known, factor)
@@ -226,17 +255,10 @@ class Rows:
 
     def _run_output(self, step: Step) -> None:
         positions = self.state.graph.outputs
-        reads = self.state.reads(step.stage, 0, (0,), positions)
-        self.final = self._new_inputs(step.stage, 0, (0,), positions, reads)[0]
+        self._dirty.append((step.stage, 0, (0,), positions))
+        self.final = self._inputs(step.stage, 0, (0,), positions, slice(0, self.n_rows))[0]
 
     # Inputs --------------------------------------------------------------------------------------
-
-    def _new_inputs(
-        self, at: int, slot: int, heads: tuple[int, ...], positions: Positions, reads: Sequence[Read]
-    ) -> Tensor:
-        """Inputs of dirty destinations on all rows, ``[head, candidate, batch, pos, d_model]``."""
-        self._dirty.append((at, slot, heads, positions))
-        return self._inputs(at, slot, heads, positions, reads, None)
 
     def _inputs(
         self,
@@ -244,22 +266,23 @@ class Rows:
         slot: int,
         heads: tuple[int, ...],
         positions: Positions,
-        reads: Sequence[Read],
-        row: int | None,
+        rows: slice,
     ) -> Tensor:
-        """Inputs on all rows, or on one: what is read at present plus the changes that feed it."""
-        now = [read.x_at(positions) for read in reads]
-        x = now[0].new_empty((len(heads), self.n_rows if row is None else 1, *now[0].shape))
+        """Inputs of dirty destinations on some rows, what is read at present plus the changes that
+        feed it, ``[head, candidate, batch, pos, d_model]``."""
+        now = self.state.inputs(at, slot, heads, positions)
+        x = now[0].new_empty((len(heads), rows.stop - rows.start, *now[0].shape))
         sums = [_Sum(out, present) for out, present in zip(x, now, strict=True)]
         for total, head in zip(sums, heads, strict=True):
             start = self._starts.get((at, slot, head))
             if start is not None:
                 shared, known = positions.shared(start.positions)
-                total.add(_taken(_row(start.delta, row), shared), known)
+                for some, delta in start.on(rows):
+                    total.add(_taken(delta, shared), known, some)
         for change in self._changes:
             shared, known = positions.shared(change.step.positions)
             for feed in self.state.graph.feeds(at, slot, heads, change.step, positions):
-                term = self._contribution(change, feed, shared, known, row)
+                term = self._contribution(change, feed, shared, known, rows)
                 for member in feed.members:
                     sums[member].add(term, known)
         for total in sums:
@@ -267,14 +290,11 @@ class Rows:
         return x
 
     def _contribution(
-        self, change: Change, feed: Feed, shared: Tensor | None, known: Tensor | None, row: int | None
+        self, change: Change, feed: Feed, shared: Tensor | None, known: Tensor | None, rows: slice
     ) -> Tensor:
         """What the chosen sources add, ``[candidate, batch, pos, d_model]``, at the positions of the
         change that are wanted: ``shared`` among its own, ``known`` among the wanted ones."""
-        factor = change.factor
-        if len(feed.chosen) < len(factor):
-            factor = factor[list(feed.chosen)]
-        factor = _taken(_row(factor, row, axis=1), shared)
+        factor = _taken(_chosen(change.factor, feed, rows), shared)
         if feed.weights is not None:
             weights = feed.weights if known is None else feed.weights[:, known]
             factor = factor * weights.to(factor.dtype)[:, None, None, :, None]
@@ -297,16 +317,20 @@ class _Sum:
         self._out, self._present = out, present
         self._started = False
 
-    def add(self, term: Tensor, known: Tensor | None) -> None:
-        """Add ``term [candidate, batch, pos, d_model]`` at the positions ``known``; ``None``: at all."""
-        if known is not None:
-            self.finish()
-            self._out.index_add_(-2, known, term.expand(len(self._out), -1, -1, -1))
-        elif self._started:
-            self._out += term
-        else:
-            torch.add(self._present, term, out=self._out)
+    def add(self, term: Tensor, known: Tensor | None, rows: slice | None = None) -> None:
+        """Add ``term [candidate, batch, pos, d_model]`` at the positions ``known`` and to ``rows`` of
+        those gathered; ``None``: to all."""
+        whole = rows is None or rows == slice(0, len(self._out))
+        if known is None and whole and not self._started:
+            torch.add(self._present, term.expand_as(self._out), out=self._out)
             self._started = True
+            return
+        self.finish()
+        out = self._out if whole else self._out[rows]
+        if known is None:
+            out += term
+        else:
+            out.index_add_(-2, known, term.expand(len(out), -1, -1, -1))
 
     def finish(self) -> None:
         """Write the present input where nothing has been added."""
@@ -315,15 +339,15 @@ class _Sum:
             self._started = True
 
 
-def _chunks(items: Sequence[int], item_bytes: int) -> list[Sequence[int]]:
-    """``items`` in parts of at most about `WORK_BYTES`."""
-    size = max(1, WORK_BYTES // max(1, item_bytes))
-    return [items[i : i + size] for i in range(0, len(items), size)]
+def _rows(x: Tensor, rows: slice, axis: int = 0) -> Tensor:
+    """Some rows of the candidates' axis; a single row stands for all where none differs."""
+    return x if x.shape[axis] == 1 else x.narrow(axis, rows.start, rows.stop - rows.start)
 
 
-def _row(x: Tensor, row: int | None, axis: int = 0) -> Tensor:
-    """One row of the candidates' axis, or all; a single row stands for all where none differs."""
-    return x if row is None else x.narrow(axis, min(row, x.shape[axis] - 1), 1)
+def _chosen(factor: Tensor, feed: Feed, rows: slice) -> Tensor:
+    """Of ``factor [head, candidate, batch, pos, d]`` the chosen heads on some rows."""
+    factor = _rows(factor, rows, axis=1)
+    return factor if len(feed.chosen) == len(factor) else factor[list(feed.chosen)]
 
 
 def _taken(x: Tensor, at: Tensor | None) -> Tensor:
@@ -331,16 +355,14 @@ def _taken(x: Tensor, at: Tensor | None) -> Tensor:
     return x if at is None else x.index_select(-2, at)
 
 
-def _merged(
-    reads: Sequence[Read], letter: str, new: Tensor | None, slot: Slot, held: Positions, n_rows: int
-) -> Tensor:
-    """Present projections ``[head, 1, batch, pos, d_head]`` with the dirty ones put in their place."""
-    if new is not None and len(slot.members) == len(reads) and slot.positions is held:
-        return new
-    now = torch.stack([read.y_at(letter, held) for read in reads])[:, None]
+def _merged(now: Tensor, new: Tensor | None, slot: Slot, held: Positions, n_rows: int) -> Tensor:
+    """Present projections ``[head, batch, pos, d_head]`` with the dirty ones put in their place,
+    ``[head, candidate or 1, batch, pos, d_head]``."""
     if new is None:
-        return now
-    merged = now.expand(-1, n_rows, -1, -1, -1).clone()
+        return now[:, None]
+    if len(slot.members) == len(now) and slot.positions is held:
+        return new
+    merged = now[:, None].expand(-1, n_rows, -1, -1, -1).clone()
     at = slot.positions.within(held)
     for i, member in enumerate(slot.members):
         merged[member].index_copy_(2, at, new[i])

@@ -12,7 +12,7 @@ Inputs and the queries, keys and values made from them are memoised. Tensors are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,33 +28,33 @@ from pahq_plugin.host.blocks import AttentionMath, normalise
 from pahq_plugin.positions import Ints, Positions
 
 
-@dataclass
-class Read:
-    """What one destination reads at present, and what its head makes of it.
+@dataclass(frozen=True)
+class Held:
+    """Something of one destination's present, at some positions.
 
     Attributes:
         positions: positions that are held.
-        x: input, ``[batch, pos, d_model]``.
-        y: query, key or value by letter, before rotation, ``[batch, pos, d_head]`` each; empty for
-            MLPs and output.
+        parts: ``"x"`` for its input, ``[batch, pos, d_model]``; or by letter the query, key or value
+            that its head makes of it, before rotation, ``[batch, pos, d_head]``.
     """
 
     positions: Positions
-    x: Tensor
-    y: dict[str, Tensor]
+    parts: dict[str, Tensor]
 
-    def x_at(self, positions: Positions) -> Tensor:
-        """The input at some of its positions."""
-        return positions.cut(self.x, self.positions)
+    def at(self, part: str, positions: Positions) -> Tensor:
+        """A part at some of the positions."""
+        return positions.cut(self.parts[part], self.positions)
 
-    def y_at(self, letter: str, positions: Positions) -> Tensor:
-        """Query, key or value at some of its positions."""
-        return positions.cut(self.y[letter], self.positions)
+    def write(self, positions: Positions, parts: Mapping[str, Tensor]) -> None:
+        """Put newer values in their place, where ``positions`` are held."""
+        at = positions.within(self.positions)
+        for part, values in parts.items():
+            self.parts[part].index_copy_(1, at, values)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return self.x.nbytes + sum(y.nbytes for y in self.y.values())
+        return sum(part.nbytes for part in self.parts.values())
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class BatchState:
             AttentionMath(model, layer, now.embedding, padding) for layer in range(model.cfg.n_layers)
         ]
         self._source_versions = np.zeros(graph.n_sources, dtype=np.int64)
-        self._reads: Memo[Read] = Memo(memo_bytes)
+        self._held: Memo[Held] = Memo(memo_bytes)
         self._bases: Memo[Base] = Memo(memo_bytes)
         self._active = np.arange(graph.shape.length) >= first_changes[:, None]
         self._tokens: dict[int, Tensor | None] = {}
@@ -116,7 +116,7 @@ class BatchState:
         """Take ``now`` as the present source outputs and forget everything computed from others."""
         self.now = now
         self._source_versions += 1
-        self._reads.clear()
+        self._held.clear()
         self._bases.clear()
 
     # Sources -------------------------------------------------------------------------------------
@@ -211,42 +211,63 @@ class BatchState:
 
     # Inputs --------------------------------------------------------------------------------------
 
-    def reads(self, stage: int, slot: int, heads: Sequence[int], positions: Positions) -> list[Read]:
-        """What these destinations read, at least at ``positions``; missing ones are computed."""
-        found = {head: self._reads.get((stage, slot, head)) for head in heads}
-        missing = [
-            head for head, read in found.items() if read is None or not positions.inside(read.positions)
-        ]
-        if missing:
-            for head, read in zip(missing, self._compute(stage, slot, missing, positions), strict=True):
-                self._reads.put((stage, slot, head), read)
-                found[head] = read
-        return list(found.values())  # type: ignore[arg-type]
+    def inputs(self, at: int, slot: int, heads: Sequence[int], positions: Positions) -> list[Tensor]:
+        """What these destinations of a stage read at ``positions``, ``[batch, pos, d_model]`` each."""
+        found = []
+        for head in heads:
+            held = self._lookup("x", at, slot, head, positions)
+            if held is None:
+                held = Held(positions, {"x": self._input(at, slot, head, positions)})
+                self._held.put(("x", at, slot, head), held)
+            found.append(held.at("x", positions))
+        return found
 
-    def update_read(self, stage: int, slot: int, head: int, new: Read) -> None:
-        """Write newer values into a memoised read, at the positions that ``new`` holds."""
-        old = self._reads.get((stage, slot, head))
-        if old is None:
-            return
-        at = new.positions.within(old.positions)
-        old.x.index_copy_(1, at, new.x)
-        for letter, y in new.y.items():
-            old.y[letter].index_copy_(1, at, y)
+    def projections(
+        self, at: int, slot: int, heads: Sequence[int], positions: Positions
+    ) -> dict[str, Tensor]:
+        """What heads make of what they read at ``positions``: by letter, before rotation, ``[head,
+        batch, pos, d_head]``.
 
-    def drop_read(self, stage: int, slot: int, head: int) -> None:
-        """Forget what a destination reads: its input has changed."""
-        self._reads.drop((stage, slot, head))
+        Much smaller than the inputs, which are not remembered for it.
+        """
+        found = {head: self._lookup("y", at, slot, head, positions) for head in heads}
+        missing = [head for head, held in found.items() if held is None]
+        for head in missing:
+            source = self._lookup("x", at, slot, head, positions)
+            x = self._input(at, slot, head, positions) if source is None else source.at("x", positions)
+            ys = self.projected(self.graph.stages[at], slot, [head], x[None, None], self.own)
+            held = Held(positions, {letter: y[0, 0].clone() for letter, y in ys.items()})
+            self._held.put(("y", at, slot, head), held)
+            found[head] = held
+        every = [held for held in found.values() if held is not None]
+        return {
+            letter: torch.stack([held.at(letter, positions) for held in every])
+            for letter in letters(self.graph.stages[at], slot)
+        }
 
-    def _compute(self, at: int, slot: int, heads: Sequence[int], positions: Positions) -> list[Read]:
-        x = torch.stack([self._input(at, slot, head, positions) for head in heads])
+    def _lookup(self, what: str, at: int, slot: int, head: int, positions: Positions) -> Held | None:
+        """What is remembered, if it holds all these positions."""
+        held = self._held.get((what, at, slot, head))
+        return held if held is not None and positions.inside(held.positions) else None
+
+    def update(self, at: int, slot: int, heads: Sequence[int], positions: Positions, x: Tensor) -> None:
+        """Destinations read ``x [head, batch, pos, d_model]`` from now on."""
         stage = self.graph.stages[at]
-        ys: dict[str, Tensor] = {}
-        if stage.kind == "head":
-            ys = self.projected(stage, slot, heads, x[:, None], self.own)
-        return [
-            Read(positions, x[i].clone(), {letter: y[i, 0].clone() for letter, y in ys.items()})
-            for i in range(len(heads))
-        ]
+        for i, head in enumerate(heads):
+            inputs, made = (self._lookup(what, at, slot, head, positions) for what in "xy")
+            self.forget(at, slot, head)
+            if inputs is not None:
+                inputs.write(positions, {"x": x[i]})
+                self._held.put(("x", at, slot, head), inputs)
+            if made is not None:
+                ys = self.projected(stage, slot, [head], x[i, None, None], self.own)
+                made.write(positions, {letter: y[0, 0] for letter, y in ys.items()})
+                self._held.put(("y", at, slot, head), made)
+
+    def forget(self, at: int, slot: int, head: int) -> None:
+        """The input of a destination has changed in another way."""
+        for what in "xy":
+            self._held.drop((what, at, slot, head))
 
     def _input(self, at: int, slot: int, head: int, positions: Positions) -> Tensor:
         """Input of one destination, ``[batch, pos, d_model]``."""
@@ -273,7 +294,7 @@ class BatchState:
         heads: Sequence[int],
         x: Tensor,
         products: Products,
-        now: tuple[Sequence[Read], Positions] | None = None,
+        now: tuple[Tensor, Mapping[str, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
         """Query, key and/or value that heads make of ``x``, before rotation, bias included.
 
@@ -283,29 +304,24 @@ class BatchState:
             heads: which heads, ``[head]``.
             x: ``[head, candidate, batch, pos, d_model]``.
             products: in which precision to multiply.
-            now: what the heads read at present, and the positions of ``x``; needed by products
-                that are not the model's own.
+            now: what the heads read at present, ``[head, batch, pos, d_model]``, and make of it, by
+                letter ``[head, batch, pos, d_head]``; needed by products that are not the model's own.
 
         Returns:
             By letter, ``[head, candidate, batch, pos, d_head]``.
         """
         math = self.attention[stage.layer]
         flat = normalise(math.norm, x).flatten(2, 3)  # [head, candidate, batch * pos, d_model]
-        x_now = flat if now is None else self._present_input(math, *now)
+        x_now = flat if now is None else normalise(math.norm, now[0]).flatten(1, 2)[:, None]
         out = {}
         for letter in letters(stage, slot):
             bias = math.bias_of(letter)
             bias = (bias if len(heads) == len(bias) else bias[list(heads)])[:, None, None]
-            y_now = flat if now is None else _present_projection(letter, *now) - bias
+            y_now = flat if now is None else now[1][letter].flatten(1, 2)[:, None] - bias
             name = f"W_{letter.upper()}"
             y = products.project(stage.layer, name, heads, flat, x_now, y_now) + bias
             out[letter] = y.unflatten(2, x.shape[2:4])
         return out
-
-    def _present_input(self, math: AttentionMath, reads: Sequence[Read], positions: Positions) -> Tensor:
-        """Normalised present inputs, ``[head, 1, batch * pos, d_model]``."""
-        x = torch.stack([read.x_at(positions) for read in reads])
-        return normalise(math.norm, x).flatten(1, 2)[:, None]
 
     def mlp(self, layer: int, x: Tensor, x_now: Tensor, y_now: Tensor, products: Products) -> Tensor:
         """MLP outputs, norm included.
@@ -361,13 +377,7 @@ class BatchState:
     @property
     def nbytes(self) -> int:
         """Bytes of the caches: sources now and ablated, and the memo."""
-        return self.now.nbytes + self.ablated.nbytes + self._reads.nbytes + self._bases.nbytes
-
-
-def _present_projection(letter: str, reads: Sequence[Read], positions: Positions) -> Tensor:
-    """Present queries, keys or values, ``[head, 1, batch * pos, d_head]``."""
-    y = torch.stack([read.y_at(letter, positions) for read in reads])
-    return y.flatten(1, 2)[:, None]
+        return self.now.nbytes + self.ablated.nbytes + self._held.nbytes + self._bases.nbytes
 
 
 def letters(stage: Stage, slot: int) -> str:
