@@ -29,6 +29,7 @@ from torch import Tensor
 from pahq_plugin.activations import ablated_runs, run_plain, run_sources
 from pahq_plugin.attention import Investigation
 from pahq_plugin.config import PrecisionConfig
+from pahq_plugin.engine.budget import budget_for, most_rows
 from pahq_plugin.engine.candidates import Group, Single, rows_of, starts_of
 from pahq_plugin.engine.products import OwnProducts, Products, ScreenedProducts
 from pahq_plugin.engine.rows import Rows, Start
@@ -43,17 +44,10 @@ from pahq_plugin.policy import high_parts
 from pahq_plugin.positions import Bools, Ints
 from pahq_plugin.weights import LowWeights
 
-ROW_BYTES = {"cpu": 12 * 2**20, "cuda": 2**30}
-"""By kind of device: rows of one pass are chosen so that what they hold takes about this much."""
-
-WORK_SHARE = 4
-"""What lives only within a step of a pass takes this part of it once more."""
-
 LEAST_ROWS = 16
 FEW_ROWS = 8
 """A pass over fewer rows than this goes on to the next destination of the stage."""
 
-MEMO_BYTES = 8 * 2**20
 MOST_PLANS = 1024
 """Cones that are remembered."""
 
@@ -77,7 +71,7 @@ class IncrementalEngine:
         ablation: what removed edges carry.
         metric: name and function.
         precision: screens in this mixed precision; ``None`` measures everything exactly.
-        row_bytes: memory for the rows of one pass; ``None`` for `ROW_BYTES`.
+        row_bytes: memory for the rows of one pass; ``None`` for what suits the device.
         storage: dtype of the cached source outputs; FP32 (or the model's wider dtype) is exact.
     """
 
@@ -97,19 +91,20 @@ class IncrementalEngine:
         self.evaluations = 0
         device = prompts[0].clean.device
         self._model, self._metric = model, metric
-        self._row_bytes = row_bytes or ROW_BYTES.get(device.type, ROW_BYTES["cpu"])
+        self._budget = budget_for(device, row_bytes)
         self._storage = storage or model.cfg.dtype
         self._graph = KeptGraph(model, _shape(model, prompts, ablation), device)
         ablated = ablated_runs(model, loader, prompts, ablation, self._storage)
         self._drops_position = output_positions(model, prompts[0].clean.shape[1])[1]
         self._states, self._clean_logits = [], []
-        own = OwnProducts(model)
+        own = self._own = OwnProducts(model)
+        memo_bytes = self._budget.memo // len(prompts)
         for batch, sources in zip(prompts, ablated, strict=True):
             run = run_plain(model, batch.clean, self._storage)
             first = _first_changes(model, batch, ablation)
             self._states.append(
                 BatchState(
-                    model, batch, run.padding, self._graph, run.sources, sources, MEMO_BYTES, first, own
+                    model, batch, run.padding, self._graph, run.sources, sources, memo_bytes, first, own
                 )
             )
             self._clean_logits.append(self._logits(run.final[None, :, self._graph.outputs.index])[0])
@@ -257,8 +252,11 @@ class IncrementalEngine:
         products: Products | None = None,
     ) -> tuple[list[Rows], list[float]]:
         """All batches through the cone; returns the rows of each and the losses averaged over them."""
+        self._own.narrow_mlp.next_round()
+        for state in self._states:
+            state.next_round()
         rows = [
-            Rows(state, steps, start, n_rows, self._row_bytes // WORK_SHARE, products)
+            Rows(state, steps, start, n_rows, self._budget.work, products)
             for state, start in zip(self._states, starts, strict=True)
         ]
         self.evaluations += n_rows
@@ -269,7 +267,7 @@ class IncrementalEngine:
     def _losses(self, rows: Rows, clean: Tensor) -> Tensor:
         """Loss of each row, FP64 ``[candidate]``, a few rows at a time."""
         assert rows.final is not None  # every cone ends at the output
-        chunk = max(1, self._row_bytes // (4 * 8 * clean.numel()))
+        chunk = max(1, self._budget.work // (8 * clean.numel()))
         parts = rows.final.split(chunk)
         losses = [
             row_losses(*self._metric, self._logits(part), clean, rows.state.batch) for part in parts
@@ -313,7 +311,11 @@ class IncrementalEngine:
             group = group[: int(np.searchsorted(counts, limit, side="right"))]
             live = [edge for edge, is_needed in zip(group, needed, strict=False) if is_needed]
             steps = self._plan(live)
-            fit = self._row_limit(steps) if steps else limit
+            fit = limit
+            if steps:
+                fit = most_rows(
+                    self._budget, steps, self._graph, self._model.cfg, len(self._clean_logits[0])
+                )
             if len(live) <= fit:
                 return group, steps
             limit = fit
@@ -349,26 +351,6 @@ class IncrementalEngine:
         for i, edge in enumerate(edges):
             groups.setdefault(self._graph.place(edge), []).append(i)
         return groups
-
-    # Sizes ---------------------------------------------------------------------------------------
-
-    def _row_limit(self, steps: Sequence[Step]) -> int:
-        """Rows of one pass that fit in memory."""
-        working, lasting = zip(*(self._step_bytes(step) for step in steps), strict=True)
-        start = max(len(slot.positions) for slot in steps[0].slots) * self._model.cfg.d_model
-        unit = len(self._clean_logits[0]) * self._model.cfg.dtype.itemsize
-        return max(1, int(self._row_bytes // (max(working) + sum(lasting) + start * unit)))
-
-    def _step_bytes(self, step: Step) -> tuple[int, int]:
-        """Bytes of one row: of what a step works on, but for what it makes in parts, and of the
-        changes that it leaves behind."""
-        cfg, stage = self._model.cfg, self._graph.stages[step.stage]
-        unit = len(self._clean_logits[0]) * cfg.dtype.itemsize
-        if stage.kind != "head":
-            return 0, len(step.positions) * cfg.d_model * unit
-        one = len(step.heads) * cfg.d_head * unit
-        pairs = len(step.heads) * len(step.positions) * self._graph.shape.length * unit
-        return 6 * one * self._graph.shape.length + 2 * pairs, one * len(step.positions)
 
     def _adapt(self, candidates: Sequence[Edge]) -> None:
         """More rows after a pass that was used up, fewer after one that was cut short."""

@@ -1,4 +1,9 @@
-"""A memo of tensors that can be computed again, kept within a budget of bytes."""
+"""A memo of tensors that can be computed again, kept within a budget of bytes.
+
+Passes ask for much the same items over and over. When these do not all fit, dropping the least recently
+used one would drop each just before it is asked for again; so what the last round asked for stays, and
+a new item that does not fit beside it is not remembered.
+"""
 
 from __future__ import annotations
 
@@ -18,38 +23,48 @@ Item = TypeVar("Item", bound=Sized)
 
 
 class Memo(Generic[Item]):
-    """Least recently used items go first when the budget is exceeded.
+    """Items by key, as many as fit.
 
     Attributes:
-        budget: bytes that the items may take together; the newest item always stays.
+        budget: bytes that the items may take together.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self._items: OrderedDict[Hashable, Item] = OrderedDict()
+        self._items: OrderedDict[Hashable, tuple[Item, int]] = OrderedDict()  # with the round of use
         self._bytes = 0
+        self._round = 0
+
+    def next_round(self) -> None:
+        """From now on what was asked for in the round before the last may go."""
+        self._round += 1
 
     def get(self, key: Hashable) -> Item | None:
-        """The item of that key, if it is still there."""
-        item = self._items.get(key)
-        if item is not None:
-            self._items.move_to_end(key)
+        """The item of that key, if it is there."""
+        if key not in self._items:
+            return None
+        item = self._items[key][0]
+        self._items[key] = item, self._round
+        self._items.move_to_end(key)
         return item
 
     def put(self, key: Hashable, item: Item) -> None:
-        """Keep ``item``, and drop the oldest ones beyond the budget."""
+        """Keep ``item`` if it fits once those are gone that were not used of late."""
         self.drop(key)
-        self._items[key] = item
-        self._bytes += item.nbytes
-        while self._bytes > self.budget and len(self._items) > 1:
-            _, old = self._items.popitem(last=False)
-            self._bytes -= old.nbytes
+        while self._items and self._bytes + item.nbytes > self.budget:
+            oldest, (_, used) = next(iter(self._items.items()))
+            if used >= self._round - 1:
+                return
+            self.drop(oldest)
+        if self._bytes + item.nbytes <= self.budget:
+            self._items[key] = item, self._round
+            self._bytes += item.nbytes
 
     def drop(self, key: Hashable) -> None:
         """Forget the item of that key."""
-        item = self._items.pop(key, None)
-        if item is not None:
-            self._bytes -= item.nbytes
+        found = self._items.pop(key, None)
+        if found is not None:
+            self._bytes -= found[0].nbytes
 
     def clear(self) -> None:
         """Forget everything."""

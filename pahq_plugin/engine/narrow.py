@@ -38,6 +38,10 @@ class NarrowMlp:
         self._width: int = model.cfg.d_model
         self._maps: Memo[Tensor] = Memo(MEMO_BYTES)
 
+    def next_round(self) -> None:
+        """Tell the memo that a pass begins."""
+        self._maps.next_round()
+
     def pays(self, layer: int, width: int) -> bool:
         """Whether changes ``width`` wide in all are worth it, and the MLP is of a known kind."""
         block = self._blocks[layer]

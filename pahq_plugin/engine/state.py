@@ -80,7 +80,7 @@ class BatchState:
         graph: kept edges, shared by all batches.
         now: source outputs of the present state; changed by `add_to_source`.
         ablated: source outputs that removed edges carry.
-        memo_bytes: budget of memoised inputs.
+        memo_bytes: budget of memoised inputs; bases of inputs get a quarter more.
         own: products in the model's own precision.
         first_changes: per prompt the position before which nothing ever differs, ``[prompt]``.
     """
@@ -108,7 +108,7 @@ class BatchState:
         ]
         self._source_versions = np.zeros(graph.n_sources, dtype=np.int64)
         self._held: Memo[Held] = Memo(memo_bytes)
-        self._bases: Memo[Base] = Memo(memo_bytes)
+        self._bases: Memo[Base] = Memo(memo_bytes // 4)
         self._active = np.arange(graph.shape.length) >= first_changes[:, None]
         self._tokens: dict[int, Tensor | None] = {}
 
@@ -118,6 +118,11 @@ class BatchState:
         self._source_versions += 1
         self._held.clear()
         self._bases.clear()
+
+    def next_round(self) -> None:
+        """Tell the memos that a pass begins."""
+        self._held.next_round()
+        self._bases.next_round()
 
     # Sources -------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pahq_plugin.config import FULL_PRECISION, PrecisionConfig
 from pahq_plugin.discovery import SearchTask, ablation_type, discover
+from pahq_plugin.engine import budget
 from pahq_plugin.engine.host import HostEngine
 from pahq_plugin.engine.incremental import IncrementalEngine
 from pahq_plugin.host import AblationType, Edge, PatchableModel
@@ -150,17 +151,29 @@ def test_restore_equals_removing_one_after_the_other(seed: int) -> None:
         assert fast == pytest.approx(slow, abs=max(1e-5, 1e-4 * abs(slow)))
 
 
-@pytest.mark.parametrize("row_bytes", [1, 2**14, 2**30])
+@pytest.mark.parametrize(
+    ("row_bytes", "work_share", "memo_bytes"),
+    [
+        pytest.param(1, 4, 2**24, id="one row"),
+        pytest.param(2**14, 4, 2**24, id="few rows"),
+        pytest.param(2**30, 4, 2**24, id="many rows"),
+        pytest.param(2**30, 2**30, 0, id="many rows in parts of one, nothing remembered"),
+        pytest.param(2**30, 2**16, 2**14, id="many rows in parts of a few, little remembered"),
+    ],
+)
 @pytest.mark.parametrize(
     "seed", [7, 21, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(22, 40))]
 )
-def test_decisions_do_not_depend_on_the_number_of_rows(seed: int, row_bytes: int) -> None:
+def test_decisions_do_not_depend_on_how_memory_is_used(
+    seed: int, row_bytes: int, work_share: int, memo_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     architecture = random_architecture(seed, max_edges=300)
     model, loader = build(architecture)
     question = {"metric": architecture.metric, "ablation": architecture.ablation}
     threshold, _ = threshold_for_share(model, loader, **question)
     wanted = search(model, loader, method="acdc", threshold=threshold, **question).decisions
-    model, _, quick = engines(architecture, row_bytes=row_bytes)
+    monkeypatch.setattr(budget, "WORK_SHARE", work_share)
+    monkeypatch.setattr(budget, "MEMO_BYTES", {"cpu": memo_bytes})
     with borrowed(model):
         prompts = collect_batches(model, loader, 1)
         kind = ablation_type(architecture.ablation)

@@ -1,0 +1,73 @@
+"""How much memory a search may take, and how many rows of a pass that allows.
+
+Rows are cheap to have many of: their products are larger and the costs of a pass are shared. But what
+they hold grows with them, so a pass takes as many as fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pahq_plugin.graph import KeptGraph, Step
+
+ROW_BYTES = {"cpu": 12 * 2**20, "cuda": 2**30}
+"""By kind of device: rows of one pass are chosen so that what they hold takes about this much."""
+
+WORK_SHARE = 4
+"""What lives only within a step of a pass takes this part of it once more."""
+
+MEMO_BYTES = {"cpu": 16 * 2**20, "cuda": 2**31}
+"""By kind of device: what is remembered of the present state, all batches together."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes for the parts of a search.
+
+    Attributes:
+        rows: what the rows of a pass hold.
+        work: what a step of it works on, in parts if need be.
+        memo: what is remembered of the present state.
+    """
+
+    rows: int
+    work: int
+    memo: int
+
+
+def budget_for(device: torch.device, row_bytes: int | None = None) -> Budget:
+    """The usual budget on a device, or one with ``row_bytes`` for the rows."""
+    kind = device.type if device.type in ROW_BYTES else "cpu"
+    rows = row_bytes or ROW_BYTES[kind]
+    return Budget(rows, rows // WORK_SHARE, MEMO_BYTES[kind])
+
+
+def most_rows(budget: Budget, steps: Sequence[Step], graph: KeptGraph, cfg: Any, prompts: int) -> int:
+    """Rows of one pass over ``steps`` that fit, at least one.
+
+    Args:
+        budget: of the search.
+        steps: the cone.
+        graph: whose cone it is.
+        cfg: the model's configuration.
+        prompts: number of prompts of a batch.
+    """
+    working, lasting = zip(*(_step_numbers(step, graph, cfg) for step in steps), strict=True)
+    start = max(len(slot.positions) for slot in steps[0].slots) * cfg.d_model
+    numbers = max(working) + sum(lasting) + start
+    return max(1, budget.rows // (numbers * prompts * cfg.dtype.itemsize))
+
+
+def _step_numbers(step: Step, graph: KeptGraph, cfg: Any) -> tuple[int, int]:
+    """Numbers per prompt of one row: of what a step works on, but for what it makes in parts, and of
+    the changes that it leaves behind."""
+    length, positions = graph.shape.length, len(step.positions)
+    if graph.stages[step.stage].kind != "head":
+        return 0, positions * cfg.d_model
+    z = len(step.heads) * cfg.d_head
+    pairs = len(step.heads) * positions * length
+    return 6 * z * length + 2 * pairs, z * positions

@@ -1,0 +1,47 @@
+"""Changed inputs on some of a pass's rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pahq_plugin.engine.rows import Start
+from pahq_plugin.positions import PositionSets
+
+
+@given(
+    first=st.integers(0, 4),
+    own=st.integers(1, 4),
+    behind=st.integers(0, 4),
+    has_after=st.booleans(),
+    data=st.data(),
+)
+def test_parts_of_a_start_are_parts_of_the_whole(
+    first: int, own: int, behind: int, has_after: bool, data: st.DataObject
+) -> None:
+    n_rows = first + own + behind
+    generator = torch.Generator().manual_seed(n_rows)
+    delta = torch.randn(own, 2, 1, 3, generator=generator)
+    after = torch.randn(2, 1, 3, generator=generator) if has_after else None
+    whole = torch.zeros(n_rows, 2, 1, 3)
+    whole[first : first + own] = delta
+    if after is not None:
+        whole[first + own :] = after
+    begin = data.draw(st.integers(0, n_rows - 1))
+    rows = slice(begin, data.draw(st.integers(begin + 1, n_rows)))
+    found = torch.zeros(rows.stop - rows.start, 2, 1, 3)
+    positions = PositionSets(1, torch.device("cpu")).all
+    for some, term in Start(positions, first, delta, after).on(rows):
+        assert term.shape[0] in (1, some.stop - some.start)
+        found[some] += term
+    assert found.equal(whole[rows])
+
+
+def test_a_start_of_which_nothing_stays_ends_with_its_rows() -> None:
+    positions = PositionSets(1, torch.device("cpu")).all
+    start = Start(positions, 1, torch.ones(2, 1, 1, 1), None)
+    assert list(start.on(slice(3, 9))) == []
+    [(some, term)] = start.on(slice(0, 9))
+    assert some == slice(1, 3) and term.sum() == pytest.approx(2)
