@@ -6,19 +6,24 @@ they hold grows with them, so a pass takes as many as fit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
 from pahq_plugin.graph import KeptGraph, Step
 
-ROW_BYTES = {"cpu": 12 * 2**20, "cuda": 2**30}
+ROW_BYTES = {"cpu": 10 * 2**20, "cuda": 2**30}
 """By kind of device: rows of one pass are chosen so that what they hold takes about this much."""
 
 WORK_SHARE = 4
 """What lives only within a step of a pass takes this part of it once more."""
+
+RELEASE_BYTES = 2**20
+"""Passes whose rows hold more than this give their memory back; smaller ones are not worth it."""
 
 MEMO_BYTES = {"cpu": 16 * 2**20, "cuda": 2**31}
 """By kind of device: what is remembered of the present state, all batches together."""
@@ -39,18 +44,17 @@ class Budget:
     memo: int
 
 
-def budget_for(device: torch.device, row_bytes: int | None = None) -> Budget:
-    """The usual budget on a device, or one with ``row_bytes`` for the rows."""
+def budget_for(device: torch.device, rows: int | None = None) -> Budget:
+    """The usual budget on a device, or one with another number of bytes for ``rows``."""
     kind = device.type if device.type in ROW_BYTES else "cpu"
-    rows = row_bytes or ROW_BYTES[kind]
+    rows = rows or ROW_BYTES[kind]
     return Budget(rows, rows // WORK_SHARE, MEMO_BYTES[kind])
 
 
-def most_rows(budget: Budget, steps: Sequence[Step], graph: KeptGraph, cfg: Any, prompts: int) -> int:
-    """Rows of one pass over ``steps`` that fit, at least one.
+def row_bytes(steps: Sequence[Step], graph: KeptGraph, cfg: Any, prompts: int) -> int:
+    """What one row of a pass over ``steps`` holds.
 
     Args:
-        budget: of the search.
         steps: the cone.
         graph: whose cone it is.
         cfg: the model's configuration.
@@ -58,8 +62,7 @@ def most_rows(budget: Budget, steps: Sequence[Step], graph: KeptGraph, cfg: Any,
     """
     working, lasting = zip(*(_step_numbers(step, graph, cfg) for step in steps), strict=True)
     start = max(len(slot.positions) for slot in steps[0].slots) * cfg.d_model
-    numbers = max(working) + sum(lasting) + start
-    return max(1, budget.rows // (numbers * prompts * cfg.dtype.itemsize))
+    return (max(working) + sum(lasting) + start) * prompts * cfg.dtype.itemsize
 
 
 def _step_numbers(step: Step, graph: KeptGraph, cfg: Any) -> tuple[int, int]:
@@ -71,3 +74,23 @@ def _step_numbers(step: Step, graph: KeptGraph, cfg: Any) -> tuple[int, int]:
     z = len(step.heads) * cfg.d_head
     pairs = len(step.heads) * positions * length
     return 6 * z * length + 2 * pairs, z * positions
+
+
+def release_unused() -> None:
+    """Let the C library give memory back that has been freed.
+
+    glibc keeps the blocks of a few MiB that passes make and free, in holes between longer-lived ones:
+    the process would take twice what is in use.
+    """
+    trim = _trimmer()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _trimmer() -> Callable[[int], int] | None:
+    """``malloc_trim`` of glibc; ``None`` where the C library has no such thing."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # musl; macOS; Windows
+        return None

@@ -29,7 +29,7 @@ from torch import Tensor
 from pahq_plugin.activations import ablated_runs, run_plain, run_sources
 from pahq_plugin.attention import Investigation
 from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.engine.budget import budget_for, most_rows
+from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for, release_unused, row_bytes
 from pahq_plugin.engine.candidates import Group, Single, rows_of, starts_of
 from pahq_plugin.engine.products import OwnProducts, Products, ScreenedProducts
 from pahq_plugin.engine.rows import Rows, Start
@@ -71,7 +71,7 @@ class IncrementalEngine:
         ablation: what removed edges carry.
         metric: name and function.
         precision: screens in this mixed precision; ``None`` measures everything exactly.
-        row_bytes: memory for the rows of one pass; ``None`` for what suits the device.
+        memory: bytes for the rows of one pass; ``None`` for what suits the device.
         storage: dtype of the cached source outputs; FP32 (or the model's wider dtype) is exact.
     """
 
@@ -85,13 +85,13 @@ class IncrementalEngine:
         ablation: AblationType,
         metric: tuple[str, Metric],
         precision: PrecisionConfig | None = None,
-        row_bytes: int | None = None,
+        memory: int | None = None,
         storage: torch.dtype | None = None,
     ) -> None:
         self.evaluations = 0
         device = prompts[0].clean.device
         self._model, self._metric = model, metric
-        self._budget = budget_for(device, row_bytes)
+        self._budget = budget_for(device, memory)
         self._storage = storage or model.cfg.dtype
         self._graph = KeptGraph(model, _shape(model, prompts, ablation), device)
         ablated = ablated_runs(model, loader, prompts, ablation, self._storage)
@@ -262,6 +262,8 @@ class IncrementalEngine:
         self.evaluations += n_rows
         each = zip(rows, self._clean_logits, strict=True)
         losses = torch.stack([self._losses(one, clean) for one, clean in each]).mean(dim=0)
+        if n_rows * self._row_bytes(steps) > RELEASE_BYTES:
+            release_unused()
         return rows, losses.tolist()
 
     def _losses(self, rows: Rows, clean: Tensor) -> Tensor:
@@ -311,14 +313,14 @@ class IncrementalEngine:
             group = group[: int(np.searchsorted(counts, limit, side="right"))]
             live = [edge for edge, is_needed in zip(group, needed, strict=False) if is_needed]
             steps = self._plan(live)
-            fit = limit
-            if steps:
-                fit = most_rows(
-                    self._budget, steps, self._graph, self._model.cfg, len(self._clean_logits[0])
-                )
+            fit = max(1, self._budget.rows // self._row_bytes(steps)) if steps else limit
             if len(live) <= fit:
                 return group, steps
             limit = fit
+
+    def _row_bytes(self, steps: Sequence[Step]) -> int:
+        """What one row of a pass over the cone ``steps`` holds."""
+        return row_bytes(steps, self._graph, self._model.cfg, len(self._clean_logits[0]))
 
     def _plan(self, group: Sequence[Edge]) -> list[Step]:
         """The cone of the group's destinations; the same until an edge behind them goes."""

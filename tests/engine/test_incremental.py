@@ -178,7 +178,7 @@ def test_decisions_do_not_depend_on_how_memory_is_used(
         prompts = collect_batches(model, loader, 1)
         kind = ablation_type(architecture.ablation)
         metric = resolve_metric(architecture.metric, architecture.d_vocab)
-        quick = IncrementalEngine(model, loader, prompts, kind, metric, row_bytes=row_bytes)
+        quick = IncrementalEngine(model, loader, prompts, kind, metric, memory=row_bytes)
         taken = Sweep(quick, canonical_edges(model), threshold).run()
     assert [(d.edge, d.kept) for d in taken] == [(d.edge, d.kept) for d in wanted]
 
