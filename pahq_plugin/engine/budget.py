@@ -22,8 +22,8 @@ ROW_BYTES = {"cpu": 10 * 2**20, "cuda": 2**30}
 WORK_SHARE = 4
 """What lives only within a step of a pass takes this part of it once more."""
 
-RELEASE_BYTES = 2**20
-"""Passes whose rows hold more than this give their memory back; smaller ones are not worth it."""
+RELEASE_BYTES = 2**24
+"""After passes whose rows held so much together, freed memory is given back to the system."""
 
 MEMO_BYTES = {"cpu": 16 * 2**20, "cuda": 2**31}
 """By kind of device: what is remembered of the present state, all batches together."""

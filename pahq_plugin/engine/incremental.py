@@ -112,6 +112,7 @@ class IncrementalEngine:
         self._limit = self._most_rows = max(LEAST_ROWS, len(model.srcs))
         self.lookahead = 4 * self._most_rows  # most edges lead nowhere and need no row
         self._screen = None if precision is None else _Screen(model, own, precision)
+        self._freed = 0
         self._last: _Pass | None = None
         self._asked: list[Edge] | None = None
         self._plans: dict[tuple[tuple[Place, bytes], ...], tuple[tuple[int, ...], list[Step]]] = {}
@@ -262,7 +263,9 @@ class IncrementalEngine:
         self.evaluations += n_rows
         each = zip(rows, self._clean_logits, strict=True)
         losses = torch.stack([self._losses(one, clean) for one, clean in each]).mean(dim=0)
-        if n_rows * self._row_bytes(steps) > RELEASE_BYTES:
+        self._freed += n_rows * self._row_bytes(steps)
+        if self._freed > RELEASE_BYTES:
+            self._freed = 0
             release_unused()
         return rows, losses.tolist()
 

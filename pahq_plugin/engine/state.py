@@ -237,18 +237,23 @@ class BatchState:
         """
         found = {head: self._lookup("y", at, slot, head, positions) for head in heads}
         missing = [head for head, held in found.items() if held is None]
-        for head in missing:
-            source = self._lookup("x", at, slot, head, positions)
-            x = self._input(at, slot, head, positions) if source is None else source.at("x", positions)
-            ys = self.projected(self.graph.stages[at], slot, [head], x[None, None], self.own)
-            held = Held(positions, {letter: y[0, 0].clone() for letter, y in ys.items()})
-            self._held.put(("y", at, slot, head), held)
-            found[head] = held
+        if missing:
+            x = torch.stack([self._passing_input(at, slot, head, positions) for head in missing])
+            ys = self.projected(self.graph.stages[at], slot, missing, x[:, None], self.own)
+            for i, head in enumerate(missing):
+                held = Held(positions, {letter: y[i, 0].clone() for letter, y in ys.items()})
+                self._held.put(("y", at, slot, head), held)
+                found[head] = held
         every = [held for held in found.values() if held is not None]
         return {
             letter: torch.stack([held.at(letter, positions) for held in every])
             for letter in letters(self.graph.stages[at], slot)
         }
+
+    def _passing_input(self, at: int, slot: int, head: int, positions: Positions) -> Tensor:
+        """What one destination reads; not remembered if it is not yet."""
+        held = self._lookup("x", at, slot, head, positions)
+        return self._input(at, slot, head, positions) if held is None else held.at("x", positions)
 
     def _lookup(self, what: str, at: int, slot: int, head: int, positions: Positions) -> Held | None:
         """What is remembered, if it holds all these positions."""
@@ -257,17 +262,23 @@ class BatchState:
 
     def update(self, at: int, slot: int, heads: Sequence[int], positions: Positions, x: Tensor) -> None:
         """Destinations read ``x [head, batch, pos, d_model]`` from now on."""
-        stage = self.graph.stages[at]
+        made = []
         for i, head in enumerate(heads):
-            inputs, made = (self._lookup(what, at, slot, head, positions) for what in "xy")
+            inputs, ys = (self._lookup(what, at, slot, head, positions) for what in "xy")
             self.forget(at, slot, head)
             if inputs is not None:
                 inputs.write(positions, {"x": x[i]})
                 self._held.put(("x", at, slot, head), inputs)
-            if made is not None:
-                ys = self.projected(stage, slot, [head], x[i, None, None], self.own)
-                made.write(positions, {letter: y[0, 0] for letter, y in ys.items()})
-                self._held.put(("y", at, slot, head), made)
+            if ys is not None:
+                made.append((i, head, ys))
+        if not made:
+            return
+        some = [head for _, head, _ in made]
+        x = x if len(made) == len(x) else x[[i for i, _, _ in made]]
+        new = self.projected(self.graph.stages[at], slot, some, x[:, None], self.own)
+        for j, (_, head, ys) in enumerate(made):
+            ys.write(positions, {letter: y[j, 0] for letter, y in new.items()})
+            self._held.put(("y", at, slot, head), ys)
 
     def forget(self, at: int, slot: int, head: int) -> None:
         """The input of a destination has changed in another way."""
