@@ -102,7 +102,8 @@ class MixedAttention:
         if part in precision.parts and number_format.is_low and not high.everything:
             key = f"blocks.{self.layer}.attn.{name}"
             low = self.shared.weights.get(key, master, number_format)
-        return project_heads(x, master, low, high.heads_of(self.layer), number_format, precision.scale)
+        heads = high.heads_of(self.layer)
+        return project_heads(x, master, low, heads, number_format, precision.scale, precision.kernel)
 
     def _alibi(self, scores: Tensor) -> Tensor:
         attn: Any = self.module

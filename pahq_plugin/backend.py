@@ -37,7 +37,7 @@ class Backend:
     def __init__(self, model: PatchableModel, precision: PrecisionConfig) -> None:
         self.model = model
         self.precision = precision
-        self._shared = Investigation(precision, LowWeights(precision.scale))
+        self._shared = Investigation(precision, LowWeights(precision.scale, precision.kernel))
         self._stand_ins = _stand_ins(model, self._shared)
         self.investigate(None)
 

@@ -10,6 +10,7 @@ import torch
 
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.formats import Granularity, check_granularity, get_format
+from pahq_plugin.kernels import Demand, check_demand, cpu_has_vnni
 
 Policy = Literal["investigated_head", "investigated_path", "uniform", "full"]
 POLICIES: tuple[Policy, ...] = ("investigated_head", "investigated_path", "uniform", "full")
@@ -44,6 +45,9 @@ class PrecisionConfig:
         operands: what the incremental engine puts through few bits: ``"changes"`` from the present
             state, whose rounding errors are proportional to the change, or whole ``"values"``, as
             the patching backend and the host engine always do.
+        kernel: ``"auto"`` multiplies with a real low-precision kernel where the device has one
+            (`pahq_plugin.kernels`), ``"eager"`` with the reference arithmetic, which is exact in its
+            numerics and not faster than FP32; ``"native"`` refuses a format that has no kernel.
 
     Raises:
         ConfigError: an unknown name, a format that cannot hold activations, or a guard that is
@@ -57,6 +61,7 @@ class PrecisionConfig:
     guard: Literal["auto"] | float = "auto"
     parts: tuple[Part, ...] = PARTS
     operands: Literal["changes", "values"] = "changes"
+    kernel: Demand = "auto"
 
     def __post_init__(self) -> None:
         for flag, name in (("low", self.low), ("mlp", self.mlp)):
@@ -76,6 +81,7 @@ class PrecisionConfig:
 
         if self.operands not in ("changes", "values"):
             raise ConfigError(f'operands={self.operands!r} must be "changes" or "values"')
+        check_demand(self.kernel)
 
     @property
     def is_exact(self) -> bool:
@@ -112,12 +118,6 @@ def default_precision(device: torch.device) -> PrecisionConfig:
     if device.type == "cpu" and cpu_has_vnni():
         return PrecisionConfig(low="int8", mlp="int8")
     return PrecisionConfig(low="bf16", mlp="fp32")
-
-
-def cpu_has_vnni() -> bool:
-    """Whether this CPU multiplies int8 with AVX512-VNNI."""
-    probe = getattr(torch.cpu, "_is_vnni_supported", None)
-    return bool(probe and probe())
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from pahq_plugin.config import cpu_has_vnni, default_precision
+from pahq_plugin.config import default_precision
 from pahq_plugin.files import installed_version
+from pahq_plugin.kernels import cpu_has_vnni
 
 PACKAGES = (
     "pahq-plugin", "auto-circuit", "transformer-lens", "transformers", "torch", "numpy",

@@ -49,10 +49,12 @@ class Quantised:
     Attributes:
         codes: in the format's storage dtype, the shape of the original tensor.
         scale: FP32 (FP64 for FP64 input), broadcastable against ``codes``.
+        packed: a weight's codes as a kernel wants them (`pahq_plugin.kernels`), where that differs.
     """
 
     codes: Tensor
     scale: Tensor
+    packed: Tensor | None = None
 
     def dequantise(self) -> Tensor:
         """The represented values, in the scale's dtype and the shape of ``codes``."""
@@ -61,7 +63,8 @@ class Quantised:
     @property
     def nbytes(self) -> int:
         """Bytes that codes and scales take."""
-        return self.codes.nbytes + self.scale.nbytes
+        packed = 0 if self.packed is None else self.packed.nbytes
+        return self.codes.nbytes + self.scale.nbytes + packed
 
 
 @dataclass(frozen=True)
@@ -135,10 +138,12 @@ class NumberFormat:
         never into plausible numbers.
         """
         scale = self.scale(x, shared)
-        codes = self.cast(x.to(scale.dtype) / scale)
-        if self.is_integer and shared is None:
+        scaled = x.to(scale.dtype) / scale
+        if self.is_integer and shared is not None:  # within the format's range by its scale
+            return Quantised(scaled.round_().to(self.storage), scale)
+        if self.is_integer:
             scale = torch.where(x.isfinite().all(), scale, torch.nan)
-        return Quantised(codes, scale)
+        return Quantised(self.cast(scaled), scale)
 
     def quantise_weight(self, weight: Tensor, granularity: Granularity) -> Quantised:
         """Quantise ``[head, d_in, d_out]`` (or ``[d_in, d_out]``) with the scales of the table above.

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pahq_plugin.formats import Granularity, NumberFormat, Quantised, high_dtype, multiply
+from pahq_plugin.formats import Granularity, NumberFormat, Quantised, high_dtype
+from pahq_plugin.kernels import Demand, Kernel, kernel_for, product_of
 
 
 class _LowProduct(torch.autograd.Function):
@@ -28,10 +29,17 @@ class _LowProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, master: Tensor, low_x: Quantised, low_weight: Quantised) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        master: Tensor,
+        low_x: Quantised,
+        low_weight: Quantised,
+        kernel: Kernel | None,
+    ) -> Tensor:
         ctx.save_for_backward(low_x.codes, low_x.scale, low_weight.codes, low_weight.scale)
         ctx.dtypes = (x.dtype, master.dtype)
-        return multiply(low_x, low_weight)
+        return product_of(kernel)(low_x, low_weight)
 
     @staticmethod
     @once_differentiable
@@ -45,7 +53,7 @@ class _LowProduct(torch.autograd.Function):
             grad_x = (grad @ weight.mT).to(ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
             grad_w = _sum_to(x.mT @ grad, weight.shape).to(ctx.dtypes[1])
-        return grad_x, grad_w, None, None
+        return grad_x, grad_w, None, None, None
 
 
 def _sum_to(x: Tensor, shape: torch.Size) -> Tensor:
@@ -60,6 +68,7 @@ def low_product(
     number_format: NumberFormat,
     granularity: Granularity,
     head_axis: int | None = None,
+    demand: Demand = "auto",
 ) -> Tensor:
     """``x @ weight`` in ``number_format``.
 
@@ -70,12 +79,14 @@ def low_product(
         number_format: format of the activations.
         granularity: which activations share a scale.
         head_axis: the axis of heads in ``x``, if it has one.
+        demand: which kernel, see `pahq_plugin.kernels.kernel_for`.
 
     Returns:
         ``[..., n, d_out]`` in FP32, or FP64 for an FP64 model.
     """
     low_x = number_format.quantise_activation(x.detach(), granularity, head_axis)
-    return _LowProduct.apply(x, master, low_x, low_weight)  # type: ignore[no-any-return]
+    kernel = kernel_for(number_format, x.device, demand)
+    return _LowProduct.apply(x, master, low_x, low_weight, kernel)  # type: ignore[no-any-return]
 
 
 def high_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -91,6 +102,7 @@ def project_heads(
     high_heads: Sequence[int],
     number_format: NumberFormat,
     granularity: Granularity,
+    demand: Demand = "auto",
 ) -> Tensor:
     """Multiply each head's input with that head's weight.
 
@@ -101,6 +113,7 @@ def project_heads(
         high_heads: heads that run in high precision.
         number_format: format of the other heads.
         granularity: which entries share a scale.
+        demand: which kernel, see `pahq_plugin.kernels.kernel_for`.
 
     Returns:
         ``[batch, pos, head, d_out]`` in FP32, or FP64 for an FP64 model.
@@ -109,7 +122,7 @@ def project_heads(
     if low_weight is None:
         out = high_product(by_head, master)
     else:
-        out = low_product(by_head, master, low_weight, number_format, granularity, head_axis=0)
+        out = low_product(by_head, master, low_weight, number_format, granularity, 0, demand)
         if high_heads:
             index = torch.tensor(high_heads, device=x.device)
             high = high_product(by_head[index], master[index])

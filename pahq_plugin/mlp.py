@@ -72,4 +72,4 @@ class MixedMLP:
         if high.everything or self.layer in high.mlps or not number_format.is_low:
             return high_product(x, master)
         low = self.shared.weights.get(f"blocks.{self.layer}.mlp.{name}", master, number_format)
-        return low_product(x, master, low, number_format, precision.scale)
+        return low_product(x, master, low, number_format, precision.scale, demand=precision.kernel)

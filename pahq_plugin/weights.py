@@ -8,13 +8,14 @@ that follows. Copies are ordinary tensors even when they are first asked for und
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from pahq_plugin.formats import Granularity, NumberFormat, Quantised
 from pahq_plugin.host.model import fingerprint
+from pahq_plugin.kernels import Demand, kernel_for
 
 
 @dataclass
@@ -23,9 +24,11 @@ class LowWeights:
 
     Attributes:
         granularity: which entries of a weight share a scale.
+        kernel: for which kernel they are laid out.
     """
 
     granularity: Granularity
+    kernel: Demand = "auto"
     _copies: dict[tuple[str, str], tuple[int, Quantised]] = field(default_factory=dict)
 
     def get(self, name: str, master: Tensor, number_format: NumberFormat) -> Quantised:
@@ -44,9 +47,17 @@ class LowWeights:
         if key not in self._copies or self._copies[key][0] != content:
             with torch.inference_mode(False), torch.no_grad():
                 plain = master.detach().clone() if master.is_inference() else master.detach()
-                copy = number_format.quantise_weight(plain, self.granularity)
+                copy = self._packed(
+                    number_format.quantise_weight(plain, self.granularity), number_format
+                )
             self._copies[key] = (content, copy)
         return self._copies[key][1]
+
+    def _packed(self, copy: Quantised, number_format: NumberFormat) -> Quantised:
+        """The copy as its kernel wants it."""
+        kernel = kernel_for(number_format, copy.codes.device, self.kernel)
+        packed = copy.codes if kernel is None else kernel.pack(copy.codes)
+        return copy if packed is copy.codes else replace(copy, packed=packed)
 
     @property
     def nbytes(self) -> int:

@@ -27,6 +27,7 @@ ORDER = (
     "files",
     "progress",
     "formats",
+    "kernels",
     "config",
     "host",
     "metrics",
