@@ -16,13 +16,13 @@ import torch
 
 from pahq_plugin.graph import KeptGraph, Step
 
-ROW_BYTES = {"cpu": 10 * 2**20, "cuda": 2**30}
+ROW_BYTES = {"cpu": 8 * 2**20, "cuda": 2**30}
 """By kind of device: rows of one pass are chosen so that what they hold takes about this much."""
 
-WORK_SHARE = 4
+WORK_SHARE = 2
 """What lives only within a step of a pass takes this part of it once more."""
 
-RELEASE_BYTES = 2**24
+RELEASE_BYTES = 2**23
 """After passes whose rows held so much together, freed memory is given back to the system."""
 
 MEMO_BYTES = {"cpu": 16 * 2**20, "cuda": 2**31}
