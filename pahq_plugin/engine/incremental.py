@@ -377,7 +377,7 @@ class _Screen:
     """Mixed-precision products for whatever candidates are under test."""
 
     def __init__(self, model: PatchableModel, own: OwnProducts, precision: PrecisionConfig) -> None:
-        self._shared = Investigation(precision, LowWeights(precision.scale))
+        self._shared = Investigation(precision, LowWeights(precision.scale, precision.kernel))
         self._products = ScreenedProducts(model, own, self._shared)
 
     def products(self, group: Sequence[Edge]) -> Products:

@@ -14,18 +14,20 @@ The output projection is applied to changes of z in either way, since that is wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from pahq_plugin.attention import Investigation
 from pahq_plugin.engine.narrow import NarrowMlp
 from pahq_plugin.formats import NumberFormat, Quantised, get_format
 from pahq_plugin.host import PatchableModel
-from pahq_plugin.linear import high_product, low_product
+from pahq_plugin.linear import low_product
 from pahq_plugin.mlp import MixedMLP, activate
+
+RowFunction = Callable[[Tensor], Tensor]
+"""From inputs to outputs of some rows, ``[candidate, n, d_model]`` both."""
 
 
 class Products(Protocol):
@@ -53,9 +55,9 @@ class Products(Protocol):
         """Sum over heads of the change of z ``[head, n, d_head]`` times W_O, ``[n, d_model]``."""
         ...
 
-    def mlp(self, layer: int, x: Tensor, x_now: Tensor, y_now: Tensor) -> Tensor:
-        """MLP outputs of normalised inputs ``[candidate, n, d_model]``; ``x_now`` and ``y_now`` are
-        inputs and outputs of the present state, ``[1, n, d_model]``."""
+    def mlp(self, layer: int, x_now: Tensor, y_now: Tensor) -> RowFunction:
+        """The MLP as a function of normalised inputs ``[candidate, n, d_model]``; ``x_now`` and
+        ``y_now`` are input and output of the present state, ``[1, n, d_model]``."""
         ...
 
 
@@ -76,10 +78,7 @@ class OwnProducts:
 
     def weight(self, layer: int, name: str, heads: Sequence[int]) -> Tensor:
         """Weights of some heads, ``[head, d_in, d_out]``; a view where they follow each other."""
-        weight = getattr(self._blocks[layer].attn, name)
-        first, last = heads[0], heads[-1]
-        adjoining = list(heads) == list(range(first, last + 1))
-        return weight[first : last + 1] if adjoining else weight[list(heads)]
+        return some_heads(getattr(self._blocks[layer].attn, name), heads)
 
     def project(
         self, layer: int, name: str, heads: Sequence[int], x: Tensor, x_now: Tensor, y_now: Tensor
@@ -94,9 +93,9 @@ class OwnProducts:
             return change[0] @ weight[0]
         return change.transpose(0, 1).flatten(1) @ weight.flatten(0, 1)
 
-    def mlp(self, layer: int, x: Tensor, x_now: Tensor, y_now: Tensor) -> Tensor:
+    def mlp(self, layer: int, x_now: Tensor, y_now: Tensor) -> RowFunction:
         """See `Products.mlp`."""
-        return self._blocks[layer].mlp(x)
+        return self._blocks[layer].mlp
 
 
 class ScreenedProducts:
@@ -145,21 +144,29 @@ class ScreenedProducts:
                 out[i] = self._own.output(layer, [head], change[i : i + 1])
         return out.sum(dim=0)
 
-    def mlp(self, layer: int, x: Tensor, x_now: Tensor, y_now: Tensor) -> Tensor:
-        """See `Products.mlp`."""
+    def mlp(self, layer: int, x_now: Tensor, y_now: Tensor) -> RowFunction:
+        """See `Products.mlp`.
+
+        The present hidden layer, which only decides how strongly a change is passed on, is made in
+        few bits, too.
+        """
         precision, high = self._shared.precision, self._shared.high
         number_format = get_format(precision.mlp)
-        if high.everything or layer in high.mlps or not number_format.is_low:
-            return self._own.mlp(layer, x, x_now, y_now)
-        if not self._changes:
-            mlp = MixedMLP(self._blocks[layer].mlp, layer, self._shared)
-            return mlp(x)
         mlp: Any = self._blocks[layer].mlp
+        if high.everything or layer in high.mlps or not number_format.is_low:
+            return self._own.mlp(layer, x_now, y_now)
+        if not self._changes:
+            return MixedMLP(mlp, layer, self._shared)
         names = [name for name in ("W_in", "W_gate") if hasattr(mlp, name)]
-        now = {name: high_product(x_now, getattr(mlp, name)) for name in names}
-        rows = {name: now[name] + self._low_mlp(layer, name, x - x_now, number_format) for name in names}
-        change = activate(mlp, rows) - activate(mlp, now)
-        return y_now + self._low_mlp(layer, "W_out", change, number_format)
+        now = {name: self._low_mlp(layer, name, x_now, number_format) for name in names}
+        post_now = activate(mlp, now)
+
+        def rows(x: Tensor) -> Tensor:
+            change = x - x_now
+            new = {name: now[name] + self._low_mlp(layer, name, change, number_format) for name in names}
+            return y_now + self._low_mlp(layer, "W_out", activate(mlp, new) - post_now, number_format)
+
+        return rows
 
     def _low_heads(self, layer: int, part: str, heads: Sequence[int]) -> set[int]:
         """Those of ``heads`` whose ``part`` runs in few bits."""
@@ -172,17 +179,15 @@ class ScreenedProducts:
         precision = self._shared.precision
         number_format = get_format(precision.low)
         master = getattr(self._blocks[layer].attn, name)
-        copy = self._copy("attn", layer, name, master, number_format)
-        index = torch.tensor(list(heads), device=x.device)
-        scale = copy.scale[index] if copy.scale.shape[0] > 1 else copy.scale
-        low = Quantised(copy.codes[index], scale)
-        return low_product(x, master, low, number_format, precision.scale, head_axis=0)
+        copy = of_heads(self._copy("attn", layer, name, master, number_format), heads)
+        return low_product(x, master, copy, number_format, precision.scale, 0, precision.kernel)
 
     def _low_mlp(self, layer: int, name: str, x: Tensor, number_format: NumberFormat) -> Tensor:
         """``x [..., d_in]`` times a low weight of the MLP, ``[..., d_out]``."""
         master = getattr(self._blocks[layer].mlp, name)
         copy = self._copy("mlp", layer, name, master, number_format)
-        return low_product(x, master, copy, number_format, self._shared.precision.scale)
+        precision = self._shared.precision
+        return low_product(x, master, copy, number_format, precision.scale, demand=precision.kernel)
 
     def _copy(
         self, module: str, layer: int, name: str, master: Tensor, number_format: NumberFormat
@@ -193,3 +198,17 @@ class ScreenedProducts:
             label = f"blocks.{layer}.{module}.{name}"
             self._copies[key] = self._shared.weights.get(label, master, number_format)
         return self._copies[key]
+
+
+def some_heads(x: Tensor, heads: Sequence[int]) -> Tensor:
+    """Some of ``x [head, ...]``; a view where they follow each other."""
+    first, last = heads[0], heads[-1]
+    adjoining = list(heads) == list(range(first, last + 1))
+    return x[first : last + 1] if adjoining else x[list(heads)]
+
+
+def of_heads(copy: Quantised, heads: Sequence[int]) -> Quantised:
+    """The low weights of some heads."""
+    scale = copy.scale if copy.scale.shape[0] == 1 else some_heads(copy.scale, heads)
+    packed = None if copy.packed is None else some_heads(copy.packed, heads)
+    return Quantised(some_heads(copy.codes, heads), scale, packed)

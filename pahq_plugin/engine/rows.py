@@ -195,6 +195,7 @@ class Rows:
         if tokens is not None:
             x_now, y_now = x_now[tokens], y_now[tokens]
         heads, feeds = self._narrow_feeds(step, stage)
+        mlp = state.mlp(stage.layer, x_now, y_now, self._products)
         self._dirty.append((step.stage, 0, (0,), positions))
         hidden = self._token_bytes(positions, state.model.cfg.d_mlp)
         for _, rows in self._parts(1, hidden):  # the hidden layer is wide
@@ -205,7 +206,7 @@ class Rows:
                 dz = dz if tokens is None else dz[:, tokens]
                 new = state.own.narrow_mlp(stage.layer, x, x_now, heads, dz)
             else:
-                new = state.mlp(stage.layer, x, x_now, y_now, self._products)
+                new = mlp(x)
             part = change[rows].flatten(1, 2)
             if tokens is None:
                 torch.sub(new, y_now, out=part)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pahq_plugin.activations import Sources
 from pahq_plugin.engine.memo import Memo
-from pahq_plugin.engine.products import OwnProducts, Products
+from pahq_plugin.engine.products import OwnProducts, Products, RowFunction
 from pahq_plugin.graph import KeptGraph, Stage
 from pahq_plugin.host import PatchableModel, PromptPairBatch
 from pahq_plugin.host.blocks import AttentionMath, normalise
@@ -339,21 +339,18 @@ class BatchState:
             out[letter] = y.unflatten(2, x.shape[2:4])
         return out
 
-    def mlp(self, layer: int, x: Tensor, x_now: Tensor, y_now: Tensor, products: Products) -> Tensor:
-        """MLP outputs, norm included.
+    def mlp(self, layer: int, x_now: Tensor, y_now: Tensor, products: Products) -> RowFunction:
+        """An MLP, norm included, as a function of inputs ``[candidate, n, d_model]``.
 
         Args:
             layer: the block.
-            x: inputs, ``[candidate, n, d_model]``.
             x_now: the present inputs, ``[n, d_model]``.
             y_now: the present outputs, ``[n, d_model]``.
             products: in which precision to multiply.
         """
         norm = self.model.blocks[layer].ln2
-        x = normalise(norm, x)
-        if products is self.own:
-            return products.mlp(layer, x, x, x)
-        return products.mlp(layer, x, normalise(norm, x_now[None]), y_now[None])
+        mlp = products.mlp(layer, normalise(norm, x_now[None]), y_now[None])
+        return lambda x: mlp(normalise(norm, x))
 
     # Residual streams ----------------------------------------------------------------------------
 
