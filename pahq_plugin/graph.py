@@ -31,7 +31,7 @@ from pahq_plugin.positions import Bools, Positions, PositionSets
 Place = tuple[int, int, int]
 """A destination: (stage, slot, head); MLPs and the output have slot 0 and head 0."""
 
-MOST_FEEDS = 4096
+MOST_FEEDS = 1024
 """Answers of `KeptGraph.feeds` that are remembered."""
 
 MOST_GROUPS = 3

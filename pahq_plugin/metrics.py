@@ -140,6 +140,15 @@ def row_losses(
                 for row in logits
             ]
         )
+    return check_finite(name, losses)
+
+
+def check_finite(name: str, losses: Tensor) -> Tensor:
+    """``losses`` themselves.
+
+    Raises:
+        MetricError: one of them is NaN or infinite; names the metric.
+    """
     if not bool(losses.isfinite().all()):
         bad = losses[~losses.isfinite()][0]
         raise MetricError(f"metric {name!r} returned {float(bad)}; losses must be finite")

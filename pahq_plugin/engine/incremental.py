@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
+from statistics import fmean
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pahq_plugin.activations import ablated_runs, run_plain, run_sources
 from pahq_plugin.attention import Investigation
@@ -32,14 +32,15 @@ from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for, release_unused, row_bytes
 from pahq_plugin.engine.candidates import Group, Single, rows_of, starts_of
 from pahq_plugin.engine.products import OwnProducts, Products, ScreenedProducts
+from pahq_plugin.engine.readout import Readout
 from pahq_plugin.engine.rows import Rows, Start
 from pahq_plugin.engine.state import BatchState
 from pahq_plugin.errors import MetricError
 from pahq_plugin.graph import KeptGraph, Place, Shape, Step
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
-from pahq_plugin.host.blocks import embed, output_positions, unembed
+from pahq_plugin.host.blocks import embed, output_positions
 from pahq_plugin.host.graph import edge_label
-from pahq_plugin.metrics import Metric, row_losses
+from pahq_plugin.metrics import Metric
 from pahq_plugin.policy import high_parts
 from pahq_plugin.positions import Bools, Ints
 from pahq_plugin.weights import LowWeights
@@ -48,7 +49,7 @@ LEAST_ROWS = 16
 FEW_ROWS = 8
 """A pass over fewer rows than this goes on to the next destination of the stage."""
 
-MOST_PLANS = 1024
+MOST_PLANS = 32
 """Cones that are remembered."""
 
 
@@ -90,13 +91,12 @@ class IncrementalEngine:
     ) -> None:
         self.evaluations = 0
         device = prompts[0].clean.device
-        self._model, self._metric = model, metric
+        self._model = model
         self._budget = budget_for(device, memory)
         self._storage = storage or model.cfg.dtype
         self._graph = KeptGraph(model, _shape(model, prompts, ablation), device)
         ablated = ablated_runs(model, loader, prompts, ablation, self._storage)
-        self._drops_position = output_positions(model, prompts[0].clean.shape[1])[1]
-        self._states, self._clean_logits = [], []
+        self._states, self._readouts = [], []
         own = self._own = OwnProducts(model)
         memo_bytes = self._budget.memo // len(prompts)
         for batch, sources in zip(prompts, ablated, strict=True):
@@ -107,8 +107,9 @@ class IncrementalEngine:
                     model, batch, run.padding, self._graph, run.sources, sources, memo_bytes, first, own
                 )
             )
-            self._clean_logits.append(self._logits(run.final[None, :, self._graph.outputs.index])[0])
-        self.loss = self._loss = self._clean_loss()
+            final = run.final[:, self._graph.outputs.index]
+            self._readouts.append(Readout(model, batch, final, metric, self._budget.work))
+        self.loss = self._loss = fmean(readout.clean_loss for readout in self._readouts)
         self._limit = self._most_rows = max(LEAST_ROWS, len(model.srcs))
         self.lookahead = 4 * self._most_rows  # most edges lead nowhere and need no row
         self._screen = None if precision is None else _Screen(model, own, precision)
@@ -261,35 +262,13 @@ class IncrementalEngine:
             for state, start in zip(self._states, starts, strict=True)
         ]
         self.evaluations += n_rows
-        each = zip(rows, self._clean_logits, strict=True)
-        losses = torch.stack([self._losses(one, clean) for one, clean in each]).mean(dim=0)
+        each = zip(rows, self._readouts, strict=True)
+        losses = torch.stack([readout.losses(one.output) for one, readout in each]).mean(dim=0)
         self._freed += n_rows * self._row_bytes(steps)
         if self._freed > RELEASE_BYTES:
             self._freed = 0
             release_unused()
         return rows, losses.tolist()
-
-    def _losses(self, rows: Rows, clean: Tensor) -> Tensor:
-        """Loss of each row, FP64 ``[candidate]``, a few rows at a time."""
-        assert rows.final is not None  # every cone ends at the output
-        chunk = max(1, self._budget.work // (8 * clean.numel()))
-        parts = rows.final.split(chunk)
-        losses = [
-            row_losses(*self._metric, self._logits(part), clean, rows.state.batch) for part in parts
-        ]
-        return torch.cat(losses)
-
-    def _logits(self, final: Tensor) -> Tensor:
-        """Logits ``[candidate, batch, (pos,) vocab]`` of final residual streams
-        ``[candidate, batch, pos, d_model]``; an ``out_slice`` of one position drops its axis."""
-        logits = unembed(self._model, final)
-        return logits[:, :, 0] if self._drops_position else logits
-
-    def _clean_loss(self) -> float:
-        """Loss of the model with every edge kept, averaged over the batches."""
-        each = zip(self._states, self._clean_logits, strict=True)
-        losses = [row_losses(*self._metric, clean[None], clean, state.batch) for state, clean in each]
-        return float(torch.cat(losses).detach().mean())
 
     # Starts --------------------------------------------------------------------------------------
 
@@ -323,7 +302,7 @@ class IncrementalEngine:
 
     def _row_bytes(self, steps: Sequence[Step]) -> int:
         """What one row of a pass over the cone ``steps`` holds."""
-        return row_bytes(steps, self._graph, self._model.cfg, len(self._clean_logits[0]))
+        return row_bytes(steps, self._graph, self._model.cfg, len(self._states[0].batch.clean))
 
     def _plan(self, group: Sequence[Edge]) -> list[Step]:
         """The cone of the group's destinations; the same until an edge behind them goes."""

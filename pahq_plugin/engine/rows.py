@@ -98,10 +98,15 @@ class Rows:
         self._starts = starts
         self._changes: list[Change] = []
         self._dirty: list[tuple[int, int, tuple[int, ...], Positions]] = []
-        self.final: Tensor | None = None
-        """Final residual streams at the output's positions, ``[candidate, batch, pos, d_model]``."""
+        self._final: Tensor | None = None
         for step in steps:
             self._run(step)
+
+    @property
+    def output(self) -> Tensor:
+        """Final residual streams at the output's positions, ``[candidate, batch, pos, d_model]``."""
+        assert self._final is not None  # every cone ends at the output
+        return self._final
 
     def commit(self, row: int) -> None:
         """Make ``row`` the present state. Only for rows in the model's own precision."""
@@ -257,7 +262,7 @@ class Rows:
     def _run_output(self, step: Step) -> None:
         positions = self.state.graph.outputs
         self._dirty.append((step.stage, 0, (0,), positions))
-        self.final = self._inputs(step.stage, 0, (0,), positions, slice(0, self.n_rows))[0]
+        self._final = self._inputs(step.stage, 0, (0,), positions, slice(0, self.n_rows))[0]
 
     # Inputs --------------------------------------------------------------------------------------
 

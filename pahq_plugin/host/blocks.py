@@ -236,12 +236,15 @@ def embed(model: PatchableModel, tokens: Tensor) -> tuple[Tensor, Tensor | None]
     return residual, padding
 
 
-def unembed(model: PatchableModel, x: Tensor) -> Tensor:
-    """Logits ``[..., vocab]`` of final residual streams ``[..., d_model]``."""
+def unembed(model: PatchableModel, x: Tensor, words: slice | None = None) -> Tensor:
+    """Logits ``[..., vocab]`` of final residual streams ``[..., d_model]``; or those of some words."""
     inner: Any = model.wrapped_model
     if model.cfg.normalization_type is not None:
         x = normalise(inner.ln_final, x)
-    logits = inner.unembed(x.contiguous())
+    if words is None:
+        logits = inner.unembed(x.contiguous())
+    else:
+        logits = x @ inner.unembed.W_U[:, words] + inner.unembed.b_U[words]
     cap = model.cfg.output_logits_soft_cap
     return cap * torch.tanh(logits / cap) if cap > 0.0 else logits
 
