@@ -34,6 +34,7 @@ class Readout:
         work_bytes: about how much the temporaries may take.
     """
 
+    @torch.no_grad()
     def __init__(
         self,
         model: PatchableModel,

@@ -1,0 +1,51 @@
+"""Losses by parts of the vocabulary against the metric on whole logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pahq_plugin.engine import readout
+from pahq_plugin.engine.readout import Readout
+from pahq_plugin.errors import MetricError
+from pahq_plugin.host.blocks import output_positions, unembed
+from pahq_plugin.metrics import METRICS, row_losses
+from tests.helpers.architectures import build, random_architecture
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("words", [1, 3, 256])
+@pytest.mark.parametrize("metric", ["kl_div", "mse"])
+@pytest.mark.parametrize("work_bytes", [1, 2**30])
+@torch.inference_mode()
+def test_losses_are_those_of_the_metric(
+    seed: int, words: int, metric: str, work_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readout, "LEAST_WORDS", words)
+    architecture = replace(random_architecture(seed, max_edges=120), d_vocab=11)
+    model, loader = build(architecture)
+    model.cfg.output_logits_soft_cap = 5.0 if seed % 2 else -1.0
+    batch = next(iter(loader))
+    positions, drops = output_positions(model, batch.clean.shape[1])
+    generator = torch.Generator().manual_seed(seed)
+    size = (5, len(batch.clean), len(positions), model.cfg.d_model)
+    final = torch.randn(size, generator=generator, dtype=model.cfg.dtype)
+    logits = unembed(model, final)
+    logits = logits[:, :, 0] if drops else logits
+    wanted = row_losses(metric, METRICS[metric], logits[1:], logits[0], batch)
+    read = Readout(model, batch, final[0], (metric, METRICS[metric]), work_bytes)
+    assert read.clean_loss == pytest.approx(0.0, abs=1e-12)
+    torch.testing.assert_close(read.losses(final[1:]), wanted, rtol=1e-5, atol=1e-7)
+
+
+@torch.inference_mode()
+def test_a_loss_that_is_not_finite_is_refused() -> None:
+    model, loader = build(random_architecture(1, max_edges=120))
+    batch = next(iter(loader))
+    positions, _ = output_positions(model, batch.clean.shape[1])
+    final = torch.zeros(1, len(batch.clean), len(positions), model.cfg.d_model, dtype=model.cfg.dtype)
+    read = Readout(model, batch, final[0], ("kl_div", METRICS["kl_div"]), 2**20)
+    with pytest.raises(MetricError, match="'kl_div' returned nan; losses must be finite"):
+        read.losses(final + torch.nan)
