@@ -8,6 +8,7 @@ before had gone as predicted:
    other one; they only serve to predict the next decisions;
 3. an effect screened in low precision is measured again in FP32 and decided on that if the guard
    band doubts it, or if it would keep the edge: no edge is in the circuit on a screened effect;
+   one FP32 pass does that for all candidates of a screened pass (`Engine.settle`);
 4. edges removed on screened effects are confirmed together, where the engine knows the FP32 loss
    before and after: if the difference leaves room for one of them to reach the threshold, they are
    all decided again in FP32.
@@ -75,23 +76,46 @@ class Sweep:
         candidates = self._order[at : at + self._engine.lookahead]
         predicted = (self._predicted + [False] * len(candidates))[: len(candidates)]
         effects = self._engine.effects(candidates, predicted, exact=False)
-        doubted: tuple[Edge, float] | None = None
-        for edge, effect, kept in zip(candidates, effects, predicted, strict=False):
-            if self._doubts(edge, effect):
-                doubted = edge, effect
+        valid = self._valid(effects, predicted)
+        settled, valid = self._settle(candidates, predicted, effects[:valid])
+        for i in range(valid):
+            exact = i in settled or not self._engine.screens
+            self._decide(candidates[i], settled.get(i, effects[i]), exact)
+            if self.decisions[-1].kept != predicted[i]:
                 break
-            self._decide(edge, effect, exact=not self._engine.screens)
-            if self.decisions[-1].kept != kept:
-                break
+        decided = len(self.decisions) - at
         self._engine.remove([d.edge for d in self.decisions[at:] if not d.kept])
-        if self._guard is not None and not self._is_confirmed(at, loss):
-            self._decide_again(at)
-            return
         # Effects behind a wrong prediction are not valid, but they say which edges will be kept.
-        decided = len(self.decisions) - at + (doubted is not None)
         self._predicted = [effect >= self._threshold for effect in effects[decided:]]
-        if doubted is not None:
-            self._decide_exactly(*doubted)
+        if self._guard is None:
+            return
+        self.re_evaluations += len(settled)
+        pairs = [(effects[i], exact) for i, exact in settled.items() if i < decided]
+        if not self._is_confirmed(at, loss):
+            self._decide_again(at)
+        elif any([self._guard.watch(*pair) for pair in pairs]):  # a list: each pair is to be seen
+            self._rewind(self._guard)
+
+    def _valid(self, effects: Sequence[float], predicted: Sequence[bool]) -> int:
+        """How many effects assume nothing that the ones before deny."""
+        for i, (effect, kept) in enumerate(zip(effects, predicted, strict=False)):
+            if (effect >= self._threshold) != kept:
+                return i + 1
+        return len(effects)
+
+    def _settle(
+        self, candidates: Sequence[Edge], predicted: Sequence[bool], effects: Sequence[float]
+    ) -> tuple[dict[int, float], int]:
+        """FP32 effects of the candidates that are in doubt, by index, and how many candidates can be
+        decided with them."""
+        size = len(effects)
+        doubted = [self._doubts(*pair) for pair in zip(candidates, effects, strict=False)]
+        which = [i for i, is_doubted in enumerate(doubted) if is_doubted]
+        if not which:
+            return {}, size
+        found = self._engine.settle(candidates[:size], predicted[:size], doubted)
+        settled = dict(zip(which, found, strict=False))
+        return settled, size if len(found) == len(which) else which[len(found)]
 
     def _doubts(self, edge: Edge, effect: float) -> bool:
         return self._guard is not None and (
@@ -103,27 +127,19 @@ class Sweep:
         self.decisions.append(Decision(edge, effect, kept, exact))
         self._kept += kept
 
-    def _decide_exactly(self, edge: Edge, screened: float) -> None:
-        """Decide on FP32 numbers, and let the guard band learn from the difference."""
-        effect = self._engine.effects([edge], [False], exact=True)[0]
-        self.re_evaluations += 1
-        self._decide(edge, effect, exact=True)
-        if not self.decisions[-1].kept:
-            self._engine.remove([edge])
-        if self._guard is not None and self._guard.watch(screened, effect):
-            self._rewind(self._guard)
-
     def _is_confirmed(self, at: int, before: float | None) -> bool:
         """Whether the FP32 loss rules out that an edge removed since ``at`` should have been kept.
 
         Their screened effects add up to about the change of the loss. For one of them to be wrong the
         sum has to be off by what that effect lacks of the threshold.
         """
-        effects = [d.effect for d in self.decisions[at:] if not d.kept]
+        removed = [d for d in self.decisions[at:] if not d.kept]
+        screened = [d.effect for d in removed if not d.exact]
         after = self._engine.present_loss
-        if not effects or before is None or after is None:
+        if not screened or before is None or after is None:
             return True
-        return abs(after - before - sum(effects)) < self._threshold - max(effects)
+        off = abs(after - before - sum(d.effect for d in removed))
+        return off < self._threshold - max(screened)
 
     def _decide_again(self, at: int) -> None:
         """Take back the decisions since ``at``, to be decided one by one in FP32."""

@@ -58,6 +58,25 @@ class Engine(Protocol):
         """
         ...
 
+    def settle(
+        self, candidates: Sequence[Edge], predicted_kept: Sequence[bool], wanted: Sequence[bool]
+    ) -> list[float]:
+        """FP32 effects of some candidates that have just been screened together.
+
+        Args:
+            candidates: the first ones of those that `effects` has answered last.
+            predicted_kept: as it was given there.
+            wanted: whose effects are asked for, at least one's.
+
+        Returns:
+            Effects of the first one or more of the wanted candidates, in order, those ahead of each
+            counted as predicted.
+
+        Raises:
+            MetricError: a loss that is not finite.
+        """
+        ...
+
     def remove(self, edges: Sequence[Edge]) -> None:
         """Take ``edges`` out of the state."""
         ...

@@ -1,7 +1,7 @@
 """Candidates of one pass: what each takes from its destination's input, and the rows that show it.
 
 1. Each candidate alone takes (now - ablated) of its source from its destination's input (`Single`).
-2. A candidate that takes nothing in any batch has no effect and needs no row (`rows_of`).
+2. A candidate that takes nothing in any batch has no effect and needs no row (`which_change`).
 3. On the row of a candidate all that is predicted to go before it has gone, and itself (`starts_of`).
 4. From the rows' losses follow the effects, and which row is the state after a removal (`Group`).
 """
@@ -37,63 +37,99 @@ class Single:
     taken: Tensor
 
 
-@dataclass(frozen=True)
 class Group:
     """Candidates into destinations of one stage, and the rows that show their effects.
 
-    Attributes:
+    Args:
         candidates: edges, in the order of the search.
         predicted_kept: which of them are expected to be kept.
-        row_of: the row without each of them; ``None`` where removing it changes nothing.
+        changing: which of them change anything when they go.
+        wanted: whose effects are asked for; all by default.
+
+    Attributes:
+        row_of: the row without each candidate; ``None`` for those that need none.
+        n_rows: number of rows.
     """
 
-    candidates: list[Edge]
-    predicted_kept: list[bool]
-    row_of: list[int | None]
+    def __init__(
+        self,
+        candidates: Sequence[Edge],
+        predicted_kept: Sequence[bool],
+        changing: Sequence[bool],
+        wanted: Sequence[bool] | None = None,
+    ) -> None:
+        self.candidates, self.predicted_kept = list(candidates), list(predicted_kept)
+        self._changing = list(changing)
+        shown = self._shown([True] * len(candidates) if wanted is None else wanted)
+        self.n_rows = sum(shown)
+        rows = count()
+        self.row_of = [next(rows) if is_shown else None for is_shown in shown]
+
+    def _shown(self, wanted: Sequence[bool]) -> list[bool]:
+        """Which candidates need a row: the wanted ones, the last to go before each, and the last of
+        all, whose row is the state after the group."""
+        shown, last_gone = [False] * len(self), None
+        for i, changes in enumerate(self._changing):
+            if changes and wanted[i]:
+                shown[i] = True
+                if last_gone is not None:
+                    shown[last_gone] = True
+            if changes and not self.predicted_kept[i]:
+                last_gone = i
+        if last_gone is not None:
+            shown[last_gone] = True
+        return shown
 
     def __len__(self) -> int:
         return len(self.candidates)
 
-    @property
-    def n_rows(self) -> int:
-        """Rows that are needed."""
-        return sum(row is not None for row in self.row_of)
+    def rows_before(self, member: int) -> int:
+        """How many rows the candidates ahead of one have."""
+        return sum(row is not None for row in self.row_of[:member])
 
-    def effects(self, losses: Sequence[float], before: float) -> list[float]:
-        """Each row's loss minus that of the state before its candidate."""
-        effects = []
-        for row, is_kept in zip(self.row_of, self.predicted_kept, strict=True):
-            effects.append(0.0 if row is None else losses[row] - before)
-            if row is not None and not is_kept:
-                before = losses[row]
+    def effects(self, losses: Sequence[float], before: float) -> list[float | None]:
+        """Each row's loss minus that of the state before its candidate; ``None`` where the rows do
+        not show it."""
+        effects: list[float | None] = []
+        known: float | None = before
+        for row, is_kept, changes in zip(self.row_of, self.predicted_kept, self._changing, strict=True):
+            if not changes:
+                effects.append(0.0)
+                continue
+            after = None if row is None else losses[row]
+            effects.append(None if after is None or known is None else after - known)
+            known = known if is_kept else after
         return effects
 
     def is_inert(self, edges: Sequence[Edge]) -> bool:
         """Whether ``edges`` are candidates whose removal changes nothing."""
-        rows = dict(zip(self.candidates, self.row_of, strict=True))
-        return all(edge in rows and rows[edge] is None for edge in edges)
+        changes = dict(zip(self.candidates, self._changing, strict=True))
+        return all(edge in changes and not changes[edge] for edge in edges)
 
     def row_without(self, edges: Sequence[Edge]) -> int | None:
         """The row in which exactly those of ``edges`` that change anything are gone; ``None`` if
         there is none."""
         wanted = set(edges)
-        live = [i for i, row in enumerate(self.row_of) if row is not None]
-        ours = [i for i in live if self.candidates[i] in wanted]
+        changing = [i for i, changes in enumerate(self._changing) if changes]
+        ours = [i for i in changing if self.candidates[i] in wanted]
         if not ours or not wanted <= set(self.candidates):
             return None
-        gone = [i for i in live if i < ours[-1] and not self.predicted_kept[i]]
+        gone = [i for i in changing if i < ours[-1] and not self.predicted_kept[i]]
         return self.row_of[ours[-1]] if gone == ours[:-1] else None
 
+    def changes(self, member: int) -> bool:
+        """Whether anything changes when a candidate goes."""
+        return self._changing[member]
 
-def rows_of(n_candidates: int, singles: Sequence[Mapping[Place, Single]]) -> list[int | None]:
-    """A row for each candidate that changes anything in any batch."""
+
+def which_change(n_candidates: int, singles: Sequence[Mapping[Place, Single]]) -> list[bool]:
+    """Whether each candidate takes anything away, in any batch."""
     changes = [False] * n_candidates
     for single in (single for batch in singles for single in batch.values()):
         changing = single.taken.flatten(1).any(dim=1).tolist()
         for i, is_changing in zip(single.members, changing, strict=True):
             changes[i] |= is_changing
-    rows = count()
-    return [next(rows) if change else None for change in changes]
+    return changes
 
 
 def starts_of(singles: Mapping[Place, Single], group: Group, spare: int) -> dict[Place, Start]:
@@ -106,27 +142,23 @@ def starts_of(singles: Mapping[Place, Single], group: Group, spare: int) -> dict
     """
     starts = {}
     for place, single in singles.items():
-        live = [i for i, member in enumerate(single.members) if group.row_of[member] is not None]
-        if live:
-            first = group.row_of[single.members[live[0]]]
-            assert first is not None
-            delta, after = _running_sum(single, live, group)
-            starts[place] = Start(single.positions, first + spare, delta, after)
+        first = group.rows_before(single.members[0]) + spare
+        delta, after = _running_sum(single, group)
+        starts[place] = Start(single.positions, first, delta, after)
     return starts
 
 
-def _running_sum(single: Single, live: Sequence[int], group: Group) -> tuple[Tensor, Tensor | None]:
+def _running_sum(single: Single, group: Group) -> tuple[Tensor, Tensor | None]:
     """The change of one destination's input on the rows of its candidates, ``[candidate, batch, pos,
-    d_model]``, made in the memory of what each takes; and on the rows after these.
-
-    Args:
-        single: what each candidate alone takes.
-        live: those of its candidates that have a row.
-        group: all candidates.
-    """
+    d_model]``, made in the memory of what each takes; and on the rows after these."""
     gone: Tensor | None = None
-    for i in live:
+    rows = []
+    for i, member in enumerate(single.members):
+        if not group.changes(member):
+            continue
         row = single.taken[i]
         row.neg_() if gone is None else torch.sub(gone, row, out=row)
-        gone = gone if group.predicted_kept[single.members[i]] else row
-    return single.taken if len(live) == len(single.members) else single.taken[live], gone
+        gone = gone if group.predicted_kept[member] else row
+        if group.row_of[member] is not None:
+            rows.append(i)
+    return single.taken if len(rows) == len(single.members) else single.taken[rows], gone

@@ -85,6 +85,12 @@ class HostEngine:
         self._after[key] = (edge, after)
         return [after - self._before[key]]
 
+    def settle(
+        self, candidates: Sequence[Edge], predicted_kept: Sequence[bool], wanted: Sequence[bool]
+    ) -> list[float]:
+        """See `Engine.settle`; only one candidate is ever screened at a time."""
+        return self.effects(candidates, predicted_kept, exact=True)
+
     def remove(self, edges: Sequence[Edge]) -> None:
         """See `Engine.remove`."""
         if not edges:

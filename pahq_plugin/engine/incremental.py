@@ -30,7 +30,7 @@ from pahq_plugin.activations import ablated_runs, run_plain, run_sources
 from pahq_plugin.attention import Investigation
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for, release_unused, row_bytes
-from pahq_plugin.engine.candidates import Group, Single, rows_of, starts_of
+from pahq_plugin.engine.candidates import Group, Single, starts_of, which_change
 from pahq_plugin.engine.products import OwnProducts, Products, ScreenedProducts
 from pahq_plugin.engine.readout import Readout
 from pahq_plugin.engine.rows import Rows, Start
@@ -176,19 +176,53 @@ class IncrementalEngine:
     ) -> list[float]:
         """Effects of candidates into one stage, by one pass."""
         singles = [self._singles(state, candidates) for state in self._states]
-        group = Group(candidates, kept, rows_of(len(candidates), singles))
-        if group.n_rows == 0:
-            self._last = _Pass(group, [], [])
-            return [0.0] * len(group)
-        screening = self._screen is not None and not exact
-        starts = [starts_of(single, group, spare=int(screening)) for single in singles]
-        if self._screen is not None and screening:
+        group = Group(candidates, kept, which_change(len(candidates), singles))
+        if self._screen is not None and not exact and group.n_rows:
+            starts = [starts_of(single, group, spare=1) for single in singles]
             products = self._screen.products(candidates)
             _, (present, *losses) = self._run(steps, starts, group.n_rows + 1, products)
-            return group.effects(losses, present)
+            return _all_known(group.effects(losses, present))
+        return _all_known(self._exact_effects(group, singles, steps))
+
+    def _exact_effects(
+        self, group: Group, singles: Sequence[dict[Place, Single]], steps: list[Step]
+    ) -> list[float | None]:
+        """What the rows of a group show, in the model's own precision; they may be committed."""
+        if group.n_rows == 0:
+            self._last = _Pass(group, [], [])
+            return group.effects([], self._loss)
+        starts = [starts_of(single, group, spare=0) for single in singles]
         rows, losses = self._run(steps, starts, group.n_rows)
         self._last = _Pass(group, rows, losses)
         return group.effects(losses, self._loss)
+
+    @torch.inference_mode()
+    def settle(
+        self, candidates: Sequence[Edge], predicted_kept: Sequence[bool], wanted: Sequence[bool]
+    ) -> list[float]:
+        """See `Engine.settle`; one pass, whose rows serve to remove the candidates, too."""
+        self._last = None
+        steps = self._plan(candidates)
+        asked = [i for i, is_wanted in enumerate(wanted) if is_wanted]
+        if not steps:
+            return [0.0] * len(asked)
+        # Of one more candidate the states before and after it are shown, and the last one of all.
+        fit = max(1, (self._budget.rows // self._row_bytes(steps) - 1) // 2)
+        if len(asked) > fit:
+            candidates = candidates[: asked[fit - 1] + 1]
+        size = len(candidates)
+        singles = [self._singles(state, candidates) for state in self._states]
+        changing = which_change(size, singles)
+        group = Group(candidates, predicted_kept[:size], changing, wanted[:size])
+        try:
+            effects = self._exact_effects(group, singles, steps)
+        except MetricError as error:
+            upto = asked[0] + 1
+            if size == upto:
+                raise MetricError(f"at edge {edge_label(candidates[asked[0]])}: {error}") from error
+            # Perhaps a row that assumed a wrong prediction: take the first one alone.
+            return self.settle(candidates[:upto], predicted_kept[:upto], wanted[:upto])
+        return _all_known([effects[i] for i in asked[:fit]])
 
     @torch.inference_mode()
     def remove(self, edges: Sequence[Edge]) -> None:
@@ -364,6 +398,13 @@ class _Screen:
         parts = (high_parts(self._shared.precision.policy, edge) for edge in group)
         self._shared.high = reduce(or_, parts)
         return self._products
+
+
+def _all_known(effects: Sequence[float | None]) -> list[float]:
+    """Effects of which none is missing."""
+    known = [effect for effect in effects if effect is not None]
+    assert len(known) == len(effects)
+    return known
 
 
 def _shape(model: PatchableModel, prompts: Sequence[PromptPairBatch], ablation: AblationType) -> Shape:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_any_architecture(architecture: Architecture) -> None:
 
 
 def engines(
-    architecture: Architecture, **options: int
+    architecture: Architecture, **options: Any
 ) -> tuple[PatchableModel, HostEngine, IncrementalEngine]:
     """Both engines on the same question, each on a model of its own."""
     kind = ablation_type(architecture.ablation)
@@ -263,3 +264,37 @@ def test_threads_do_not_change_decisions() -> None:
         taken.append(search(model, loader, method="acdc", threshold=1e-3).decisions)
     torch.set_num_threads(1)
     assert [(d.edge, d.kept) for d in taken[0]] == [(d.edge, d.kept) for d in taken[1]]
+
+
+@pytest.mark.parametrize("memory", [1, 2**30])
+@pytest.mark.parametrize(
+    "seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.full) for seed in range(4, 24))]
+)
+def test_settled_effects_are_those_of_the_host_engine(seed: int, memory: int) -> None:
+    """Random candidates are predicted to stay, random ones are settled, and some then go."""
+    architecture = random_architecture(500 + seed, max_edges=150)
+    precision = PrecisionConfig(low="int8", mlp="int8")
+    model, host, quick = engines(architecture, precision=precision, memory=memory)
+    draw, left, settled = random.Random(seed), canonical_edges(model), 0
+    while left:
+        predicted = [draw.random() < 0.3 for _ in left]
+        size = draw.randint(1, len(quick.effects(left, predicted, exact=False)))
+        candidates, predicted = left[:size], predicted[:size]
+        wanted = [draw.random() < 0.4 for _ in candidates]
+        wanted[draw.randrange(size)] = True
+        found = iter(quick.settle(candidates, predicted, wanted))
+        gone = []
+        for edge, kept, is_wanted in zip(candidates, predicted, wanted, strict=True):
+            fast = next(found, None) if is_wanted else None
+            if is_wanted and fast is None:
+                break
+            if fast is not None:
+                slow = host.effects([edge], [False], exact=True)[0]
+                assert fast == pytest.approx(slow, abs=max(1e-5, 1e-4 * abs(slow)))
+                settled += 1
+            left = left[1:]
+            if not kept:
+                gone.append(edge)
+                host.remove([edge])
+        quick.remove(gone)
+    assert settled > 5

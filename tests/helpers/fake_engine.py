@@ -119,6 +119,21 @@ class FakeEngine:
         self.asked_exactly += list(candidates[:count]) if exact else []
         return effects
 
+    def settle(
+        self, candidates: Sequence[Edge], predicted_kept: Sequence[bool], wanted: Sequence[bool]
+    ) -> list[float]:
+        """As `pahq_plugin.engine.Engine.settle` says."""
+        assert len(candidates) == len(predicted_kept) == len(wanted) and any(wanted)
+        state, effects = self.removed, []
+        count = max(1, self._answers(sum(wanted)))
+        for edge, kept, asked in zip(candidates, predicted_kept, wanted, strict=True):
+            if asked and len(effects) < count:
+                effects.append(self._function(state | {edge}) - self._function(state))
+                self.asked_exactly.append(edge)
+            state = state if kept else state | {edge}
+        self.evaluations += len(effects)
+        return effects
+
     def remove(self, gone: Sequence[Edge]) -> None:
         """Take edges out, each once."""
         assert not self.removed & set(gone)
