@@ -11,8 +11,8 @@
 
 In the model's own precision only the order of summation differs from the host's forward. Given a
 `PrecisionConfig`, passes screen in mixed precision (see `products`): the present state runs
-along as a further row, so that rounding common to all rows cancels in their differences, and removed
-edges are committed by a pass of their own in full precision.
+along as a further row, so that rounding common to all rows cancels in their differences. What is in
+doubt is settled by one pass in full precision, of which a row becomes the present state.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for, release_unused, row_bytes
 from pahq_plugin.engine.candidates import Group, Single, starts_of, which_change
 from pahq_plugin.engine.products import OwnProducts, Products, ScreenedProducts
+from pahq_plugin.engine.reach import first_changes, shape_of
 from pahq_plugin.engine.readout import Readout
 from pahq_plugin.engine.rows import Rows, Start
 from pahq_plugin.engine.state import BatchState
 from pahq_plugin.errors import MetricError
-from pahq_plugin.graph import KeptGraph, Place, Shape, Step
+from pahq_plugin.graph import KeptGraph, Place, Step
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
-from pahq_plugin.host.blocks import embed, output_positions
 from pahq_plugin.host.graph import edge_label
 from pahq_plugin.metrics import Metric
 from pahq_plugin.policy import high_parts
-from pahq_plugin.positions import Bools, Ints
+from pahq_plugin.positions import Bools
 from pahq_plugin.weights import LowWeights
 
 LEAST_ROWS = 16
@@ -94,14 +94,14 @@ class IncrementalEngine:
         self._model = model
         self._budget = budget_for(device, memory)
         self._storage = storage or model.cfg.dtype
-        self._graph = KeptGraph(model, _shape(model, prompts, ablation), device)
+        self._graph = KeptGraph(model, shape_of(model, prompts, ablation), device)
         ablated = ablated_runs(model, loader, prompts, ablation, self._storage)
         self._states, self._readouts = [], []
         own = self._own = OwnProducts(model)
         memo_bytes = self._budget.memo // len(prompts)
         for batch, sources in zip(prompts, ablated, strict=True):
             run = run_plain(model, batch.clean, self._storage)
-            first = _first_changes(model, batch, ablation)
+            first = first_changes(model, batch, ablation)
             self._states.append(
                 BatchState(
                     model, batch, run.padding, self._graph, run.sources, sources, memo_bytes, first, own
@@ -405,26 +405,3 @@ def _all_known(effects: Sequence[float | None]) -> list[float]:
     known = [effect for effect in effects if effect is not None]
     assert len(known) == len(effects)
     return known
-
-
-def _shape(model: PatchableModel, prompts: Sequence[PromptPairBatch], ablation: AblationType) -> Shape:
-    """Where changes can be seen. With causal attention and resampled activations nothing differs
-    before the first token in which clean and corrupt prompts do."""
-    length = prompts[0].clean.shape[1]
-    outputs = np.zeros(length, dtype=bool)
-    outputs[output_positions(model, length)[0]] = True
-    first = min(int(_first_changes(model, batch, ablation).min()) for batch in prompts)
-    return Shape(length, outputs, model.cfg.attention_dir == "causal", first)
-
-
-def _first_changes(model: PatchableModel, batch: PromptPairBatch, ablation: AblationType) -> Ints:
-    """Per prompt the position before which nothing can ever change, ``[prompt]``."""
-    prompts, length = batch.clean.shape
-    if model.cfg.attention_dir != "causal" or ablation is not AblationType.RESAMPLE:
-        return np.zeros(prompts, dtype=np.int64)
-    differs = batch.clean != batch.corrupt
-    masks = [embed(model, tokens)[1] for tokens in (batch.clean, batch.corrupt)]
-    if masks[0] is not None and masks[1] is not None:  # one token may be padding in one of the two
-        differs = differs | (masks[0] != masks[1])[:, -length:]
-    differs = differs.cpu().numpy()
-    return np.where(differs.any(axis=1), differs.argmax(axis=1), length)
