@@ -45,6 +45,7 @@ def discover(
     scale: Annotated[str | None, typer.Option(help="row, head, tensor or none.")] = None,
     policy: Annotated[str | None, typer.Option(help="Which parts stay in FP32.")] = None,
     guard: Annotated[str | None, typer.Option(help="auto, or a number; inf re-decides all.")] = None,
+    kernel: Annotated[str | None, typer.Option(help="auto, eager or native products.")] = None,
     batches: Annotated[int, typer.Option(help="Loader batches to average over; 0 for all.")] = 1,
     batch_size: Annotated[int | None, typer.Option(help="Prompts per batch.")] = None,
     n_edges: Annotated[int | None, typer.Option(help="Circuit size of score methods.")] = None,
@@ -82,7 +83,7 @@ def discover(
             threshold=threshold,
             metric=metric or (loaded.metric if "metric" in uses else None),
             ablation=ablation,
-            precision=_precision(loaded.model, low, mlp, scale, policy, guard),
+            precision=_precision(loaded.model, low, mlp, scale, policy, guard, kernel),
             engine=engine,
             batches=batches or None,
             true_edges=loaded.true_edges if "true_edges" in uses else None,
@@ -202,6 +203,7 @@ def _precision(
     scale: str | None,
     policy: str | None,
     guard: str | None,
+    kernel: str | None,
 ) -> Any:
     """The device's default precision with the given flags changed; ``None`` if none is given."""
     given: dict[str, Any] = {
@@ -210,6 +212,7 @@ def _precision(
         "scale": scale,
         "policy": policy,
         "guard": _guard(guard),
+        "kernel": kernel,
     }
     changes = {name: value for name, value in given.items() if value is not None}
     if not changes:

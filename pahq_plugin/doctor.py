@@ -10,7 +10,7 @@ import torch
 
 from pahq_plugin.config import default_precision
 from pahq_plugin.files import installed_version
-from pahq_plugin.kernels import cpu_has_vnni
+from pahq_plugin.kernels import cpu_has_vnni, kernels_of
 
 PACKAGES = (
     "pahq-plugin", "auto-circuit", "transformer-lens", "transformers", "torch", "numpy",
@@ -27,6 +27,7 @@ def examine() -> dict[str, Any]:
         "versions": {name: installed_version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "formats": hardware_formats(device),
+        "kernels": {name: kernel.name for name, kernel in kernels_of(device).items()},
         "default_precision": f"heads {precision.low}, MLPs {precision.mlp}",
         "advice": _advice(),
     }

@@ -82,9 +82,9 @@ def kernel_for(
     """
     if demand == "eager":
         return None
-    found = _kernels(device).get(number_format.name)
+    found = kernels_of(device).get(number_format.name)
     if found is None and demand == "native" and number_format.is_low:
-        have = ", ".join(_kernels(device)) or "none"
+        have = ", ".join(kernels_of(device)) or "none"
         raise ConfigError(
             f'kernel="native": {number_format.name} has no kernel on this {device.type} device '
             f'(formats that have one: {have}); use one of these, or kernel="auto"'
@@ -114,7 +114,7 @@ def cpu_has_vnni() -> bool:
     return bool(probe and probe())
 
 
-def _kernels(device: torch.device) -> dict[str, Kernel]:
+def kernels_of(device: torch.device) -> dict[str, Kernel]:
     """The kernels of a device by format."""
     if device.type == "cpu":
         return {"int8": VNNI} if cpu_has_vnni() else {}

@@ -104,8 +104,9 @@ def print_examination(found: dict[str, Any]) -> None:
                     title_style="bold")  # fmt: skip
     formats.add_column("format")
     formats.add_column("this hardware multiplies it")
+    formats.add_column("kernel used")
     for name, fast in found["formats"].items():
-        formats.add_row(name, "yes" if fast else "no")
+        formats.add_row(name, "yes" if fast else "no", found["kernels"].get(name, ""))
     console.print(formats)
     console.print("Screening computes every format in FP32 arithmetic, exact in its numerics, so far.")
     console.print(f"Default precision here: {found['default_precision']}")

@@ -314,6 +314,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(
         ({"guard": -0.1}, ("guard=-0.1", "at least 0")),
         ({"guard": math.nan}, ("guard=nan", "auto")),
         ({"guard": "wide"}, ("guard='wide'", "auto")),
+        ({"kernel": "fast"}, ("unknown kernel 'fast'", "eager")),
         ({"parts": ("qk",)}, ("'qk'", "qkv, output")),
     ],
 )
@@ -685,6 +686,8 @@ def assert_refused(tmp_path: Path, arguments: list[str], *words: str) -> None:
         (["ioi", "--policy", "all"], ("'all'", "investigated_head")),
         (["ioi", "--guard", "wide"], ("'wide'", "auto")),
         (["ioi", "--guard", "-1"], ("guard=-1.0",)),
+        (["ioi", "--kernel", "fast"], ("unknown kernel 'fast'", "auto, eager, native")),
+        (["ioi", "--low", "fp8_e4m3", "--kernel", "native"], ("fp8_e4m3 has no kernel", "auto")),
         (["ioi", "--batches", "-1"], ("batches=-1",)),
         (["ioi", "--batches", "99"], ("batches=99", "holds 4")),
         (["ioi", "--seed", "-1"], ("seed",)),

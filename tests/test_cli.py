@@ -243,6 +243,8 @@ def test_doctor_says_what_is_here() -> None:
     assert found["versions"]["auto-circuit"] == "1.0.1"
     assert set(found["formats"]) == {"fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int4"}
     assert found["formats"]["fp32"] is True and found["python"]
+    if found["device"] == "cpu":
+        assert found["kernels"] == ({"int8": "vnni"} if found["formats"]["int8"] else {})
     assert isinstance(found["advice"], list)
 
 
