@@ -6,7 +6,7 @@ screened effect e lies within ``g |e| + 8 floor`` of the threshold is decided ag
 1. *Calibrate*: on a seeded sample of edges measure the effect screened and in FP32. The floor is the
    median difference among the smaller half of the effects; g is 0.3, or more if the relative
    differences of the larger half ask for it.
-2. *Watch*: every edge that is decided in FP32 (inside the band, or a seeded one in 64 outside it)
+2. *Watch*: every edge that is decided in FP32 (inside the band, or a seeded one in 128 outside it)
    shows another difference. One beyond half the band widens the band, and the search goes back to
    the first decision that the wider band puts in doubt.
 
@@ -25,7 +25,7 @@ from statistics import median
 RELATIVE = 0.3
 FLOOR_MULTIPLE = 8.0
 SAMPLE = 24
-AUDIT_EVERY = 64
+AUDIT_EVERY = 128
 FLOOR_OF_FP32 = 1e-7
 """Rounding of a loss near 1 in FP32: no screened effect is better than this."""
 

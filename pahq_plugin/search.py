@@ -9,9 +9,9 @@ before had gone as predicted:
 3. an effect screened in low precision is measured again in FP32 and decided on that if the guard
    band doubts it, or if it would keep the edge: no edge is in the circuit on a screened effect;
    one FP32 pass does that for all candidates of a screened pass (`Engine.settle`);
-4. edges removed on screened effects are confirmed together, where the engine knows the FP32 loss
-   before and after: if the difference leaves room for one of them to reach the threshold, they are
-   all decided again in FP32.
+4. edges removed on screened effects are confirmed together, whenever the engine knows the FP32 loss:
+   if its change leaves room for one of them to reach the threshold, they are all decided again in
+   FP32.
 
 The decisions are those of the sequential algorithm, whatever the engine measured ahead.
 """
@@ -61,6 +61,7 @@ class Sweep:
         self._guard = guard if engine.screens else None
         self._audits = _sample(order, seed, len(order) // AUDIT_EVERY) if self._guard else set()
         self._progress = progress
+        self._confirmed: tuple[int, float | None] = 0, engine.present_loss
 
     def run(self) -> list[Decision]:
         """Decide every edge; returns one decision per edge, in order."""
@@ -68,14 +69,19 @@ class Sweep:
             self._step()
             if self._progress is not None:
                 self._progress(len(self.decisions), self._kept)
+            if len(self.decisions) == len(self._order):
+                self._engine.catch_up()
+                self._confirm()
         return self.decisions
 
     def _step(self) -> None:
         """Take the decisions that one call of the engine allows."""
-        at, loss = len(self.decisions), self._engine.present_loss
+        at = len(self.decisions)
         candidates = self._order[at : at + self._engine.lookahead]
         predicted = (self._predicted + [False] * len(candidates))[: len(candidates)]
         effects = self._engine.effects(candidates, predicted, exact=False)
+        if not self._confirm():  # the engine may have caught up with earlier removals
+            return
         valid = self._valid(effects, predicted)
         settled, valid = self._settle(candidates, predicted, effects[:valid])
         for i in range(valid):
@@ -91,9 +97,9 @@ class Sweep:
             return
         self.re_evaluations += len(settled)
         pairs = [(effects[i], exact) for i, exact in settled.items() if i < decided]
-        if not self._is_confirmed(at, loss):
-            self._decide_again(at)
-        elif any([self._guard.watch(*pair) for pair in pairs]):  # a list: each pair is to be seen
+        if self._confirm() and any(
+            [self._guard.watch(*pair) for pair in pairs]
+        ):  # a list: each pair is to be seen
             self._rewind(self._guard)
 
     def _valid(self, effects: Sequence[float], predicted: Sequence[bool]) -> int:
@@ -127,24 +133,25 @@ class Sweep:
         self.decisions.append(Decision(edge, effect, kept, exact))
         self._kept += kept
 
-    def _is_confirmed(self, at: int, before: float | None) -> bool:
-        """Whether the FP32 loss rules out that an edge removed since ``at`` should have been kept.
+    def _confirm(self) -> bool:
+        """Whether the FP32 loss, as far as it is known, rules out that an edge removed since it was
+        last known should have been kept; if not, all these are taken back and decided in FP32.
 
         Their screened effects add up to about the change of the loss. For one of them to be wrong the
         sum has to be off by what that effect lacks of the threshold.
         """
+        (at, before), after = self._confirmed, self._engine.present_loss
+        if self._guard is None or before is None or after is None:
+            return True
         removed = [d for d in self.decisions[at:] if not d.kept]
         screened = [d.effect for d in removed if not d.exact]
-        after = self._engine.present_loss
-        if not screened or before is None or after is None:
-            return True
         off = abs(after - before - sum(d.effect for d in removed))
-        return off < self._threshold - max(screened)
-
-    def _decide_again(self, at: int) -> None:
-        """Take back the decisions since ``at``, to be decided one by one in FP32."""
-        self._audits |= {decision.edge for decision in self.decisions[at:]}
-        self._go_back(at)
+        if screened and off >= self._threshold - max(screened):
+            self._audits |= {decision.edge for decision in self.decisions[at:]}
+            self._go_back(at)
+            return False
+        self._confirmed = len(self.decisions), after
+        return True
 
     def _rewind(self, guard: GuardBand) -> None:
         """Go back to the first screened decision that the widened band doubts."""
@@ -159,6 +166,7 @@ class Sweep:
         self._predicted = []
         self._kept = sum(d.kept for d in self.decisions)
         self._engine.restore([d.edge for d in self.decisions if not d.kept])
+        self._confirmed = at, self._engine.present_loss
 
     def record(self, stats: Stats) -> None:
         """Add what the sweep cost to ``stats``."""

@@ -31,7 +31,8 @@ class Engine(Protocol):
 
     @property
     def present_loss(self) -> float | None:
-        """Loss of the present state in the model's own precision; ``None`` if that is not known."""
+        """Loss of the present state in the model's own precision; ``None`` if that is not known, never
+        or before `catch_up`."""
         ...
 
     @property
@@ -79,6 +80,10 @@ class Engine(Protocol):
 
     def remove(self, edges: Sequence[Edge]) -> None:
         """Take ``edges`` out of the state."""
+        ...
+
+    def catch_up(self) -> None:
+        """Do what has been put off at removals."""
         ...
 
     def restore(self, removed: Sequence[Edge]) -> None:

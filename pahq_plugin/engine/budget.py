@@ -19,6 +19,14 @@ from pahq_plugin.graph import KeptGraph, Step
 ROW_BYTES = {"cpu": 8 * 2**20, "cuda": 2**30}
 """By kind of device: rows of one pass are chosen so that what they hold takes about this much."""
 
+SCREENED_ROW_BYTES = {"cpu": 24 * 2**20, "cuda": 2**30}
+"""The same for passes in few bits. What they save grows with their rows, since each is followed by a
+pass in full precision."""
+
+CACHED_BYTES = {"cpu": 3 * 2**19, "cuda": 2**30}
+"""By kind of device: what an elementwise operation is quick on. Between two products in few bits there
+are many."""
+
 WORK_SHARE = 2
 """What lives only within a step of a pass takes this part of it once more."""
 
@@ -35,20 +43,25 @@ class Budget:
 
     Attributes:
         rows: what the rows of a pass hold.
+        screened_rows: what those of a pass in few bits hold.
         work: what a step of it works on, in parts if need be.
+        cached: the same, where it is worked on elementwise.
         memo: what is remembered of the present state.
     """
 
     rows: int
+    screened_rows: int
     work: int
+    cached: int
     memo: int
 
 
 def budget_for(device: torch.device, rows: int | None = None) -> Budget:
     """The usual budget on a device, or one with another number of bytes for ``rows``."""
     kind = device.type if device.type in ROW_BYTES else "cpu"
+    screened = rows or SCREENED_ROW_BYTES[kind]
     rows = rows or ROW_BYTES[kind]
-    return Budget(rows, rows // WORK_SHARE, MEMO_BYTES[kind])
+    return Budget(rows, screened, rows // WORK_SHARE, CACHED_BYTES[kind], MEMO_BYTES[kind])
 
 
 def row_bytes(steps: Sequence[Step], graph: KeptGraph, cfg: Any, prompts: int) -> int:

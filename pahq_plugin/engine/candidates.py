@@ -15,7 +15,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from pahq_plugin.engine.rows import Start
+from pahq_plugin.engine.rows import Shift, Start
 from pahq_plugin.graph import Place
 from pahq_plugin.host import Edge
 from pahq_plugin.positions import Positions
@@ -132,26 +132,33 @@ def which_change(n_candidates: int, singles: Sequence[Mapping[Place, Single]]) -
     return changes
 
 
-def starts_of(singles: Mapping[Place, Single], group: Group, spare: int) -> dict[Place, Start]:
+def starts_of(
+    singles: Mapping[Place, Single], group: Group, spare: int, shifts: Mapping[Place, Shift]
+) -> dict[Place, Start]:
     """How the inputs change on each row: minus all that has gone until there.
 
     Args:
         singles: what each candidate alone takes; overwritten.
         group: the candidates and their rows.
-        spare: rows in front in which nothing changes.
+        spare: rows in front without any candidate's removal.
+        shifts: what changes on every row.
     """
-    starts = {}
+    n_rows = group.n_rows + spare
+    starts = {
+        place: Start(shift.positions, n_rows, shift.delta[None][:0], shift.delta, None)
+        for place, shift in shifts.items()
+    }
     for place, single in singles.items():
         first = group.rows_before(single.members[0]) + spare
-        delta, after = _running_sum(single, group)
-        starts[place] = Start(single.positions, first, delta, after)
+        gone = shifts[place].delta if place in shifts else None
+        delta, after = _running_sum(single, group, gone)
+        starts[place] = Start(single.positions, first, delta, gone, after)
     return starts
 
 
-def _running_sum(single: Single, group: Group) -> tuple[Tensor, Tensor | None]:
+def _running_sum(single: Single, group: Group, gone: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The change of one destination's input on the rows of its candidates, ``[candidate, batch, pos,
     d_model]``, made in the memory of what each takes; and on the rows after these."""
-    gone: Tensor | None = None
     rows = []
     for i, member in enumerate(single.members):
         if not group.changes(member):

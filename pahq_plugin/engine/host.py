@@ -104,6 +104,9 @@ class HostEngine:
         self._before = {key: loss for key, (edge, loss) in self._after.items() if edge == single}
         self._after = {}
 
+    def catch_up(self) -> None:
+        """See `Engine.catch_up`; nothing is put off."""
+
     def restore(self, removed: Sequence[Edge]) -> None:
         """See `Engine.restore`."""
         target = set(removed)

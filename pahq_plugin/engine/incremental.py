@@ -18,7 +18,6 @@ doubt is settled by one pass in full precision, of which a row becomes the prese
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from statistics import fmean
@@ -29,8 +28,10 @@ import torch
 from pahq_plugin.activations import ablated_runs, run_plain, run_sources
 from pahq_plugin.attention import Investigation
 from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for, release_unused, row_bytes
+from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for, release_unused
 from pahq_plugin.engine.candidates import Group, Single, starts_of, which_change
+from pahq_plugin.engine.passes import Pass, Waiting
+from pahq_plugin.engine.plans import Plans
 from pahq_plugin.engine.products import OwnProducts, Products, ScreenedProducts
 from pahq_plugin.engine.reach import first_changes, shape_of
 from pahq_plugin.engine.readout import Readout
@@ -42,24 +43,11 @@ from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoade
 from pahq_plugin.host.graph import edge_label
 from pahq_plugin.metrics import Metric
 from pahq_plugin.policy import high_parts
-from pahq_plugin.positions import Bools
 from pahq_plugin.weights import LowWeights
 
 LEAST_ROWS = 16
 FEW_ROWS = 8
 """A pass over fewer rows than this goes on to the next destination of the stage."""
-
-MOST_PLANS = 32
-"""Cones that are remembered."""
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """The last pass, in case one of its rows becomes the present state."""
-
-    group: Group
-    rows: list[Rows]
-    losses: list[float]
 
 
 class IncrementalEngine:
@@ -114,14 +102,15 @@ class IncrementalEngine:
         self.lookahead = 4 * self._most_rows  # most edges lead nowhere and need no row
         self._screen = None if precision is None else _Screen(model, own, precision)
         self._freed = 0
-        self._last: _Pass | None = None
+        self._last: Pass | None = None
+        self._waiting = Waiting([{} for _ in prompts])
         self._asked: list[Edge] | None = None
-        self._plans: dict[tuple[tuple[Place, bytes], ...], tuple[tuple[int, ...], list[Step]]] = {}
+        self._plans = Plans(self._graph, model, len(prompts[0].clean))
 
     @property
-    def present_loss(self) -> float:
-        """FP32 loss of the present state, which every removal brings up to date."""
-        return self._loss
+    def present_loss(self) -> float | None:
+        """FP32 loss of the present state; not known while removed edges wait, see `passes`."""
+        return None if self._waiting.edges else self._loss
 
     @property
     def screens(self) -> bool:
@@ -135,20 +124,23 @@ class IncrementalEngine:
         self, candidates: Sequence[Edge], predicted_kept: Sequence[bool], *, exact: bool
     ) -> list[float]:
         """See `Engine.effects`; answers candidates into destinations of the first one's stage, which
-        cannot influence each other. Screening takes one destination, whose head it keeps high."""
+        cannot influence each other. Where whole values are screened it takes one destination, whose
+        head is high."""
         self._adapt(candidates)
         self._last = self._asked = None
-        few = 1 if self.screens and not exact else FEW_ROWS
-        group, needed = self._first_of_a_stage(candidates, few)
+        screen = None if exact else self._screen
+        if screen is None or not self._may_wait(candidates[0]):
+            self.catch_up()
+        group, needed = self._first_of_a_stage(candidates, screen.few if screen else FEW_ROWS)
         if not any(needed):
             return [0.0] * len(group)
-        group, steps = self._fitting(group, needed)
+        group, steps = self._fitting(group, needed, screen)
         if not steps:
             return [0.0] * len(group)
         self._asked = group
         kept = list(predicted_kept[: len(group)])
         try:
-            return self._group_effects(group, kept, steps, exact)
+            return self._group_effects(group, kept, steps, screen)
         except MetricError as error:
             if len(group) == 1:
                 raise MetricError(f"at edge {edge_label(group[0])}: {error}") from error
@@ -171,30 +163,50 @@ class IncrementalEngine:
             needed.append(is_needed)
         return list(candidates[: len(needed)]), needed
 
+    def _may_wait(self, candidate: Edge) -> bool:
+        """Whether what waits may go on waiting while effects of ``candidate`` are screened."""
+        place = self._graph.place(candidate)
+        return all(at[0] == place[0] for at in self._waiting.shifts[0])
+
     def _group_effects(
-        self, candidates: list[Edge], kept: list[bool], steps: list[Step], exact: bool
+        self, candidates: list[Edge], kept: list[bool], steps: list[Step], screen: _Screen | None
     ) -> list[float]:
         """Effects of candidates into one stage, by one pass."""
         singles = [self._singles(state, candidates) for state in self._states]
         group = Group(candidates, kept, which_change(len(candidates), singles))
-        if self._screen is not None and not exact and group.n_rows:
-            starts = [starts_of(single, group, spare=1) for single in singles]
-            products = self._screen.products(candidates)
-            _, (present, *losses) = self._run(steps, starts, group.n_rows + 1, products)
-            return _all_known(group.effects(losses, present))
-        return _all_known(self._exact_effects(group, singles, steps))
+        if screen is None or group.n_rows == 0:
+            return _all_known(self._exact_effects(group, singles, steps))
+        return _all_known(self._screened_effects(group, singles, steps, screen))
+
+    def _screened_effects(
+        self, group: Group, singles: Sequence[dict[Place, Single]], steps: list[Step], screen: _Screen
+    ) -> list[float | None]:
+        """What the rows of a group show in mixed precision.
+
+        Where only changes go through few bits a row without a change is exact. Where whole values do,
+        the state before the candidates runs along as a further row.
+        """
+        spare = 0 if screen.only_changes else 1
+        starts = self._starts(singles, group, spare)
+        _, losses = self._run(steps, starts, group.n_rows + spare, screen.products(group.candidates))
+        before = self._waiting.loss if self._waiting.edges else self._loss
+        before = losses.pop(0) if spare else before
+        self._last = Pass(group, starts, [], losses, spare)
+        return group.effects(losses, before)
 
     def _exact_effects(
         self, group: Group, singles: Sequence[dict[Place, Single]], steps: list[Step]
     ) -> list[float | None]:
         """What the rows of a group show, in the model's own precision; they may be committed."""
         if group.n_rows == 0:
-            self._last = _Pass(group, [], [])
+            self._last = Pass(group, [], [], [], 0)
             return group.effects([], self._loss)
-        starts = [starts_of(single, group, spare=0) for single in singles]
-        rows, losses = self._run(steps, starts, group.n_rows)
-        self._last = _Pass(group, rows, losses)
-        return group.effects(losses, self._loss)
+        spare = 1 if self._waiting.edges else 0
+        starts = self._starts(singles, group, spare)
+        rows, losses = self._run(steps, starts, group.n_rows + spare)
+        before = losses.pop(0) if spare else self._loss
+        self._last = Pass(group, starts, rows, losses, spare)
+        return group.effects(losses, before)
 
     @torch.inference_mode()
     def settle(
@@ -202,12 +214,12 @@ class IncrementalEngine:
     ) -> list[float]:
         """See `Engine.settle`; one pass, whose rows serve to remove the candidates, too."""
         self._last = None
-        steps = self._plan(candidates)
+        steps = self._plans.cone([*candidates, *self._waiting.edges])
         asked = [i for i, is_wanted in enumerate(wanted) if is_wanted]
         if not steps:
             return [0.0] * len(asked)
-        # Of one more candidate the states before and after it are shown, and the last one of all.
-        fit = max(1, (self._budget.rows // self._row_bytes(steps) - 1) // 2)
+        # Of one more candidate the states before and after it are shown, and the first and last of all.
+        fit = max(1, self._plans.fitting_rows(steps, self._budget.rows) // 2 - 1)
         if len(asked) > fit:
             candidates = candidates[: asked[fit - 1] + 1]
         size = len(candidates)
@@ -227,25 +239,35 @@ class IncrementalEngine:
     @torch.inference_mode()
     def remove(self, edges: Sequence[Edge]) -> None:
         """See `Engine.remove`."""
-        if not edges:
-            return
         last, self._last = self._last, None
-        if last is not None and last.group.is_inert(edges):
+        is_needed = any(self._graph.is_needed(self._graph.place(edge)) for edge in edges)
+        if not is_needed or (last is not None and last.group.is_inert(edges)):
             self._graph.remove(edges)
             return
         row = None if last is None else last.group.row_without(edges)
         if last is None or row is None:
             self._advance(edges)
-            return
-        for rows in last.rows:
-            rows.commit(row)
-        self._loss = last.losses[row]
-        self._graph.remove(edges)
+        elif last.rows:
+            last.commit(row)
+            self._loss = last.losses[row]
+            self._graph.remove([*self._waiting.edges, *edges])
+            self._waiting.clear()
+        else:
+            last.put_off(row, edges, self._waiting)
+            if self._graph.positional:  # the next candidates act at other positions
+                self.catch_up()
+
+    @torch.inference_mode()
+    def catch_up(self) -> None:
+        """See `Engine.catch_up`."""
+        if self._waiting.edges:
+            self._advance([])
 
     @torch.inference_mode()
     def restore(self, removed: Sequence[Edge]) -> None:
         """See `Engine.restore`: start again from the clean state and remove all at once."""
         self._last = None
+        self._waiting.clear()
         self._graph.reset()
         self._plans.clear()
         for state in self._states:
@@ -257,14 +279,16 @@ class IncrementalEngine:
     # Passes --------------------------------------------------------------------------------------
 
     def _advance(self, edges: Sequence[Edge]) -> None:
-        """Remove edges, of any destinations, by a pass of a single row.
+        """Remove edges, of any destinations, and what waits, by a pass of a single row.
 
         The inputs of their destinations are forgotten first: computed afresh, they lack the removed
         edges, and only changes of sources are left to add.
         """
+        edges = [*self._waiting.edges, *edges]
+        self._waiting.clear()
         touched = {
             place: at
-            for place, at in self._touched_places(edges).items()
+            for place, at in self._plans.touched_places(edges).items()
             if self._graph.is_needed(place)
         }
         for state in self._states:
@@ -292,13 +316,13 @@ class IncrementalEngine:
         for state in self._states:
             state.next_round()
         rows = [
-            Rows(state, steps, start, n_rows, self._budget.work, products)
+            Rows(state, steps, start, n_rows, self._budget, products)
             for state, start in zip(self._states, starts, strict=True)
         ]
         self.evaluations += n_rows
         each = zip(rows, self._readouts, strict=True)
         losses = torch.stack([readout.losses(one.output) for one, readout in each]).mean(dim=0)
-        self._freed += n_rows * self._row_bytes(steps)
+        self._freed += n_rows * self._plans.row_bytes(steps)
         if self._freed > RELEASE_BYTES:
             self._freed = 0
             release_unused()
@@ -306,13 +330,20 @@ class IncrementalEngine:
 
     # Starts --------------------------------------------------------------------------------------
 
+    def _starts(
+        self, singles: Sequence[dict[Place, Single]], group: Group, spare: int
+    ) -> list[dict[Place, Start]]:
+        """How the inputs change on each row, for each batch."""
+        pairs = zip(singles, self._waiting.shifts, strict=True)
+        return [starts_of(single, group, spare, shifts) for single, shifts in pairs]
+
     def _singles(self, state: BatchState, group: Sequence[Edge]) -> dict[Place, Single]:
         """What each candidate alone takes from its destination's input."""
         singles = {}
-        for place, members in self._by_place(group).items():
+        for place, members in self._plans.by_place(group).items():
             edges = [group[i] for i in members]
             needs = self._graph.needs(place[0])[place[1], place[2]]
-            positions = self._graph.sets.of(self._touched(edges) & needs)
+            positions = self._graph.sets.of(self._plans.touched(edges) & needs)
             if len(positions) == 0:
                 continue
             taken = state.differences([edge.src.src_idx for edge in edges], positions)
@@ -322,53 +353,20 @@ class IncrementalEngine:
             singles[place] = Single(members, positions, taken)
         return singles
 
-    def _fitting(self, group: list[Edge], needed: Sequence[bool]) -> tuple[list[Edge], list[Step]]:
+    def _fitting(
+        self, group: list[Edge], needed: Sequence[bool], screen: _Screen | None
+    ) -> tuple[list[Edge], list[Step]]:
         """As many of the first candidates as rows are wanted and fit, and their cone."""
         counts, limit = np.cumsum(needed), self._limit
+        budget = self._budget.rows if screen is None else self._budget.screened_rows
         while True:
             group = group[: int(np.searchsorted(counts, limit, side="right"))]
             live = [edge for edge, is_needed in zip(group, needed, strict=False) if is_needed]
-            steps = self._plan(live)
-            fit = max(1, self._budget.rows // self._row_bytes(steps)) if steps else limit
+            steps = self._plans.cone([*live, *self._waiting.edges])
+            fit = self._plans.fitting_rows(steps, budget) if steps else limit
             if len(live) <= fit:
                 return group, steps
             limit = fit
-
-    def _row_bytes(self, steps: Sequence[Step]) -> int:
-        """What one row of a pass over the cone ``steps`` holds."""
-        return row_bytes(steps, self._graph, self._model.cfg, len(self._states[0].batch.clean))
-
-    def _plan(self, group: Sequence[Edge]) -> list[Step]:
-        """The cone of the group's destinations; the same until an edge behind them goes."""
-        touched = self._touched_places(group)
-        behind = min(stage for stage, _, _ in touched) + 1
-        version = tuple(self._graph.removals[behind:])
-        key = tuple((place, at.tobytes()) for place, at in touched.items())
-        if key not in self._plans or self._plans[key][0] != version:
-            if len(self._plans) >= MOST_PLANS:
-                self._plans.clear()
-            self._plans[key] = (version, self._graph.cone(touched))
-        return self._plans[key][1]
-
-    def _touched(self, edges: Sequence[Edge]) -> Bools:
-        """Positions ``[pos]`` of bool at which edges act."""
-        length = self._graph.shape.length
-        if not self._graph.positional:
-            return np.ones(length, dtype=bool)
-        touched = np.zeros(length, dtype=bool)
-        touched[[edge.seq_idx or 0 for edge in edges]] = True
-        return touched
-
-    def _touched_places(self, edges: Sequence[Edge]) -> dict[Place, Bools]:
-        groups = self._by_place(edges).items()
-        return {place: self._touched([edges[i] for i in members]) for place, members in groups}
-
-    def _by_place(self, edges: Sequence[Edge]) -> dict[Place, list[int]]:
-        """Indices of the edges into each destination."""
-        groups: dict[Place, list[int]] = {}
-        for i, edge in enumerate(edges):
-            groups.setdefault(self._graph.place(edge), []).append(i)
-        return groups
 
     def _adapt(self, candidates: Sequence[Edge]) -> None:
         """More rows after a pass that was used up, fewer after one that was cut short."""
@@ -392,6 +390,16 @@ class _Screen:
     def __init__(self, model: PatchableModel, own: OwnProducts, precision: PrecisionConfig) -> None:
         self._shared = Investigation(precision, LowWeights(precision.scale, precision.kernel))
         self._products = ScreenedProducts(model, own, self._shared)
+
+    @property
+    def few(self) -> int:
+        """A pass over fewer rows than this goes on to the next destination of the stage."""
+        return FEW_ROWS if self.only_changes else 1
+
+    @property
+    def only_changes(self) -> bool:
+        """Whether a row without a change is the present state, free of rounding."""
+        return self._shared.precision.operands == "changes"
 
     def products(self, group: Sequence[Edge]) -> Products:
         """Products in which the parts are high that the policy keeps so for ``group``."""

@@ -27,7 +27,8 @@ from pahq_plugin.linear import low_product
 from pahq_plugin.mlp import MixedMLP, activate
 
 RowFunction = Callable[[Tensor], Tensor]
-"""From inputs to outputs of some rows, ``[candidate, n, d_model]`` both."""
+"""From inputs of some rows, which it may overwrite, to how their outputs differ from the present one,
+``[candidate, n, d_model]`` both."""
 
 
 class Products(Protocol):
@@ -95,7 +96,8 @@ class OwnProducts:
 
     def mlp(self, layer: int, x_now: Tensor, y_now: Tensor) -> RowFunction:
         """See `Products.mlp`."""
-        return self._blocks[layer].mlp
+        mlp = self._blocks[layer].mlp
+        return lambda x: mlp(x).sub_(y_now)
 
 
 class ScreenedProducts:
@@ -156,15 +158,18 @@ class ScreenedProducts:
         if high.everything or layer in high.mlps or not number_format.is_low:
             return self._own.mlp(layer, x_now, y_now)
         if not self._changes:
-            return MixedMLP(mlp, layer, self._shared)
+            mixed = MixedMLP(mlp, layer, self._shared)
+            return lambda x: mixed(x).sub_(y_now)
         names = [name for name in ("W_in", "W_gate") if hasattr(mlp, name)]
         now = {name: self._low_mlp(layer, name, x_now, number_format) for name in names}
         post_now = activate(mlp, now)
 
         def rows(x: Tensor) -> Tensor:
-            change = x - x_now
-            new = {name: now[name] + self._low_mlp(layer, name, change, number_format) for name in names}
-            return y_now + self._low_mlp(layer, "W_out", activate(mlp, new) - post_now, number_format)
+            change = x.sub_(x_now)
+            new = {
+                name: self._low_mlp(layer, name, change, number_format).add_(now[name]) for name in names
+            }
+            return self._low_mlp(layer, "W_out", activate(mlp, new).sub_(post_now), number_format)
 
         return rows
 

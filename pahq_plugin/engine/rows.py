@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pahq_plugin.engine.budget import Budget
 from pahq_plugin.engine.products import Products
 from pahq_plugin.engine.state import BatchState, letters
 from pahq_plugin.graph import Feed, Place, Slot, Stage, Step
@@ -41,25 +42,44 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """A change of one input, ``[batch, pos, d_model]``, at some positions."""
+
+    positions: Positions
+    delta: Tensor
+
+
+@dataclass(frozen=True)
 class Start:
     """A changed input.
 
     Attributes:
         positions: at which it changes.
-        first: rows before this one have the present input.
+        first: how many rows come before those of ``delta``.
         delta: the change on the next rows, ``[candidate, batch, pos, d_model]``.
-        after: the change on all rows behind these, ``[batch, pos, d_model]``; ``None`` for none.
+        before: the change on the first rows, ``[batch, pos, d_model]``; ``None`` for none.
+        after: the change on all rows behind, alike.
     """
 
     positions: Positions
     first: int
     delta: Tensor
+    before: Tensor | None
     after: Tensor | None
+
+    def on_row(self, row: int) -> Tensor | None:
+        """The change on one row."""
+        if row < self.first:
+            return self.before
+        at = row - self.first
+        return self.delta[at] if at < len(self.delta) else self.after
 
     def on(self, rows: slice) -> Iterator[tuple[slice, Tensor]]:
         """The terms that change the input of some rows, each with those of ``rows`` that it is for."""
         last = self.first + len(self.delta)
         begin, end = max(rows.start, self.first), min(rows.stop, last)
+        if self.before is not None and rows.start < self.first:
+            yield slice(0, min(self.first, rows.stop) - rows.start), self.before[None]
         if begin < end:
             yield (
                 slice(begin - rows.start, end - rows.start),
@@ -77,7 +97,7 @@ class Rows:
         steps: the cone, from `KeptGraph.cone`.
         starts: the changed inputs.
         n_rows: number of candidates.
-        work_bytes: wide tensors that live only within a step are made in parts of about this size.
+        budget: wide tensors that live only within a step are made in parts.
         products: precision of the weight products; the model's own by default. Only rows in the
             model's own precision may be committed.
     """
@@ -88,11 +108,11 @@ class Rows:
         steps: Sequence[Step],
         starts: Mapping[Place, Start],
         n_rows: int,
-        work_bytes: int,
+        budget: Budget,
         products: Products | None = None,
     ) -> None:
         self.state = state
-        self._work_bytes = work_bytes
+        self._part_bytes = budget.work if products is None else min(budget.work, budget.cached)
         self._products = products or state.own
         self.n_rows = n_rows
         self._starts = starts
@@ -179,7 +199,7 @@ class Rows:
 
     def _parts(self, n_units: int, row_bytes: int) -> Iterator[tuple[slice, slice]]:
         """Units and rows in parts that fit, where a row of one unit takes ``row_bytes``."""
-        at_once = max(1, self._work_bytes // row_bytes)
+        at_once = max(1, self._part_bytes // row_bytes)
         units, rows = max(1, at_once // self.n_rows), min(at_once, self.n_rows)
         for row in range(0, self.n_rows, rows):
             for unit in range(0, n_units, units):
@@ -209,14 +229,14 @@ class Rows:
             if heads:
                 dz = torch.cat([self._side_by_side(*feed, positions, rows) for feed in feeds], dim=-1)
                 dz = dz if tokens is None else dz[:, tokens]
-                new = state.own.narrow_mlp(stage.layer, x, x_now, heads, dz)
+                part = state.own.narrow_mlp(stage.layer, x, x_now, heads, dz).sub_(y_now)
             else:
-                new = mlp(x)
-            part = change[rows].flatten(1, 2)
+                part = mlp(x)
+            out = change[rows].flatten(1, 2)
             if tokens is None:
-                torch.sub(new, y_now, out=part)
+                out.copy_(part)
             else:
-                part.index_copy_(1, tokens, new - y_now)
+                out.index_copy_(1, tokens, part)
         self._changes.append(Change(step, None, change[None]))
 
     def _narrow_feeds(

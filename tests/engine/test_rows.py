@@ -15,17 +15,21 @@ from pahq_plugin.positions import PositionSets
     first=st.integers(0, 4),
     own=st.integers(1, 4),
     behind=st.integers(0, 4),
+    has_before=st.booleans(),
     has_after=st.booleans(),
     data=st.data(),
 )
 def test_parts_of_a_start_are_parts_of_the_whole(
-    first: int, own: int, behind: int, has_after: bool, data: st.DataObject
+    first: int, own: int, behind: int, has_before: bool, has_after: bool, data: st.DataObject
 ) -> None:
     n_rows = first + own + behind
     generator = torch.Generator().manual_seed(n_rows)
     delta = torch.randn(own, 2, 1, 3, generator=generator)
+    before = torch.randn(2, 1, 3, generator=generator) if has_before else None
     after = torch.randn(2, 1, 3, generator=generator) if has_after else None
     whole = torch.zeros(n_rows, 2, 1, 3)
+    if before is not None:
+        whole[:first] = before
     whole[first : first + own] = delta
     if after is not None:
         whole[first + own :] = after
@@ -33,7 +37,11 @@ def test_parts_of_a_start_are_parts_of_the_whole(
     rows = slice(begin, data.draw(st.integers(begin + 1, n_rows)))
     found = torch.zeros(rows.stop - rows.start, 2, 1, 3)
     positions = PositionSets(1, torch.device("cpu")).all
-    for some, term in Start(positions, first, delta, after).on(rows):
+    start = Start(positions, first, delta, before, after)
+    for row in range(n_rows):
+        shift = start.on_row(row)
+        assert (torch.zeros(2, 1, 3) if shift is None else shift).equal(whole[row])
+    for some, term in start.on(rows):
         assert term.shape[0] in (1, some.stop - some.start)
         found[some] += term
     assert found.equal(whole[rows])
@@ -41,7 +49,7 @@ def test_parts_of_a_start_are_parts_of_the_whole(
 
 def test_a_start_of_which_nothing_stays_ends_with_its_rows() -> None:
     positions = PositionSets(1, torch.device("cpu")).all
-    start = Start(positions, 1, torch.ones(2, 1, 1, 1), None)
+    start = Start(positions, 1, torch.ones(2, 1, 1, 1), None, None)
     assert list(start.on(slice(3, 9))) == []
     [(some, term)] = start.on(slice(0, 9))
     assert some == slice(1, 3) and term.sum() == pytest.approx(2)

@@ -139,6 +139,9 @@ class FakeEngine:
         assert not self.removed & set(gone)
         self.removed |= set(gone)
 
+    def catch_up(self) -> None:
+        """Nothing is put off."""
+
     def restore(self, removed: Sequence[Edge]) -> None:
         """Go back to a state."""
         self.removed = frozenset(removed)
