@@ -1,7 +1,8 @@
 """Attention with a number format of its own for every head.
 
 1. Q, K and V of each head from its own split input, low or high (`pahq_plugin.linear`).
-2. Rotation, scores, mask, softmax and value mix by the model's own methods, in high precision.
+2. Rotation, scores, mask, softmax and value mix by the model's own methods, accumulated in high
+   precision; the operands of scores and value mix are rounded where the configuration says so.
 3. The output projection of each head, low or high.
 
 Every TransformerLens hook point is called as the model's own forward calls it, so that the host's
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softmax
 
 from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.formats import get_format, high_dtype
-from pahq_plugin.linear import project_heads
+from pahq_plugin.formats import high_dtype
+from pahq_plugin.linear import project_heads, rounded
 from pahq_plugin.policy import NOTHING, HighParts
 from pahq_plugin.weights import LowWeights
 
@@ -79,6 +80,7 @@ class MixedAttention:
             q = attn.hook_rot_q(attn.apply_rotary(q, offset, attention_mask))
             k = attn.hook_rot_k(attn.apply_rotary(k, 0, attention_mask))
 
+        q, k = (self._rounded(x, "scores", head_axis=2) for x in (q, k))
         scores = attn.calculate_attention_scores(q, k)  # [batch, head, query_pos, key_pos]
         if attn.cfg.positional_embedding_type == "alibi":
             scores = scores + self._alibi(scores)
@@ -88,6 +90,8 @@ class MixedAttention:
             scores = scores + additive_attention_mask
         pattern = softmax(attn.hook_attn_scores(scores), dim=-1)
         pattern = attn.hook_pattern(torch.where(pattern.isnan(), 0.0, pattern))
+        pattern = self._rounded(pattern, "values", head_axis=1)  # summed over keys, as are the values
+        v = self._rounded(v.transpose(1, 3), "values", head_axis=2).transpose(1, 3)
         z = attn.calculate_z_scores(v, pattern)  # [batch, pos, head, d_head]
 
         result = attn.hook_result(self._project("W_O", z, "output").to(attn.cfg.dtype))
@@ -97,13 +101,21 @@ class MixedAttention:
         """``x [batch, pos, head, d_in]`` times the weight ``name``, ``[batch, pos, head, d_out]``."""
         master = getattr(self.module, name)
         precision, high = self.shared.precision, self.shared.high
-        number_format = get_format(precision.low)
+        number_format = precision.format_of(part, self.layer)
         low = None
-        if part in precision.parts and number_format.is_low and not high.everything:
+        if number_format.is_low and not high.everything:
             key = f"blocks.{self.layer}.attn.{name}"
             low = self.shared.weights.get(key, master, number_format)
         heads = high.heads_of(self.layer)
         return project_heads(x, master, low, heads, number_format, precision.scale, precision.kernel)
+
+    def _rounded(self, x: Tensor, part: str, head_axis: int) -> Tensor:
+        """An operand of scores or values, ``[..., summed over]``."""
+        precision, high = self.shared.precision, self.shared.high
+        number_format = precision.format_of(part, self.layer)
+        if not number_format.is_low or high.everything:
+            return x
+        return rounded(x, number_format, precision.scale, head_axis, high.heads_of(self.layer))
 
     def _alibi(self, scores: Tensor) -> Tensor:
         attn: Any = self.module

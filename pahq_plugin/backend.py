@@ -17,12 +17,12 @@ from torch import nn
 from pahq_plugin.attention import Investigation, MixedAttention
 from pahq_plugin.config import PrecisionConfig, default_precision
 from pahq_plugin.errors import ConfigError, GraphError
-from pahq_plugin.formats import get_format
 from pahq_plugin.host import Edge, PatchableModel
 from pahq_plugin.host.graph import edge_label_of
 from pahq_plugin.host.model import check_patchable, check_transformer
 from pahq_plugin.mlp import MixedMLP, check_mlp
-from pahq_plugin.policy import EVERYTHING, NOTHING, HighParts, high_parts
+from pahq_plugin.policy import EVERYTHING, NOTHING, HighParts, check_parts, high_parts
+from pahq_plugin.unembedding import MixedUnembedding
 from pahq_plugin.weights import LowWeights
 
 
@@ -37,6 +37,7 @@ class Backend:
     def __init__(self, model: PatchableModel, precision: PrecisionConfig) -> None:
         self.model = model
         self.precision = precision
+        check_parts(model.cfg, precision)
         self._shared = Investigation(precision, LowWeights(precision.scale, precision.kernel))
         self._stand_ins = _stand_ins(model, self._shared)
         self.investigate(None)
@@ -126,8 +127,9 @@ def mixed_precision(
     """Run ``model`` in mixed precision for the length of a ``with`` block.
 
     Q, K, V and output projection of every head are in ``precision.low``, except those of the
-    investigated head; MLPs are in ``precision.mlp``. Outputs of projections, softmax, norms,
-    residual stream, embedding and unembedding stay in the model's dtype (at least FP32). Gradients
+    investigated head; MLPs are in ``precision.mlp``; ``precision.parts`` and ``precision.formats`` say
+    otherwise. Outputs of products, softmax, norms, residual stream and embedding stay in the model's
+    dtype (at least FP32). Gradients
     pass straight through the rounding. On leaving, also by an exception or Ctrl-C, the model is
     bitwise what it was. A deep copy made inside the block keeps its mixed-precision forwards.
 
@@ -137,7 +139,7 @@ def mixed_precision(
 
     Raises:
         ModelError: the model cannot be patched, or has parts that have no mixed-precision forward.
-        ConfigError: the model is lent already.
+        ConfigError: the model is lent already, or lacks a part that ``precision.formats`` names.
     """
     check_transformer(check_patchable(model), "mixed_precision")
     backend = Backend(model, precision or default_precision(model_device(model)))
@@ -153,13 +155,16 @@ def _is_pair(target: object) -> bool:
 
 
 def _stand_ins(model: PatchableModel, shared: Investigation) -> list[tuple[nn.Module, Any]]:
-    """Each attention module and each low MLP with what takes the place of its ``forward``."""
+    """Each attention module, each low MLP and a low unembedding with the stand-in of its ``forward``."""
     pairs: list[tuple[nn.Module, Any]] = []
     for layer, block in enumerate(model.blocks):
         pairs.append((block.attn, MixedAttention(block.attn, layer, shared)))
-        if not model.cfg.attn_only and get_format(shared.precision.mlp).is_low:
+        if not model.cfg.attn_only and shared.precision.format_of("mlp", layer).is_low:
             check_mlp(block.mlp, layer)
             pairs.append((block.mlp, MixedMLP(block.mlp, layer, shared)))
+    if shared.precision.format_of("unembed").is_low:
+        unembed: Any = model.wrapped_model.unembed
+        pairs.append((unembed, MixedUnembedding(unembed, shared)))
     return pairs
 
 

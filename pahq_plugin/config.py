@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 
 from pahq_plugin.errors import ConfigError
-from pahq_plugin.formats import Granularity, check_granularity, get_format
+from pahq_plugin.formats import Granularity, NumberFormat, check_granularity, get_format
 from pahq_plugin.kernels import Demand, check_demand, cpu_has_vnni
 
-Policy = Literal["investigated_head", "investigated_path", "uniform", "full"]
-POLICIES: tuple[Policy, ...] = ("investigated_head", "investigated_path", "uniform", "full")
+Policy = Literal["investigated_head", "investigated_path", "uniform", "full", "hybrid"]
+POLICIES: tuple[Policy, ...] = ("investigated_head", "investigated_path", "uniform", "full", "hybrid")
 
-Part = Literal["qkv", "output"]
-PARTS: tuple[Part, ...] = ("qkv", "output")
+Part = Literal["qkv", "output", "scores", "values", "unembed"]
+PARTS: tuple[Part, ...] = ("qkv", "output", "scores", "values", "unembed")
+
+UNEMBED = "unembed"
+"""The one part that belongs to no block."""
 
 DEFAULT_THRESHOLD = 0.01
+DEFAULT_BUDGET = 0.02
 
 
 def _is_number(value: object) -> bool:
@@ -41,7 +48,13 @@ class PrecisionConfig:
         guard: ``"auto"``, or the relative half-width g of the band ``g |effect| + 8 floor`` around
             the threshold inside which an edge is decided again in FP32. 0 trusts every screened
             effect; ``math.inf`` trusts none, so that nothing is screened.
-        parts: which projections of a head ``low`` applies to: ``"qkv"``, ``"output"`` or both.
+        parts: what ``low`` applies to: the projections ``"qkv"`` and ``"output"`` of a head, both
+            operands of its attention ``"scores"`` (queries, keys) and of its ``"values"`` (pattern,
+            values), and ``"unembed"``.
+        formats: another format for single parts, by name: ``{"blocks.3.mlp": "bf16",
+            "blocks.0.qkv": "fp32", "unembed": "fp32"}``. Kept as sorted pairs.
+        budget: of the ``"hybrid"`` policy: by how much an effect may be off, relative to the larger
+            of itself and the threshold (0.02 unless given).
         operands: what the incremental engine puts through few bits: ``"changes"`` from the present
             state, whose rounding errors are proportional to the change, or whole ``"values"``, as
             the patching backend and the host engine always do.
@@ -50,8 +63,8 @@ class PrecisionConfig:
             numerics and not faster than FP32; ``"native"`` refuses a format that has no kernel.
 
     Raises:
-        ConfigError: an unknown name, a format that cannot hold activations, or a guard that is
-            negative or NaN.
+        ConfigError: an unknown name, a format that cannot hold activations, a guard or budget out of
+            range, or a budget for another policy than ``"hybrid"``.
     """
 
     low: str = "fp8_e4m3"
@@ -59,12 +72,18 @@ class PrecisionConfig:
     scale: Granularity = "row"
     policy: Policy = "investigated_head"
     guard: Literal["auto"] | float = "auto"
-    parts: tuple[Part, ...] = PARTS
+    parts: tuple[Part, ...] = ("qkv", "output")
     operands: Literal["changes", "values"] = "changes"
     kernel: Demand = "auto"
+    formats: tuple[tuple[str, str], ...] | Mapping[str, str] = ()
+    budget: float | None = None
 
     def __post_init__(self) -> None:
-        for flag, name in (("low", self.low), ("mlp", self.mlp)):
+        pairs = self.formats.items() if isinstance(self.formats, Mapping) else self.formats
+        object.__setattr__(self, "formats", tuple(sorted((part, name) for part, name in pairs)))
+        for part in dict(self.formats):
+            part_and_layer(part)
+        for flag, name in (("low", self.low), ("mlp", self.mlp), *self.formats):
             if not get_format(name).activations:
                 raise ConfigError(
                     f"{flag}={name!r} holds weights only, but activations are quantised too; "
@@ -82,17 +101,66 @@ class PrecisionConfig:
         if self.operands not in ("changes", "values"):
             raise ConfigError(f'operands={self.operands!r} must be "changes" or "values"')
         check_demand(self.kernel)
+        if self.budget is not None and self.policy != "hybrid":
+            raise ConfigError(f"budget={self.budget!r} belongs to policy='hybrid', not {self.policy!r}")
+        if self.budget is not None and not (_is_number(self.budget) and 0 < self.budget < math.inf):
+            raise ConfigError(
+                f"budget={self.budget!r} must be a finite number above 0, for example {DEFAULT_BUDGET}"
+            )
+
+    @cached_property
+    def _formats(self) -> dict[str, NumberFormat]:
+        """Formats by part: without a layer for all blocks, with one for a single block."""
+        general = {part: self.low if part in self.parts else "fp32" for part in PARTS}
+        named = general | {"mlp": self.mlp} | dict(self.formats)
+        return {part: get_format(name) for part, name in named.items()}
+
+    def format_of(self, part: str, layer: int | None = None) -> NumberFormat:
+        """The format of a part of a block that is not high, or of ``"unembed"``."""
+        own = self._formats.get(f"blocks.{layer}.{part}")
+        return self._formats[part] if own is None else own
 
     @property
     def is_exact(self) -> bool:
         """Whether nothing at all runs in few bits, so that screening is FP32 already."""
-        attention_low = bool(self.parts) and get_format(self.low).is_low
-        return self.policy == "full" or not (attention_low or get_format(self.mlp).is_low)
+        return self.policy == "full" or not any(f.is_low for f in self._formats.values())
+
+    @property
+    def only_changes(self) -> bool:
+        """Whether all that goes through few bits are changes from the present state.
+
+        Both operands of scores and values change, and logits are of whole residual streams: these
+        parts are always rounded as values.
+        """
+        whole = ("scores", "values", UNEMBED)
+        low = (part for part, used in self._formats.items() if used.is_low)
+        return self.operands == "changes" and not any(part.endswith(whole) for part in low)
 
     def record(self) -> dict[str, Any]:
         """The settings as JSON values; JSON has no infinity, so an infinite guard is ``"inf"``."""
         guard = "inf" if self.guard == math.inf else self.guard
-        return asdict(self) | {"parts": list(self.parts), "guard": guard}
+        return asdict(self) | {
+            "parts": list(self.parts),
+            "guard": guard,
+            "formats": dict(self.formats),
+        }
+
+
+def part_and_layer(name: str) -> tuple[str, int | None]:
+    """``"blocks.3.mlp"`` taken apart; ``"unembed"`` has no layer.
+
+    Raises:
+        ConfigError: no such name.
+    """
+    found = re.fullmatch(r"blocks\.(\d+)\.(qkv|output|scores|values|mlp)", str(name))
+    if found:
+        return found[2], int(found[1])
+    if name == UNEMBED:
+        return UNEMBED, None
+    raise ConfigError(
+        f"formats: {name!r} names no part; write blocks.LAYER.PART with one of qkv, output, scores, "
+        f"values, mlp; or {UNEMBED}"
+    )
 
 
 FULL_PRECISION = PrecisionConfig(low="fp32", mlp="fp32", policy="full", guard=0.0)

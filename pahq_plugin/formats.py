@@ -60,6 +60,15 @@ class Quantised:
         """The represented values, in the scale's dtype and the shape of ``codes``."""
         return self.codes.to(self.scale.dtype) * self.scale
 
+    def columns(self, which: slice) -> Quantised:
+        """Some columns of a weight ``[d_in, d_out]``; padding of a packed one follows the last ones."""
+        first, last, _ = which.indices(self.codes.shape[-1])
+        scale = self.scale if self.scale.shape[-1] == 1 else self.scale[:, first:last]
+        packed = self.packed
+        if packed is not None:
+            packed = packed[:, first : None if last == self.codes.shape[-1] else last]
+        return Quantised(self.codes[:, first:last], scale, packed)
+
     @property
     def nbytes(self) -> int:
         """Bytes that codes and scales take."""

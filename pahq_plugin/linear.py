@@ -128,3 +128,29 @@ def project_heads(
             high = high_product(by_head[index], master[index])
             out = out.index_copy(0, index, high.to(out.dtype))
     return out.unflatten(1, (x.shape[0], x.shape[1])).permute(1, 2, 0, 3)
+
+
+def rounded(
+    x: Tensor,
+    number_format: NumberFormat,
+    granularity: Granularity,
+    head_axis: int,
+    high_heads: Sequence[int] = (),
+) -> Tensor:
+    """An operand of a product of two activations, as ``number_format`` would hold it.
+
+    Args:
+        x: any shape; the last axis is the one that the product sums over.
+        number_format: of all heads but the high ones.
+        granularity: which entries share a scale.
+        head_axis: the axis of heads.
+        high_heads: heads that stay as they are.
+
+    Returns:
+        The shape and dtype of ``x``. Gradients pass straight through.
+    """
+    low = number_format.quantise_activation(x.detach(), granularity, head_axis).dequantise()
+    low = low.to(x.dtype)
+    for head in high_heads:
+        low.select(head_axis, head).copy_(x.detach().select(head_axis, head))
+    return x + (low - x.detach()) if x.requires_grad else low

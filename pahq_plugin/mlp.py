@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from pahq_plugin.attention import Investigation
 from pahq_plugin.errors import ModelError
-from pahq_plugin.formats import get_format
 from pahq_plugin.linear import high_product, low_product
 
 SUPPORTED = ("MLP", "GatedMLP")
@@ -68,7 +67,7 @@ class MixedMLP:
     def _project(self, name: str, x: Tensor) -> Tensor:
         master = getattr(self.module, name)
         precision, high = self.shared.precision, self.shared.high
-        number_format = get_format(precision.mlp)
+        number_format = precision.format_of("mlp", self.layer)
         if high.everything or self.layer in high.mlps or not number_format.is_low:
             return high_product(x, master)
         low = self.shared.weights.get(f"blocks.{self.layer}.mlp.{name}", master, number_format)

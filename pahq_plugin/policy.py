@@ -2,19 +2,23 @@
 
 =====================  ===========================================================================
 ``investigated_head``  the destination's head: Q, K, V and output projection (PAHQ, Wang et al.
-                       2025). An edge into an MLP has no head: that MLP is high. An edge into the
-                       output makes nothing high, since the unembedding always is.
+                       2025). An edge into an MLP has no head: that MLP is high. For an edge into
+                       the output it is the unembedding.
 ``investigated_path``  as above, and the source's head or MLP too
 ``uniform``            nothing: plain round-to-nearest quantisation (RTN-Q)
 ``full``               everything
+``hybrid``             as ``investigated_head``, with formats per block and part that a calibration
+                       run chooses (`pahq_plugin.hybrid`)
 =====================  ===========================================================================
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from pahq_plugin.config import Policy
+from pahq_plugin.config import Policy, PrecisionConfig, part_and_layer
+from pahq_plugin.errors import ConfigError
 from pahq_plugin.host import Edge, Node, graph
 
 
@@ -25,16 +29,21 @@ class HighParts:
     Attributes:
         heads: ``(layer, head)`` of attention heads.
         mlps: layers of MLPs.
+        unembed: whether the unembedding is one.
         everything: the whole model, whatever the two others say.
     """
 
     heads: frozenset[tuple[int, int]] = frozenset()
     mlps: frozenset[int] = frozenset()
+    unembed: bool = False
     everything: bool = False
 
     def __or__(self, other: HighParts) -> HighParts:
         return HighParts(
-            self.heads | other.heads, self.mlps | other.mlps, self.everything or other.everything
+            self.heads | other.heads,
+            self.mlps | other.mlps,
+            self.unembed or other.unembed,
+            self.everything or other.everything,
         )
 
     def heads_of(self, layer: int) -> list[int]:
@@ -57,10 +66,24 @@ def high_parts(policy: Policy, edge: Edge) -> HighParts:
 
 
 def part_of(node: Node) -> HighParts:
-    """The head or MLP that ``node`` belongs to; nothing for the input and the output."""
+    """The head or MLP that ``node`` belongs to, the unembedding for the output; nothing for the
+    input."""
     kind = graph.kind(node)
     if kind == "head":
         return HighParts(heads=frozenset({(graph.block(node), node.head_idx or 0)}))
     if kind == "mlp":
         return HighParts(mlps=frozenset({graph.block(node)}))
-    return NOTHING
+    return HighParts(unembed=True) if kind == "output" else NOTHING
+
+
+def check_parts(cfg: Any, precision: PrecisionConfig) -> None:
+    """
+    Raises:
+        ConfigError: ``precision.formats`` names a part that a model of configuration ``cfg`` lacks.
+    """
+    for name, _ in precision.formats:
+        part, layer = part_and_layer(name)
+        if layer is not None and layer >= cfg.n_layers:
+            raise ConfigError(f"formats: {name!r}: the model has blocks 0 to {cfg.n_layers - 1}")
+        if part == "mlp" and cfg.attn_only:
+            raise ConfigError(f"formats: {name!r}: this attention-only model has no MLP; leave it out")

@@ -9,7 +9,8 @@ before had gone as predicted:
 3. an effect screened in low precision is measured again in FP32 and decided on that if the guard
    band doubts it, or if it would keep the edge: no edge is in the circuit on a screened effect;
    one FP32 pass does that for all candidates of a screened pass (`Engine.settle`);
-4. edges removed on screened effects are confirmed together, whenever the engine knows the FP32 loss:
+4. where most edges would be decided again, they are measured in FP32 at once;
+5. edges removed on screened effects are confirmed together, whenever the engine knows the FP32 loss:
    if its change leaves room for one of them to reach the threshold, they are all decided again in
    FP32.
 
@@ -19,6 +20,7 @@ The decisions are those of the sequential algorithm, whatever the engine measure
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from pahq_plugin.engine import Engine
@@ -28,6 +30,14 @@ from pahq_plugin.result import Decision, Stats
 
 Progress = Callable[[int, int], None]
 """Called with (edges decided, edges kept) as the search goes."""
+
+
+RECENT = 16
+"""Decisions that say whether screening is worth while for the next ones."""
+
+TOO_MANY_IN_DOUBT = 0.25
+"""A share of them, from which on it is not: a pass in few bits takes about half as long as one in full
+precision, and wrong predictions waste part of it."""
 
 
 class Sweep:
@@ -61,6 +71,7 @@ class Sweep:
         self._guard = guard if engine.screens else None
         self._audits = _sample(order, seed, len(order) // AUDIT_EVERY) if self._guard else set()
         self._progress = progress
+        self._recent: deque[bool] = deque(maxlen=RECENT)
         self._confirmed: tuple[int, float | None] = 0, engine.present_loss
 
     def run(self) -> list[Decision]:
@@ -79,14 +90,16 @@ class Sweep:
         at = len(self.decisions)
         candidates = self._order[at : at + self._engine.lookahead]
         predicted = (self._predicted + [False] * len(candidates))[: len(candidates)]
-        effects = self._engine.effects(candidates, predicted, exact=False)
+        exact = not self._engine.screens or self._screening_fails()
+        effects = self._engine.effects(candidates, predicted, exact=exact)
         if not self._confirm():  # the engine may have caught up with earlier removals
             return
         valid = self._valid(effects, predicted)
-        settled, valid = self._settle(candidates, predicted, effects[:valid])
+        settled = dict(enumerate(effects[:valid]))
+        if not exact:
+            settled, valid = self._settle(candidates, predicted, effects[:valid])
         for i in range(valid):
-            exact = i in settled or not self._engine.screens
-            self._decide(candidates[i], settled.get(i, effects[i]), exact)
+            self._decide(candidates[i], settled.get(i, effects[i]), i in settled)
             if self.decisions[-1].kept != predicted[i]:
                 break
         decided = len(self.decisions) - at
@@ -95,12 +108,18 @@ class Sweep:
         self._predicted = [effect >= self._threshold for effect in effects[decided:]]
         if self._guard is None:
             return
-        self.re_evaluations += len(settled)
-        pairs = [(effects[i], exact) for i, exact in settled.items() if i < decided]
-        if self._confirm() and any(
-            [self._guard.watch(*pair) for pair in pairs]
-        ):  # a list: each pair is to be seen
+        self._recent.extend(d.kept or self._guard.doubts(d.effect) for d in self.decisions[at:])
+        pairs = []
+        if not exact:
+            self.re_evaluations += len(settled)
+            pairs = [(effects[i], exactly) for i, exactly in settled.items() if i < decided]
+        if self._confirm() and any([self._guard.watch(*pair) for pair in pairs]):  # each is to be seen
             self._rewind(self._guard)
+
+    def _screening_fails(self) -> bool:
+        """Whether of late so many edges had to be decided in FP32 that to screen the next ones first
+        would cost more than it saves."""
+        return sum(self._recent) >= TOO_MANY_IN_DOUBT * RECENT
 
     def _valid(self, effects: Sequence[float], predicted: Sequence[bool]) -> int:
         """How many effects assume nothing that the ones before deny."""

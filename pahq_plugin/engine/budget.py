@@ -19,7 +19,7 @@ from pahq_plugin.graph import KeptGraph, Step
 ROW_BYTES = {"cpu": 8 * 2**20, "cuda": 2**30}
 """By kind of device: rows of one pass are chosen so that what they hold takes about this much."""
 
-SCREENED_ROW_BYTES = {"cpu": 24 * 2**20, "cuda": 2**30}
+SCREENED_ROW_BYTES = {"cpu": 12 * 2**20, "cuda": 2**30}
 """The same for passes in few bits. What they save grows with their rows, since each is followed by a
 pass in full precision."""
 

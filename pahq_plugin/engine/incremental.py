@@ -320,8 +320,10 @@ class IncrementalEngine:
             for state, start in zip(self._states, starts, strict=True)
         ]
         self.evaluations += n_rows
+        unembedding = None if products is None else products.unembedding()
         each = zip(rows, self._readouts, strict=True)
-        losses = torch.stack([readout.losses(one.output) for one, readout in each]).mean(dim=0)
+        losses = torch.stack([readout.losses(one.output, unembedding) for one, readout in each])
+        losses = losses.mean(dim=0)
         self._freed += n_rows * self._plans.row_bytes(steps)
         if self._freed > RELEASE_BYTES:
             self._freed = 0
@@ -398,8 +400,8 @@ class _Screen:
 
     @property
     def only_changes(self) -> bool:
-        """Whether a row without a change is the present state, free of rounding."""
-        return self._shared.precision.operands == "changes"
+        """Whether a row without a change shows the present state, free of rounding."""
+        return self._shared.precision.only_changes
 
     def products(self, group: Sequence[Edge]) -> Products:
         """Products in which the parts are high that the policy keeps so for ``group``."""

@@ -9,7 +9,8 @@ to screen them:
 - ``"values"``: whole activations go through few bits, as in the patching backend and in the paper.
   Rounding of two nearly equal rows does not cancel where it tips to the other side.
 
-The output projection is applied to changes of z in either way, since that is what rows carry.
+The output projection is applied to changes of z in either way, since that is what rows carry. Operands
+of attention scores and values, and of the unembedding, are whole values in either way.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from torch import Tensor
 
 from pahq_plugin.attention import Investigation
 from pahq_plugin.engine.narrow import NarrowMlp
-from pahq_plugin.formats import NumberFormat, Quantised, get_format
+from pahq_plugin.formats import NumberFormat, Quantised
 from pahq_plugin.host import PatchableModel
-from pahq_plugin.linear import low_product
+from pahq_plugin.host.blocks import Rounding, Unembedding
+from pahq_plugin.linear import low_product, rounded
 from pahq_plugin.mlp import MixedMLP, activate
+from pahq_plugin.unembedding import WEIGHT, is_high
 
 RowFunction = Callable[[Tensor], Tensor]
 """From inputs of some rows, which it may overwrite, to how their outputs differ from the present one,
@@ -59,6 +62,14 @@ class Products(Protocol):
     def mlp(self, layer: int, x_now: Tensor, y_now: Tensor) -> RowFunction:
         """The MLP as a function of normalised inputs ``[candidate, n, d_model]``; ``x_now`` and
         ``y_now`` are input and output of the present state, ``[1, n, d_model]``."""
+        ...
+
+    def rounding(self, layer: int, heads: Sequence[int]) -> Rounding | None:
+        """What becomes of the operands of scores and values of some heads; ``None`` for nothing."""
+        ...
+
+    def unembedding(self) -> Unembedding | None:
+        """The unembedding; ``None`` for the model's own."""
         ...
 
 
@@ -99,6 +110,12 @@ class OwnProducts:
         mlp = self._blocks[layer].mlp
         return lambda x: mlp(x).sub_(y_now)
 
+    def rounding(self, layer: int, heads: Sequence[int]) -> None:
+        """See `Products.rounding`."""
+
+    def unembedding(self) -> None:
+        """See `Products.unembedding`."""
+
 
 class ScreenedProducts:
     """Products in few bits but for the high parts of ``shared``.
@@ -112,8 +129,10 @@ class ScreenedProducts:
     def __init__(self, model: PatchableModel, own: OwnProducts, shared: Investigation) -> None:
         self._own = own
         self._blocks = model.blocks
+        unembed: Any = model.wrapped_model.unembed
+        self._weight: Tensor = unembed.W_U
         self._shared = shared
-        self._copies: dict[tuple[str, int, str], Quantised] = {}
+        self._copies: dict[str, Quantised] = {}
 
     @property
     def _changes(self) -> bool:
@@ -127,7 +146,7 @@ class ScreenedProducts:
         if not low_heads:
             return self._own.project(layer, name, heads, x, x_now, y_now)
         operand = x - x_now if self._changes else x
-        out = self._low(layer, name, heads, operand.flatten(1, 2)).unflatten(1, x.shape[1:3])
+        out = self._low(layer, "qkv", name, heads, operand.flatten(1, 2)).unflatten(1, x.shape[1:3])
         out = y_now + out if self._changes else out
         for i, head in enumerate(heads):
             if head not in low_heads:
@@ -140,7 +159,7 @@ class ScreenedProducts:
         low_heads = self._low_heads(layer, "output", heads)
         if not low_heads:
             return self._own.output(layer, heads, change)
-        out = self._low(layer, "W_O", heads, change)
+        out = self._low(layer, "output", "W_O", heads, change)
         for i, head in enumerate(heads):
             if head not in low_heads:
                 out[i] = self._own.output(layer, [head], change[i : i + 1])
@@ -153,7 +172,7 @@ class ScreenedProducts:
         few bits, too.
         """
         precision, high = self._shared.precision, self._shared.high
-        number_format = get_format(precision.mlp)
+        number_format = precision.format_of("mlp", layer)
         mlp: Any = self._blocks[layer].mlp
         if high.everything or layer in high.mlps or not number_format.is_low:
             return self._own.mlp(layer, x_now, y_now)
@@ -173,36 +192,61 @@ class ScreenedProducts:
 
         return rows
 
+    def rounding(self, layer: int, heads: Sequence[int]) -> Rounding | None:
+        """See `Products.rounding`."""
+        precision, high = self._shared.precision, self._shared.high
+        low = [part for part in ("scores", "values") if precision.format_of(part, layer).is_low]
+        if high.everything or not low:
+            return None
+        stay = [i for i, head in enumerate(heads) if head in high.heads_of(layer)]
+
+        def operand(part: str, x: Tensor) -> Tensor:
+            if part not in low:
+                return x
+            return rounded(x, precision.format_of(part, layer), precision.scale, 0, stay)
+
+        return operand
+
+    def unembedding(self) -> Unembedding | None:
+        """See `Products.unembedding`."""
+        if is_high(self._shared):
+            return None
+        precision = self._shared.precision
+        number_format = precision.format_of("unembed")
+        copy = self._copy(WEIGHT, self._weight, number_format)
+
+        def logits(x: Tensor, words: slice) -> Tensor:
+            some, master = copy.columns(words), self._weight[:, words]
+            return low_product(x, master, some, number_format, precision.scale, demand=precision.kernel)
+
+        return logits
+
     def _low_heads(self, layer: int, part: str, heads: Sequence[int]) -> set[int]:
         """Those of ``heads`` whose ``part`` runs in few bits."""
         precision, high = self._shared.precision, self._shared.high
-        low = part in precision.parts and get_format(precision.low).is_low and not high.everything
+        low = precision.format_of(part, layer).is_low and not high.everything
         return set(heads) - set(high.heads_of(layer)) if low else set()
 
-    def _low(self, layer: int, name: str, heads: Sequence[int], x: Tensor) -> Tensor:
+    def _low(self, layer: int, part: str, name: str, heads: Sequence[int], x: Tensor) -> Tensor:
         """``x [head, n, d_in]`` times low weights of those heads, ``[head, n, d_out]``."""
         precision = self._shared.precision
-        number_format = get_format(precision.low)
+        number_format = precision.format_of(part, layer)
         master = getattr(self._blocks[layer].attn, name)
-        copy = of_heads(self._copy("attn", layer, name, master, number_format), heads)
+        copy = of_heads(self._copy(f"blocks.{layer}.attn.{name}", master, number_format), heads)
         return low_product(x, master, copy, number_format, precision.scale, 0, precision.kernel)
 
     def _low_mlp(self, layer: int, name: str, x: Tensor, number_format: NumberFormat) -> Tensor:
         """``x [..., d_in]`` times a low weight of the MLP, ``[..., d_out]``."""
         master = getattr(self._blocks[layer].mlp, name)
-        copy = self._copy("mlp", layer, name, master, number_format)
+        copy = self._copy(f"blocks.{layer}.mlp.{name}", master, number_format)
         precision = self._shared.precision
         return low_product(x, master, copy, number_format, precision.scale, demand=precision.kernel)
 
-    def _copy(
-        self, module: str, layer: int, name: str, master: Tensor, number_format: NumberFormat
-    ) -> Quantised:
+    def _copy(self, name: str, master: Tensor, number_format: NumberFormat) -> Quantised:
         """The low copy of a weight; its content is checked once only."""
-        key = (module, layer, name)
-        if key not in self._copies:
-            label = f"blocks.{layer}.{module}.{name}"
-            self._copies[key] = self._shared.weights.get(label, master, number_format)
-        return self._copies[key]
+        if name not in self._copies:
+            self._copies[name] = self._shared.weights.get(name, master, number_format)
+        return self._copies[name]
 
 
 def some_heads(x: Tensor, heads: Sequence[int]) -> Tensor:

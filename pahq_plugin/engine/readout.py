@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from pahq_plugin.host import PatchableModel, PromptPairBatch
-from pahq_plugin.host.blocks import output_positions, unembed
+from pahq_plugin.host.blocks import Unembedding, output_positions, unembed
 from pahq_plugin.metrics import Metric, check_finite, kl_div, row_losses
 
 LEAST_WORDS = 256
-"""Of a part of the vocabulary."""
+"""A part of the vocabulary has a multiple of this; kernels want multiples of 16."""
 
 
 class Readout:
@@ -55,38 +55,42 @@ class Readout:
             self._clean = clean
         self.clean_loss = float(self.losses(final[None]))
 
-    def losses(self, final: Tensor) -> Tensor:
+    def losses(self, final: Tensor, unembedding: Unembedding | None = None) -> Tensor:
         """Loss of each row averaged over the prompts, FP64 ``[candidate]``.
 
         Args:
             final: last residual streams, ``[candidate, batch, pos, d_model]``.
+            unembedding: to use instead of the model's own.
 
         Raises:
             MetricError: a loss that is not finite, or a metric that returns the wrong shape.
         """
         if self._metric[1] is kl_div:
-            return check_finite(self._metric[0], self._divergences(final))
+            return check_finite(self._metric[0], self._divergences(final, unembedding))
         rows = max(1, self._work_bytes // (2 * self._clean.nbytes))
-        parts = (self._logits(part) for part in final.split(rows))
+        parts = (self._logits(part, None, unembedding) for part in final.split(rows))
         losses = [row_losses(*self._metric, logits, self._clean, self._batch) for logits in parts]
         return torch.cat(losses)
 
-    def _divergences(self, final: Tensor) -> Tensor:
+    def _divergences(self, final: Tensor, unembedding: Unembedding | None) -> Tensor:
         """Mean KL divergence from the clean distributions, ``[candidate]``."""
         distributions = final[..., 0].numel()
-        words = max(LEAST_WORDS, self._work_bytes // (2 * 8 * distributions))
+        words = self._work_bytes // (2 * 8 * distributions) // LEAST_WORDS * LEAST_WORDS
+        words = max(LEAST_WORDS, words)
         mean, normaliser = final.new_zeros(()).double(), None
         for first in range(0, self._p.shape[-1], words):
             part = slice(first, first + words)
-            logits = self._logits(final, part).double()
+            logits = self._logits(final, part, unembedding).double()
             mean = mean + torch.linalg.vecdot(logits, self._p[..., part])
             own = logits.logsumexp(dim=-1)
             normaliser = own if normaliser is None else torch.logaddexp(normaliser, own)
         assert normaliser is not None  # a model with a vocabulary
         return (self._negentropy - mean + normaliser).flatten(start_dim=1).mean(dim=1)
 
-    def _logits(self, final: Tensor, words: slice | None = None) -> Tensor:
+    def _logits(
+        self, final: Tensor, words: slice | None = None, unembedding: Unembedding | None = None
+    ) -> Tensor:
         """Logits ``[candidate, batch, (pos,) vocab]``, or those of some words; an ``out_slice`` of one
         position drops its axis."""
-        logits = unembed(self._model, final, words)
+        logits = unembed(self._model, final, words, unembedding)
         return logits[:, :, 0] if self._drops_position else logits

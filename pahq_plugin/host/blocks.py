@@ -8,8 +8,9 @@ own weights in one batched product.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,12 @@ from transformer_lens.utils import get_offset_position_ids
 from pahq_plugin.host.types import PatchableModel
 
 POSITIONS = ("standard", "rotary", "alibi")
+
+Rounding = Callable[[Literal["scores", "values"], Tensor], Tensor]
+"""Makes an operand ``[head, ..., summed over]`` of a product of attention one in few bits."""
+
+Unembedding = Callable[[Tensor, slice], Tensor]
+"""From normalised final residual streams to logits of some words, without bias."""
 
 LANES = 16
 """Keys are padded to a multiple of this: torch's softmax over 15 numbers takes ten times as long as
@@ -161,7 +168,15 @@ class AttentionMath:
         turned = turned * cos + attn.rotate_every_two(turned) * sin
         return torch.cat([turned, passed], dim=-1)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, heads: list[int], positions: Tensor) -> Tensor:
+    def mix(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: list[int],
+        positions: Tensor,
+        rounded: Rounding | None = None,
+    ) -> Tensor:
         """Value mix z of each head.
 
         Args:
@@ -169,6 +184,8 @@ class AttentionMath:
             k: ``[head, candidate or 1, batch, key_pos, d_head]``; ``v`` alike.
             heads: which heads these are.
             positions: which positions the queries are at, ``[query_pos]``.
+            rounded: what becomes of the operands of ``"scores"`` and ``"values"``, whose last axis is
+                summed over; nothing by default.
 
         Returns:
             ``[head, candidate or 1, batch, query_pos, d_head]``.
@@ -180,6 +197,8 @@ class AttentionMath:
             )
         if self._spare:
             k, v = (functional.pad(x, (0, 0, 0, self._spare)) for x in (k, v))
+        if rounded is not None:
+            q, k, v = rounded("scores", q), rounded("scores", k), rounded("values", v.mT).mT
         scores = _row_product(q / self.attn.attn_scale, k.mT)
         cap = self.attn.cfg.attn_scores_soft_cap
         if cap > 0:
@@ -189,7 +208,7 @@ class AttentionMath:
         pattern = torch.softmax(scores, dim=-1)
         if self._padding is not None:  # a padded query sees no key at all
             pattern = torch.where(pattern.isnan(), 0.0, pattern)
-        return _row_product(pattern, v)
+        return _row_product(pattern if rounded is None else rounded("values", pattern), v)
 
     def _bias_for(self, heads: list[int], positions: Tensor) -> Tensor:
         assert self.bias is not None
@@ -236,15 +255,23 @@ def embed(model: PatchableModel, tokens: Tensor) -> tuple[Tensor, Tensor | None]
     return residual, padding
 
 
-def unembed(model: PatchableModel, x: Tensor, words: slice | None = None) -> Tensor:
-    """Logits ``[..., vocab]`` of final residual streams ``[..., d_model]``; or those of some words."""
+def unembed(
+    model: PatchableModel,
+    x: Tensor,
+    words: slice | None = None,
+    product: Unembedding | None = None,
+) -> Tensor:
+    """Logits ``[..., vocab]`` of final residual streams ``[..., d_model]``; or those of some words,
+    or by another product than the model's own."""
     inner: Any = model.wrapped_model
     if model.cfg.normalization_type is not None:
         x = normalise(inner.ln_final, x)
-    if words is None:
+    if words is None and product is None:
         logits = inner.unembed(x.contiguous())
     else:
-        logits = x @ inner.unembed.W_U[:, words] + inner.unembed.b_U[words]
+        words = words or slice(None)
+        own = x @ inner.unembed.W_U[:, words] if product is None else product(x, words)
+        logits = own + inner.unembed.b_U[words]
     cap = model.cfg.output_logits_soft_cap
     return cap * torch.tanh(logits / cap) if cap > 0.0 else logits
 
