@@ -31,16 +31,24 @@ class Backend:
 
     Attributes:
         model: the host model.
-        precision: formats and policy.
     """
 
     def __init__(self, model: PatchableModel, precision: PrecisionConfig) -> None:
-        self.model = model
-        self.precision = precision
         check_parts(model.cfg, precision)
+        self.model = model
         self._shared = Investigation(precision, LowWeights(precision.scale, precision.kernel))
         self._stand_ins = _stand_ins(model, self._shared)
         self.investigate(None)
+
+    @property
+    def precision(self) -> PrecisionConfig:
+        """Formats and policy."""
+        return self._shared.precision
+
+    def use(self, precision: PrecisionConfig) -> None:
+        """Change formats: of the parts that were in few bits at first."""
+        check_parts(self.model.cfg, precision)
+        self._shared.precision = precision
 
     @property
     def high(self) -> HighParts:

@@ -44,6 +44,10 @@ def discover(
     mlp: Annotated[str | None, typer.Option(help="Number format of MLPs.")] = None,
     scale: Annotated[str | None, typer.Option(help="row, head, tensor or none.")] = None,
     policy: Annotated[str | None, typer.Option(help="Which parts stay in FP32.")] = None,
+    parts: Annotated[
+        str | None, typer.Option(help="What --low applies to: qkv,output,scores,values,unembed.")
+    ] = None,
+    budget: Annotated[float | None, typer.Option(help="Error budget of --policy hybrid.")] = None,
     guard: Annotated[str | None, typer.Option(help="auto, or a number; inf re-decides all.")] = None,
     kernel: Annotated[str | None, typer.Option(help="auto, eager or native products.")] = None,
     batches: Annotated[int, typer.Option(help="Loader batches to average over; 0 for all.")] = 1,
@@ -83,7 +87,17 @@ def discover(
             threshold=threshold,
             metric=metric or (loaded.metric if "metric" in uses else None),
             ablation=ablation,
-            precision=_precision(loaded.model, low, mlp, scale, policy, guard, kernel),
+            precision=_precision(
+                loaded.model,
+                low=low,
+                mlp=mlp,
+                scale=scale,
+                policy=policy,
+                parts=None if parts is None else tuple(filter(None, parts.split(","))),
+                budget=budget,
+                guard=_guard(guard),
+                kernel=kernel,
+            ),
             engine=engine,
             batches=batches or None,
             true_edges=loaded.true_edges if "true_edges" in uses else None,
@@ -196,25 +210,9 @@ def _check_folder(out: Path | None, force: bool) -> None:
         raise ConfigError(f"--out {out} holds a result already; pass --force to replace it")
 
 
-def _precision(
-    model: Any,
-    low: str | None,
-    mlp: str | None,
-    scale: str | None,
-    policy: str | None,
-    guard: str | None,
-    kernel: str | None,
-) -> Any:
+def _precision(model: Any, **flags: Any) -> Any:
     """The device's default precision with the given flags changed; ``None`` if none is given."""
-    given: dict[str, Any] = {
-        "low": low,
-        "mlp": mlp,
-        "scale": scale,
-        "policy": policy,
-        "guard": _guard(guard),
-        "kernel": kernel,
-    }
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes = {name: value for name, value in flags.items() if value is not None}
     if not changes:
         return None
     from dataclasses import replace

@@ -42,6 +42,7 @@ from pahq_plugin.host.blocks import unsupported
 from pahq_plugin.host.graph import canonical_edges, check_order, edge_label_of
 from pahq_plugin.host.model import borrowed, check_patchable, check_transformer
 from pahq_plugin.host.patching import check_one_length, collect_batches, first_batches, prepare
+from pahq_plugin.hybrid import calibrate, configured
 from pahq_plugin.measure import forward_seconds, measured
 from pahq_plugin.metrics import Metric, check_answers, logit_diff, resolve_metric
 from pahq_plugin.progress import progress_bar
@@ -146,7 +147,7 @@ def discover(
             used = chosen.precision or precision or default_precision(model_device(model))
             task = SearchTask(model, loader, prompts, kind, resolve_metric(metric, width))
             with measured(stats, model_device(model)):
-                decisions, engine_used = search(task, engine, edges, config, used, stats, progress)
+                decisions, engine_used, used = search(task, engine, edges, config, used, stats, progress)
             stats.forward_equivalents = stats.seconds / forward_seconds(model, prompts)
             settings |= {
                 "threshold": threshold,
@@ -225,10 +226,12 @@ def search(
     precision: PrecisionConfig,
     stats: Stats,
     progress: bool,
-) -> tuple[list[Decision], str]:
-    """One ACDC sweep; adds its cost to ``stats``. Returns the name of the engine used, too."""
+) -> tuple[list[Decision], str, PrecisionConfig]:
+    """One ACDC sweep; adds its cost to ``stats``. Returns engine and precision used, too."""
     with ExitStack() as stack:
         engine = make_engine(task, engine_name, precision, stack)
+        if precision.policy == "hybrid" and not precision.formats and engine.screens:
+            precision = _calibrated(engine, task.model.cfg, edges, config, precision, stats, progress)
         bar = stack.enter_context(progress_bar("edges", len(edges), progress))
         guard = make_guard(engine, edges, config.threshold, precision.guard, config.seed)
         sweep = Sweep(
@@ -237,7 +240,26 @@ def search(
         )  # fmt: skip
         decisions = sweep.run()
         sweep.record(stats)
-        return decisions, engine.name
+        return decisions, engine.name, precision
+
+
+def _calibrated(
+    engine: Engine,
+    cfg: Any,
+    edges: Sequence[Edge],
+    config: SearchConfig,
+    precision: PrecisionConfig,
+    stats: Stats,
+    progress: bool,
+) -> PrecisionConfig:
+    """The formats that the hybrid policy chooses; adds the parts' sensitivities to ``stats``."""
+    with progress_bar("parts", len(configured(precision, cfg)), progress) as bar:
+        chosen, assignment = calibrate(
+            engine, edges, precision, cfg, config.threshold, config.seed,
+            progress=lambda done, _: bar(done, "measured"),
+        )  # fmt: skip
+    stats.sensitivity = assignment.errors
+    return chosen
 
 
 def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: ExitStack) -> Engine:

@@ -64,6 +64,8 @@ class Stats:
         peak_bytes: peak memory: of the GPU's allocator, or resident memory of the process.
         forward_equivalents: ``seconds`` over the time of one plain FP32 forward of the same prompts.
         guard: relative width, floor and number of widenings of the guard band; empty without one.
+        sensitivity: of the hybrid policy, the error of each part in its configured format
+            (`pahq_plugin.hybrid`); empty without one.
     """
 
     evaluations: int = 0
@@ -72,6 +74,7 @@ class Stats:
     peak_bytes: int = 0
     forward_equivalents: float = 0.0
     guard: dict[str, float] = field(default_factory=dict)
+    sensitivity: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -90,13 +90,13 @@ class Sweep:
         at = len(self.decisions)
         candidates = self._order[at : at + self._engine.lookahead]
         predicted = (self._predicted + [False] * len(candidates))[: len(candidates)]
-        exact = not self._engine.screens or self._screening_fails()
+        exact = self._screening_fails()
         effects = self._engine.effects(candidates, predicted, exact=exact)
         if not self._confirm():  # the engine may have caught up with earlier removals
             return
         valid = self._valid(effects, predicted)
         settled = dict(enumerate(effects[:valid]))
-        if not exact:
+        if self._engine.screens and not exact:
             settled, valid = self._settle(candidates, predicted, effects[:valid])
         for i in range(valid):
             self._decide(candidates[i], settled.get(i, effects[i]), i in settled)

@@ -237,6 +237,7 @@ def expected_parts(policy: str, own: HighParts, source: HighParts) -> HighParts:
         "investigated_path": own | source,
         "uniform": NOTHING,
         "full": EVERYTHING,
+        "hybrid": own,
     }[policy]
 
 

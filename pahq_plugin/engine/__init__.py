@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.host import Edge
 
 
@@ -38,6 +39,10 @@ class Engine(Protocol):
     @property
     def screens(self) -> bool:
         """Whether effects that are not asked for as exact may be low-precision ones."""
+        ...
+
+    def screen_with(self, precision: PrecisionConfig) -> None:
+        """Screen in another mixed precision than until now."""
         ...
 
     def effects(

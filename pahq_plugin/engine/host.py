@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from pahq_plugin.backend import Backend
+from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import MetricError
 from pahq_plugin.host import Edge, PatchableModel
 from pahq_plugin.host.graph import block, edge_label
@@ -67,6 +68,13 @@ class HostEngine:
     def screens(self) -> bool:
         """Whether a backend is there to screen with."""
         return self._backend is not None
+
+    def screen_with(self, precision: PrecisionConfig) -> None:
+        """See `Engine.screen_with`."""
+        assert self._backend is not None  # it screens
+        self._backend.use(precision)
+        self._before.clear()
+        self._after.clear()
 
     def effects(
         self, candidates: Sequence[Edge], predicted_kept: Sequence[bool], *, exact: bool

@@ -42,7 +42,7 @@ from pahq_plugin.graph import KeptGraph, Place, Step
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
 from pahq_plugin.host.graph import edge_label
 from pahq_plugin.metrics import Metric
-from pahq_plugin.policy import high_parts
+from pahq_plugin.policy import check_parts, high_parts
 from pahq_plugin.weights import LowWeights
 
 LEAST_ROWS = 16
@@ -100,12 +100,14 @@ class IncrementalEngine:
         self.loss = self._loss = fmean(readout.clean_loss for readout in self._readouts)
         self._limit = self._most_rows = max(LEAST_ROWS, len(model.srcs))
         self.lookahead = 4 * self._most_rows  # most edges lead nowhere and need no row
-        self._screen = None if precision is None else _Screen(model, own, precision)
         self._freed = 0
         self._last: Pass | None = None
         self._waiting = Waiting([{} for _ in prompts])
         self._asked: list[Edge] | None = None
         self._plans = Plans(self._graph, model, len(prompts[0].clean))
+        self._screen: _Screen | None = None
+        if precision is not None:
+            self.screen_with(precision)
 
     @property
     def present_loss(self) -> float | None:
@@ -116,6 +118,17 @@ class IncrementalEngine:
     def screens(self) -> bool:
         """Whether a mixed precision was given."""
         return self._screen is not None
+
+    def screen_with(self, precision: PrecisionConfig) -> None:
+        """See `Engine.screen_with`.
+
+        Raises:
+            ConfigError: the model lacks a part that ``precision.formats`` names.
+        """
+        check_parts(self._model.cfg, precision)
+        self.catch_up()
+        self._last = None
+        self._screen = _Screen(self._model, self._own, precision)
 
     # The protocol --------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from auto_circuit.types import DestNode, Edge, SrcNode
 
+from pahq_plugin.config import PrecisionConfig
+
 Loss = Callable[[frozenset[Edge]], float]
 """Loss of the model from which a set of edges is removed."""
 
@@ -138,6 +140,9 @@ class FakeEngine:
         """Take edges out, each once."""
         assert not self.removed & set(gone)
         self.removed |= set(gone)
+
+    def screen_with(self, precision: PrecisionConfig) -> None:
+        """Its noise stays."""
 
     def catch_up(self) -> None:
         """Nothing is put off."""
