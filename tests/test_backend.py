@@ -258,8 +258,8 @@ def mlp(layer: int) -> HighParts:
         ("MLP 0->A1.0.V", head(1, 0), mlp(0)),
         ("A0.2->MLP 0", mlp(0), head(0, 2)),
         ("MLP 0->MLP 1", mlp(1), mlp(0)),
-        ("A1.3->Resid End", NOTHING, head(1, 3)),
-        ("Resid Start->Resid End", NOTHING, NOTHING),
+        ("A1.3->Resid End", HighParts(unembed=True), head(1, 3)),
+        ("Resid Start->Resid End", HighParts(unembed=True), NOTHING),
     ],
 )
 def test_an_edge_makes_its_own_parts_high(

@@ -36,7 +36,7 @@ def test_every_node_has_its_part() -> None:
         elif words[0].startswith("A"):
             assert parts == HighParts(heads=frozenset({(int(words[0][1:]), int(words[1]))}))
         else:
-            assert parts == NOTHING
+            assert parts == HighParts(unembed=node.name == "Resid End")
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -47,6 +47,7 @@ def test_policies_follow_from_source_and_destination(policy: str) -> None:
             "investigated_path": part_of(edge.dest) | part_of(edge.src),
             "uniform": NOTHING,
             "full": EVERYTHING,
+            "hybrid": part_of(edge.dest),
         }[policy]
         assert high_parts(policy, edge) == expected  # type: ignore[arg-type]
 
