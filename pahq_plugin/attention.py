@@ -105,7 +105,7 @@ class MixedAttention:
         low = None
         if number_format.is_low and not high.everything:
             key = f"blocks.{self.layer}.attn.{name}"
-            low = self.shared.weights.get(key, master, number_format)
+            low = self.shared.weights.get(key, master, precision.weight_format(number_format))
         heads = high.heads_of(self.layer)
         return project_heads(x, master, low, heads, number_format, precision.scale, precision.kernel)
 

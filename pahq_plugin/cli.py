@@ -47,6 +47,7 @@ def discover(
     parts: Annotated[
         str | None, typer.Option(help="What --low applies to: qkv,output,scores,values,unembed.")
     ] = None,
+    weights: Annotated[str | None, typer.Option(help="int4: weights of int8 parts in 4 bits.")] = None,
     budget: Annotated[float | None, typer.Option(help="Error budget of --policy hybrid.")] = None,
     guard: Annotated[str | None, typer.Option(help="auto, or a number; inf re-decides all.")] = None,
     kernel: Annotated[str | None, typer.Option(help="auto, eager or native products.")] = None,
@@ -94,6 +95,7 @@ def discover(
                 scale=scale,
                 policy=policy,
                 parts=None if parts is None else tuple(filter(None, parts.split(","))),
+                weights=weights,
                 budget=budget,
                 guard=_guard(guard),
                 kernel=kernel,

@@ -53,6 +53,7 @@ class PrecisionConfig:
             values), and ``"unembed"``.
         formats: another format for single parts, by name: ``{"blocks.3.mlp": "bf16",
             "blocks.0.qkv": "fp32", "unembed": "fp32"}``. Kept as sorted pairs.
+        weights: ``"int4"`` holds the weights of int8 parts in 4 bits; their activations stay int8.
         budget: of the ``"hybrid"`` policy: by how much an effect may be off, relative to the larger
             of itself and the threshold (0.02 unless given).
         operands: what the incremental engine puts through few bits: ``"changes"`` from the present
@@ -76,6 +77,7 @@ class PrecisionConfig:
     operands: Literal["changes", "values"] = "changes"
     kernel: Demand = "auto"
     formats: tuple[tuple[str, str], ...] | Mapping[str, str] = ()
+    weights: Literal["int4"] | None = None
     budget: float | None = None
 
     def __post_init__(self) -> None:
@@ -101,6 +103,12 @@ class PrecisionConfig:
         if self.operands not in ("changes", "values"):
             raise ConfigError(f'operands={self.operands!r} must be "changes" or "values"')
         check_demand(self.kernel)
+        if self.weights not in (None, "int4"):
+            raise ConfigError(
+                f'weights={self.weights!r} must be "int4", or None for those of low and mlp'
+            )
+        if self.weights and "int8" not in {used.name for used in self._formats.values()}:
+            raise ConfigError(f"weights='int4' needs parts in int8; low={self.low!r}, mlp={self.mlp!r}")
         if self.budget is not None and self.policy != "hybrid":
             raise ConfigError(f"budget={self.budget!r} belongs to policy='hybrid', not {self.policy!r}")
         if self.budget is not None and not (_is_number(self.budget) and 0 < self.budget < math.inf):
@@ -119,6 +127,11 @@ class PrecisionConfig:
         """The format of a part of a block that is not high, or of ``"unembed"``."""
         own = self._formats.get(f"blocks.{layer}.{part}")
         return self._formats[part] if own is None else own
+
+    def weight_format(self, activations: NumberFormat) -> NumberFormat:
+        """The format of weights that are multiplied with activations in another."""
+        narrow = self.weights is not None and activations.name == "int8"
+        return get_format("int4") if narrow else activations
 
     @property
     def is_exact(self) -> bool:

@@ -70,5 +70,7 @@ class MixedMLP:
         number_format = precision.format_of("mlp", self.layer)
         if high.everything or self.layer in high.mlps or not number_format.is_low:
             return high_product(x, master)
-        low = self.shared.weights.get(f"blocks.{self.layer}.mlp.{name}", master, number_format)
+        low = self.shared.weights.get(
+            f"blocks.{self.layer}.mlp.{name}", master, precision.weight_format(number_format)
+        )
         return low_product(x, master, low, number_format, precision.scale, demand=precision.kernel)

@@ -35,6 +35,7 @@ STATS: dict[str, type | tuple[type, ...]] = {
     "peak_bytes": int,
     "forward_equivalents": (int, float),
     "guard": dict,
+    "sensitivity": dict,
 }
 
 ENTRY_FIELDS = {"edge", "seq_idx", "effect", "kept", "exact"}

@@ -33,7 +33,8 @@ class MixedUnembedding:
         if is_high(self.shared):
             logits = high_product(residual, module.W_U)
         else:
-            copy = self.shared.weights.get(WEIGHT, module.W_U, number_format)
+            held = precision.weight_format(number_format)
+            copy = self.shared.weights.get(WEIGHT, module.W_U, held)
             logits = low_product(
                 residual, module.W_U, copy, number_format, precision.scale, demand=precision.kernel
             )
