@@ -24,7 +24,7 @@ from statistics import median
 
 RELATIVE = 0.3
 FLOOR_MULTIPLE = 8.0
-SAMPLE = 24
+SAMPLE = 12
 AUDIT_EVERY = 128
 FLOOR_OF_FP32 = 1e-7
 """Rounding of a loss near 1 in FP32: no screened effect is better than this."""

@@ -26,6 +26,11 @@ def check_mlp(module: nn.Module, layer: int) -> None:
         )
 
 
+def first_weights(mlp: Any) -> list[str]:
+    """Names of the weights that a TransformerLens MLP multiplies its input with."""
+    return [name for name in ("W_in", "W_gate") if hasattr(mlp, name)]
+
+
 def activate(mlp: Any, entries: dict[str, Tensor]) -> Tensor:
     """What the MLP's last weight is applied to, ``[..., d_mlp]``.
 
@@ -60,8 +65,7 @@ class MixedMLP:
     def __call__(self, x: Tensor) -> Tensor:
         """MLP output; ``x`` and the result are ``[batch, pos, d_model]``."""
         mlp: Any = self.module
-        names = [name for name in ("W_in", "W_gate") if hasattr(mlp, name)]
-        post = activate(mlp, {name: self._project(name, x) for name in names})
+        post = activate(mlp, {name: self._project(name, x) for name in first_weights(mlp)})
         return (self._project("W_out", post) + mlp.b_out).to(mlp.cfg.dtype)
 
     def _project(self, name: str, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from pahq_plugin.formats import NumberFormat, Quantised
 from pahq_plugin.host import PatchableModel
 from pahq_plugin.host.blocks import Rounding, Unembedding
 from pahq_plugin.linear import low_product, rounded
-from pahq_plugin.mlp import MixedMLP, activate
+from pahq_plugin.mlp import MixedMLP, activate, first_weights
 from pahq_plugin.unembedding import WEIGHT, is_high
 
 RowFunction = Callable[[Tensor], Tensor]
@@ -59,9 +59,17 @@ class Products(Protocol):
         """Sum over heads of the change of z ``[head, n, d_head]`` times W_O, ``[n, d_model]``."""
         ...
 
-    def mlp(self, layer: int, x_now: Tensor, y_now: Tensor) -> RowFunction:
+    def hidden(self, layer: int, x_now: Tensor) -> dict[str, Tensor]:
+        """What the first weights of an MLP make of ``x_now [1, n, d_model]``, without bias, by weight
+        ``[1, n, d_mlp]``."""
+        ...
+
+    def mlp(
+        self, layer: int, x_now: Tensor, y_now: Tensor, hidden: Callable[[], dict[str, Tensor]]
+    ) -> RowFunction:
         """The MLP as a function of normalised inputs ``[candidate, n, d_model]``; ``x_now`` and
-        ``y_now`` are input and output of the present state, ``[1, n, d_model]``."""
+        ``y_now`` are input and output of the present state, ``[1, n, d_model]``, and ``hidden`` gives
+        what `hidden` makes of that, if it is needed."""
         ...
 
     def rounding(self, layer: int, heads: Sequence[int]) -> Rounding | None:
@@ -105,7 +113,14 @@ class OwnProducts:
             return change[0] @ weight[0]
         return change.transpose(0, 1).flatten(1) @ weight.flatten(0, 1)
 
-    def mlp(self, layer: int, x_now: Tensor, y_now: Tensor) -> RowFunction:
+    def hidden(self, layer: int, x_now: Tensor) -> dict[str, Tensor]:
+        """See `Products.hidden`."""
+        mlp: Any = self._blocks[layer].mlp
+        return {name: x_now @ getattr(mlp, name) for name in first_weights(mlp)}
+
+    def mlp(
+        self, layer: int, x_now: Tensor, y_now: Tensor, hidden: Callable[[], dict[str, Tensor]]
+    ) -> RowFunction:
         """See `Products.mlp`."""
         mlp = self._blocks[layer].mlp
         return lambda x: mlp(x).sub_(y_now)
@@ -165,30 +180,30 @@ class ScreenedProducts:
                 out[i] = self._own.output(layer, [head], change[i : i + 1])
         return out.sum(dim=0)
 
-    def mlp(self, layer: int, x_now: Tensor, y_now: Tensor) -> RowFunction:
-        """See `Products.mlp`.
+    def hidden(self, layer: int, x_now: Tensor) -> dict[str, Tensor]:
+        """See `Products.hidden`; in few bits, too."""
+        names = first_weights(self._blocks[layer].mlp)
+        return {name: self._low_mlp(layer, name, x_now) for name in names}
 
-        The present hidden layer, which only decides how strongly a change is passed on, is made in
-        few bits, too.
-        """
+    def mlp(
+        self, layer: int, x_now: Tensor, y_now: Tensor, hidden: Callable[[], dict[str, Tensor]]
+    ) -> RowFunction:
+        """See `Products.mlp`."""
         precision, high = self._shared.precision, self._shared.high
-        number_format = precision.format_of("mlp", layer)
         mlp: Any = self._blocks[layer].mlp
-        if high.everything or layer in high.mlps or not number_format.is_low:
-            return self._own.mlp(layer, x_now, y_now)
+        is_low = precision.format_of("mlp", layer).is_low
+        if high.everything or layer in high.mlps or not is_low:
+            return self._own.mlp(layer, x_now, y_now, hidden)
         if not self._changes:
             mixed = MixedMLP(mlp, layer, self._shared)
             return lambda x: mixed(x).sub_(y_now)
-        names = [name for name in ("W_in", "W_gate") if hasattr(mlp, name)]
-        now = {name: self._low_mlp(layer, name, x_now, number_format) for name in names}
+        now = hidden()
         post_now = activate(mlp, now)
 
         def rows(x: Tensor) -> Tensor:
             change = x.sub_(x_now)
-            new = {
-                name: self._low_mlp(layer, name, change, number_format).add_(now[name]) for name in names
-            }
-            return self._low_mlp(layer, "W_out", activate(mlp, new).sub_(post_now), number_format)
+            new = {name: self._low_mlp(layer, name, change).add_(now[name]) for name in now}
+            return self._low_mlp(layer, "W_out", activate(mlp, new).sub_(post_now))
 
         return rows
 
@@ -235,8 +250,9 @@ class ScreenedProducts:
         copy = of_heads(self._copy(f"blocks.{layer}.attn.{name}", master, number_format), heads)
         return low_product(x, master, copy, number_format, precision.scale, 0, precision.kernel)
 
-    def _low_mlp(self, layer: int, name: str, x: Tensor, number_format: NumberFormat) -> Tensor:
+    def _low_mlp(self, layer: int, name: str, x: Tensor) -> Tensor:
         """``x [..., d_in]`` times a low weight of the MLP, ``[..., d_out]``."""
+        number_format = self._shared.precision.format_of("mlp", layer)
         master = getattr(self._blocks[layer].mlp, name)
         copy = self._copy(f"blocks.{layer}.mlp.{name}", master, number_format)
         precision = self._shared.precision

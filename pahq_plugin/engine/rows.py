@@ -221,7 +221,7 @@ class Rows:
         if tokens is not None:
             x_now, y_now = x_now[tokens], y_now[tokens]
         heads, feeds = self._narrow_feeds(step, stage)
-        mlp = state.mlp(stage.layer, x_now, y_now, self._products)
+        mlp = state.mlp(step.stage, positions, x_now, y_now, self._products)
         self._dirty.append((step.stage, 0, (0,), positions))
         hidden = self._token_bytes(positions, state.model.cfg.d_mlp)
         for _, rows in self._parts(1, hidden):  # the hidden layer is wide

@@ -12,7 +12,8 @@ Inputs and the queries, keys and values made from them are memoised. Tensors are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor
 from pahq_plugin.activations import Sources
 from pahq_plugin.engine.memo import Memo
 from pahq_plugin.engine.products import OwnProducts, Products, RowFunction
-from pahq_plugin.graph import KeptGraph, Stage
+from pahq_plugin.graph import KeptGraph, Place, Stage
 from pahq_plugin.host import PatchableModel, PromptPairBatch
 from pahq_plugin.host.blocks import AttentionMath, normalise
 from pahq_plugin.positions import Ints, Positions
@@ -70,6 +71,19 @@ class Base:
         return self.x.nbytes
 
 
+@dataclass(frozen=True)
+class Hidden:
+    """The present hidden layer of an MLP before its activation, by weight ``[1, n, d_mlp]``."""
+
+    entries: dict[str, Tensor]
+    version: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.nbytes for entry in self.entries.values())
+
+
 class BatchState:
     """Sources of one batch, now and ablated, and memoised inputs.
 
@@ -80,7 +94,8 @@ class BatchState:
         graph: kept edges, shared by all batches.
         now: source outputs of the present state; changed by `add_to_source`.
         ablated: source outputs that removed edges carry.
-        memo_bytes: budget of memoised inputs; bases of inputs get a quarter more.
+        memo_bytes: budget of memoised inputs; bases of inputs get a quarter more, hidden layers of
+            screened MLPs half of it.
         own: products in the model's own precision.
         first_changes: per prompt the position before which nothing ever differs, ``[prompt]``.
     """
@@ -109,6 +124,8 @@ class BatchState:
         self._source_versions = np.zeros(graph.n_sources, dtype=np.int64)
         self._held: Memo[Held] = Memo(memo_bytes)
         self._bases: Memo[Base] = Memo(memo_bytes // 4)
+        self._hidden: Memo[Hidden] = Memo(memo_bytes // 2)
+        self._input_versions: defaultdict[Place, int] = defaultdict(int)
         self._active = np.arange(graph.shape.length) >= first_changes[:, None]
         self._tokens: dict[int, Tensor | None] = {}
 
@@ -118,11 +135,13 @@ class BatchState:
         self._source_versions += 1
         self._held.clear()
         self._bases.clear()
+        self._hidden.clear()
 
     def next_round(self) -> None:
         """Tell the memos that a pass begins."""
         self._held.next_round()
         self._bases.next_round()
+        self._hidden.next_round()
 
     # Sources -------------------------------------------------------------------------------------
 
@@ -282,6 +301,7 @@ class BatchState:
 
     def forget(self, at: int, slot: int, head: int) -> None:
         """The input of a destination has changed in another way."""
+        self._input_versions[at, slot, head] += 1
         for what in "xy":
             self._held.drop((what, at, slot, head))
 
@@ -339,18 +359,42 @@ class BatchState:
             out[letter] = y.unflatten(2, x.shape[2:4])
         return out
 
-    def mlp(self, layer: int, x_now: Tensor, y_now: Tensor, products: Products) -> RowFunction:
+    def mlp(
+        self, at: int, positions: Positions, x_now: Tensor, y_now: Tensor, products: Products
+    ) -> RowFunction:
         """An MLP, norm included, as a function of inputs ``[candidate, n, d_model]``.
 
         Args:
-            layer: the block.
-            x_now: the present inputs, ``[n, d_model]``.
+            at: its stage.
+            positions: at which it is wanted.
+            x_now: the present inputs at the changing tokens there, ``[n, d_model]``.
             y_now: the present outputs, ``[n, d_model]``.
             products: in which precision to multiply.
         """
+        layer = self.graph.stages[at].layer
         norm = self.model.blocks[layer].ln2
-        mlp = products.mlp(layer, normalise(norm, x_now[None]), y_now[None])
+        x_now = normalise(norm, x_now[None])
+
+        def hidden() -> dict[str, Tensor]:
+            return self._hidden_of(at, positions, lambda: products.hidden(layer, x_now))
+
+        mlp = products.mlp(layer, x_now, y_now[None], hidden)
         return lambda x: mlp(normalise(norm, x))
+
+    def _hidden_of(
+        self, at: int, positions: Positions, make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The present hidden layer, remembered as long as the MLP reads the same.
+
+        It only decides how strongly a change is passed on, so 16 bits are enough.
+        """
+        key, version = (at, id(positions)), self._input_versions[at, 0, 0]
+        found = self._hidden.get(key)
+        if found is None or found.version != version:
+            entries = {name: entry.bfloat16() for name, entry in make().items()}
+            found = Hidden(entries, version)
+            self._hidden.put(key, found)
+        return {name: entry.to(self.model.cfg.dtype) for name, entry in found.entries.items()}
 
     # Residual streams ----------------------------------------------------------------------------
 
@@ -390,7 +434,8 @@ class BatchState:
     @property
     def nbytes(self) -> int:
         """Bytes of the caches: sources now and ablated, and the memo."""
-        return self.now.nbytes + self.ablated.nbytes + self._held.nbytes + self._bases.nbytes
+        memos = self._held.nbytes + self._bases.nbytes + self._hidden.nbytes
+        return self.now.nbytes + self.ablated.nbytes + memos
 
 
 def letters(stage: Stage, slot: int) -> str:
