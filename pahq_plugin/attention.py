@@ -19,19 +19,38 @@ from torch import Tensor, nn
 from torch.nn.functional import softmax
 
 from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.formats import high_dtype
+from pahq_plugin.formats import NumberFormat, Quantised, high_dtype
 from pahq_plugin.linear import project_heads, rounded
+from pahq_plugin.masters import Masters
 from pahq_plugin.policy import NOTHING, HighParts
+from pahq_plugin.streams import Streams
 from pahq_plugin.weights import LowWeights
 
 
 @dataclass
 class Investigation:
-    """What a backend's modules share: the precision, and the parts that are high at present."""
+    """What a backend's modules share: the precision, weights, streams, and the parts that are high at
+    present."""
 
     precision: PrecisionConfig
     weights: LowWeights
+    streams: Streams
+    masters: Masters
     high: HighParts = NOTHING
+
+    def low_copy(self, name: str, master: Tensor, number_format: NumberFormat) -> Quantised:
+        """The low copy of a weight for activations in ``number_format``."""
+        held = self.precision.weight_format(number_format)
+        if self.masters.is_away(name):
+            return self.weights.made(name, held)
+        return self.weights.get(name, master, held)
+
+
+def investigation(precision: PrecisionConfig, device: torch.device) -> Investigation:
+    """What a backend on ``device`` begins with."""
+    streams = Streams(device, precision.streams)
+    weights = LowWeights(precision.scale, precision.kernel)
+    return Investigation(precision, weights, streams, Masters(streams))
 
 
 @dataclass
@@ -99,15 +118,24 @@ class MixedAttention:
 
     def _project(self, name: str, x: Tensor, part: str) -> Tensor:
         """``x [batch, pos, head, d_in]`` times the weight ``name``, ``[batch, pos, head, d_out]``."""
-        master = getattr(self.module, name)
-        precision, high = self.shared.precision, self.shared.high
+        shared = self.shared
+        precision, high = shared.precision, shared.high
+        key, master = f"blocks.{self.layer}.attn.{name}", getattr(self.module, name)
         number_format = precision.format_of(part, self.layer)
-        low = None
-        if number_format.is_low and not high.everything:
-            key = f"blocks.{self.layer}.attn.{name}"
-            low = self.shared.weights.get(key, master, precision.weight_format(number_format))
+        is_low = number_format.is_low and not high.everything
+        low = shared.low_copy(key, master, number_format) if is_low else None
         heads = high.heads_of(self.layer)
-        return project_heads(x, master, low, heads, number_format, precision.scale, precision.kernel)
+        return project_heads(
+            x,
+            master,
+            low,
+            heads,
+            number_format,
+            precision.scale,
+            precision.kernel,
+            lambda: shared.masters.get(key, master, tuple(heads) if is_low else None),
+            shared.streams,
+        )
 
     def _rounded(self, x: Tensor, part: str, head_axis: int) -> Tensor:
         """An operand of scores or values, ``[..., summed over]``."""

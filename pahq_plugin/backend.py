@@ -14,16 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from pahq_plugin.attention import Investigation, MixedAttention
+from pahq_plugin.attention import Investigation, MixedAttention, investigation
 from pahq_plugin.config import PrecisionConfig, default_precision
 from pahq_plugin.errors import ConfigError, GraphError
 from pahq_plugin.host import Edge, PatchableModel
 from pahq_plugin.host.graph import edge_label_of
 from pahq_plugin.host.model import check_patchable, check_transformer
-from pahq_plugin.mlp import MixedMLP, check_mlp
+from pahq_plugin.mlp import MixedMLP, check_mlp, first_weights
 from pahq_plugin.policy import EVERYTHING, NOTHING, HighParts, check_parts, high_parts
-from pahq_plugin.unembedding import MixedUnembedding
-from pahq_plugin.weights import LowWeights
+from pahq_plugin.unembedding import WEIGHT, MixedUnembedding
+
+ATTENTION_WEIGHTS = (("qkv", "W_Q"), ("qkv", "W_K"), ("qkv", "W_V"), ("output", "W_O"))
+"""The part that each weight of a head belongs to."""
 
 
 class Backend:
@@ -36,7 +38,7 @@ class Backend:
     def __init__(self, model: PatchableModel, precision: PrecisionConfig) -> None:
         check_parts(model.cfg, precision)
         self.model = model
-        self._shared = Investigation(precision, LowWeights(precision.scale, precision.kernel))
+        self._shared = investigation(precision, model_device(model))
         self._stand_ins = _stand_ins(model, self._shared)
         self.investigate(None)
 
@@ -58,6 +60,7 @@ class Backend:
     @high.setter
     def high(self, parts: HighParts) -> None:
         self._shared.high = parts
+        self._shared.masters.keep_only(weights_of(parts))
 
     @property
     def low_bytes(self) -> int:
@@ -122,8 +125,37 @@ class Backend:
     def _lend(self) -> None:
         for module, stand_in in self._stand_ins:
             vars(module)["forward"] = stand_in
+        if self._keeps_masters_away():
+            self._shared.masters.move_away(list(self._low_weights()))
+
+    def _keeps_masters_away(self) -> bool:
+        """Whether weights of low parts move to host memory."""
+        where = self.precision.masters
+        on_gpu = model_device(self.model).type == "cuda"
+        return self.precision.policy != "full" and (where == "host" or (where == "auto" and on_gpu))
+
+    def _low_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Weights of low parts, once their low copies are up to date."""
+        for layer, block in enumerate(self.model.blocks):
+            for part, name in ATTENTION_WEIGHTS:
+                yield from self._if_low(f"blocks.{layer}.attn.{name}", block.attn, name, part, layer)
+            if not self.model.cfg.attn_only:
+                for name in (*first_weights(block.mlp), "W_out"):
+                    yield from self._if_low(f"blocks.{layer}.mlp.{name}", block.mlp, name, "mlp", layer)
+        unembed: Any = self.model.wrapped_model.unembed
+        yield from self._if_low(WEIGHT, unembed, "W_U", "unembed", None)
+
+    def _if_low(
+        self, key: str, module: Any, name: str, part: str, layer: int | None
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        number_format = self.precision.format_of(part, layer)
+        # Grouped queries, for one, are made of shared weights when asked for: no parameters to move.
+        if number_format.is_low and name in module._parameters:
+            self._shared.low_copy(key, getattr(module, name), number_format)
+            yield key, module._parameters[name]
 
     def _give_back(self) -> None:
+        self._shared.masters.bring_back()
         for module, _ in self._stand_ins:
             vars(module).pop("forward", None)
 
@@ -139,7 +171,8 @@ def mixed_precision(
     otherwise. Outputs of products, softmax, norms, residual stream and embedding stay in the model's
     dtype (at least FP32). Gradients
     pass straight through the rounding. On leaving, also by an exception or Ctrl-C, the model is
-    bitwise what it was. A deep copy made inside the block keeps its mixed-precision forwards.
+    bitwise what it was. A deep copy made inside the block keeps its mixed-precision forwards. Where
+    masters are away (`PrecisionConfig.masters`), weights of low parts are empty inside the block.
 
     Args:
         model: a factorized host model that wraps a transformer.
@@ -155,6 +188,17 @@ def mixed_precision(
         raise ConfigError("the model is lent to another mixed_precision block; leave that one first")
     with backend._lent():
         yield backend
+
+
+def weights_of(parts: HighParts) -> Iterator[tuple[str, tuple[int, ...] | None]]:
+    """Names of the weights of high parts, with heads or ``None`` for whole ones."""
+    for layer in {layer for layer, _ in parts.heads}:
+        heads = tuple(parts.heads_of(layer))
+        yield from ((f"blocks.{layer}.attn.{name}", heads) for _, name in ATTENTION_WEIGHTS)
+    for layer in parts.mlps:
+        yield from ((f"blocks.{layer}.mlp.{name}", None) for name in ("W_in", "W_gate", "W_out"))
+    if parts.unembed:
+        yield WEIGHT, None
 
 
 def _is_pair(target: object) -> bool:

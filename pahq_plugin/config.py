@@ -21,6 +21,9 @@ POLICIES: tuple[Policy, ...] = ("investigated_head", "investigated_path", "unifo
 Part = Literal["qkv", "output", "scores", "values", "unembed"]
 PARTS: tuple[Part, ...] = ("qkv", "output", "scores", "values", "unembed")
 
+StreamName = Literal["load", "low", "high"]
+STREAMS: tuple[StreamName, ...] = ("load", "low", "high")
+
 UNEMBED = "unembed"
 """The one part that belongs to no block."""
 
@@ -54,6 +57,11 @@ class PrecisionConfig:
         formats: another format for single parts, by name: ``{"blocks.3.mlp": "bf16",
             "blocks.0.qkv": "fp32", "unembed": "fp32"}``. Kept as sorted pairs.
         weights: ``"int4"`` holds the weights of int8 parts in 4 bits; their activations stay int8.
+        streams: on a GPU, which of ``"load"``, ``"low"`` and ``"high"`` are CUDA streams of their own
+            (`pahq_plugin.streams`); work of the others stays on the present stream.
+        masters: where the weights stay that low copies were made from, inside `mixed_precision`:
+            ``"host"`` memory, on their ``"device"``, or ``"auto"``: in host memory if that is a GPU.
+            Searches that decide in FP32, and the incremental engine, need them on the device.
         budget: of the ``"hybrid"`` policy: by how much an effect may be off, relative to the larger
             of itself and the threshold (0.02 unless given).
         operands: what the incremental engine puts through few bits: ``"changes"`` from the present
@@ -79,6 +87,8 @@ class PrecisionConfig:
     formats: tuple[tuple[str, str], ...] | Mapping[str, str] = ()
     weights: Literal["int4"] | None = None
     budget: float | None = None
+    streams: tuple[StreamName, ...] = STREAMS
+    masters: Literal["auto", "device", "host"] = "auto"
 
     def __post_init__(self) -> None:
         pairs = self.formats.items() if isinstance(self.formats, Mapping) else self.formats
@@ -103,6 +113,10 @@ class PrecisionConfig:
         if self.operands not in ("changes", "values"):
             raise ConfigError(f'operands={self.operands!r} must be "changes" or "values"')
         check_demand(self.kernel)
+        if any(name not in STREAMS for name in self.streams):
+            raise ConfigError(f"streams={self.streams!r} must be names of {', '.join(STREAMS)}")
+        if self.masters not in ("auto", "device", "host"):
+            raise ConfigError(f'masters={self.masters!r} must be "auto", "device" or "host"')
         if self.weights not in (None, "int4"):
             raise ConfigError(
                 f'weights={self.weights!r} must be "int4", or None for those of low and mlp'
@@ -154,6 +168,7 @@ class PrecisionConfig:
         guard = "inf" if self.guard == math.inf else self.guard
         return asdict(self) | {
             "parts": list(self.parts),
+            "streams": list(self.streams),
             "guard": guard,
             "formats": dict(self.formats),
         }

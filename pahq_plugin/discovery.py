@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -276,6 +276,8 @@ def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: 
     if name != "host" and not objection:
         return IncrementalEngine(model, loader, prompts, task.ablation, task.metric, screening)
     prepared = prepare(model, loader, prompts, task.ablation)  # before the model is lent
+    if precision.guard != 0 and precision.masters == "auto":
+        precision = replace(precision, masters="device")  # they are needed for every exact decision
     backend = stack.enter_context(mixed_precision(model, precision)) if screening else None
     return HostEngine(model, prepared, task.metric, backend)
 

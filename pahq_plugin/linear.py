@@ -9,7 +9,7 @@ Each head reads its own slice of the input, so that a patch into any head counts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from pahq_plugin.formats import Granularity, NumberFormat, Quantised, high_dtype
 from pahq_plugin.kernels import Demand, Kernel, kernel_for, product_of
+from pahq_plugin.streams import INLINE, Streams
 
 
 class _LowProduct(torch.autograd.Function):
@@ -103,30 +104,41 @@ def project_heads(
     number_format: NumberFormat,
     granularity: Granularity,
     demand: Demand = "auto",
+    high_weight: Callable[[], Tensor] | None = None,
+    streams: Streams = INLINE,
 ) -> Tensor:
     """Multiply each head's input with that head's weight.
 
     Args:
         x: ``[batch, pos, head, d_in]``.
-        master: ``[head, d_in, d_out]``, in high precision.
+        master: ``[head, d_in, d_out]``, the weight that gradients go to.
         low_weight: its low copy, or ``None`` where all heads are high.
         high_heads: heads that run in high precision.
         number_format: format of the other heads.
         granularity: which entries share a scale.
         demand: which kernel, see `pahq_plugin.kernels.kernel_for`.
+        high_weight: gives the weights of the high heads, or of all where all are; by default those of
+            ``master``.
+        streams: low and high products run side by side on those of a GPU.
 
     Returns:
         ``[batch, pos, head, d_out]`` in FP32, or FP64 for an FP64 model.
     """
     by_head = x.permute(2, 0, 1, 3).flatten(1, 2)  # [head, batch * pos, d_in]
     if low_weight is None:
-        out = high_product(by_head, master)
-    else:
+        out = high_product(by_head, master if high_weight is None else high_weight())
+    elif not high_heads:
         out = low_product(by_head, master, low_weight, number_format, granularity, 0, demand)
-        if high_heads:
+    else:
+        with streams.on("low", by_head):
+            out = low_product(by_head, master, low_weight, number_format, granularity, 0, demand)
+        weight = master[list(high_heads)] if high_weight is None else high_weight()
+        with streams.on("high", by_head, weight):
             index = torch.tensor(high_heads, device=x.device)
-            high = high_product(by_head[index], master[index])
-            out = out.index_copy(0, index, high.to(out.dtype))
+            high = high_product(by_head[index], weight)
+        streams.join("low", out)
+        streams.join("high", high, index)
+        out = out.index_copy(0, index, high.to(out.dtype))
     return out.unflatten(1, (x.shape[0], x.shape[1])).permute(1, 2, 0, 3)
 
 

@@ -69,12 +69,11 @@ class MixedMLP:
         return (self._project("W_out", post) + mlp.b_out).to(mlp.cfg.dtype)
 
     def _project(self, name: str, x: Tensor) -> Tensor:
-        master = getattr(self.module, name)
-        precision, high = self.shared.precision, self.shared.high
+        shared = self.shared
+        precision, high = shared.precision, shared.high
+        key, master = f"blocks.{self.layer}.mlp.{name}", getattr(self.module, name)
         number_format = precision.format_of("mlp", self.layer)
         if high.everything or self.layer in high.mlps or not number_format.is_low:
-            return high_product(x, master)
-        low = self.shared.weights.get(
-            f"blocks.{self.layer}.mlp.{name}", master, precision.weight_format(number_format)
-        )
+            return high_product(x, shared.masters.get(key, master))
+        low = shared.low_copy(key, master, number_format)
         return low_product(x, master, low, number_format, precision.scale, demand=precision.kernel)

@@ -28,13 +28,12 @@ class MixedUnembedding:
     def __call__(self, residual: Tensor) -> Tensor:
         """Logits ``[..., d_vocab]`` of ``residual [..., d_model]``."""
         module: Any = self.module
-        precision = self.shared.precision
+        shared, precision = self.shared, self.shared.precision
         number_format = precision.format_of("unembed")
-        if is_high(self.shared):
-            logits = high_product(residual, module.W_U)
+        if is_high(shared):
+            logits = high_product(residual, shared.masters.get(WEIGHT, module.W_U))
         else:
-            held = precision.weight_format(number_format)
-            copy = self.shared.weights.get(WEIGHT, module.W_U, held)
+            copy = shared.low_copy(WEIGHT, module.W_U, number_format)
             logits = low_product(
                 residual, module.W_U, copy, number_format, precision.scale, demand=precision.kernel
             )

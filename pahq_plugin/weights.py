@@ -53,6 +53,10 @@ class LowWeights:
             self._copies[key] = (content, copy)
         return self._copies[key][1]
 
+    def made(self, name: str, number_format: NumberFormat) -> Quantised:
+        """A copy that `get` has made, unchecked: its master is where nobody can write to it."""
+        return self._copies[name, number_format.name][1]
+
     def _packed(self, copy: Quantised, number_format: NumberFormat) -> Quantised:
         """The copy as its kernel wants it."""
         kernel = kernel_for(number_format, copy.codes.device, self.kernel)

@@ -32,6 +32,8 @@ ORDER = (
     "host",
     "metrics",
     "policy",
+    "streams",
+    "masters",
     "linear",
     "weights",
     "attention",

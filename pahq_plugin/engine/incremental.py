@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from pahq_plugin.activations import ablated_runs, run_plain, run_sources
-from pahq_plugin.attention import Investigation
+from pahq_plugin.attention import investigation
+from pahq_plugin.backend import model_device
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for, release_unused
 from pahq_plugin.engine.candidates import Group, Single, starts_of, which_change
@@ -43,7 +44,6 @@ from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoade
 from pahq_plugin.host.graph import edge_label
 from pahq_plugin.metrics import Metric
 from pahq_plugin.policy import check_parts, high_parts
-from pahq_plugin.weights import LowWeights
 
 LEAST_ROWS = 16
 FEW_ROWS = 8
@@ -403,7 +403,7 @@ class _Screen:
     """Mixed-precision products for whatever candidates are under test."""
 
     def __init__(self, model: PatchableModel, own: OwnProducts, precision: PrecisionConfig) -> None:
-        self._shared = Investigation(precision, LowWeights(precision.scale, precision.kernel))
+        self._shared = investigation(precision, model_device(model))
         self._products = ScreenedProducts(model, own, self._shared)
 
     @property

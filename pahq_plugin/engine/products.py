@@ -261,8 +261,7 @@ class ScreenedProducts:
     def _copy(self, name: str, master: Tensor, number_format: NumberFormat) -> Quantised:
         """The low copy of a weight; its content is checked once only."""
         if name not in self._copies:
-            held = self._shared.precision.weight_format(number_format)
-            self._copies[name] = self._shared.weights.get(name, master, held)
+            self._copies[name] = self._shared.low_copy(name, master, number_format)
         return self._copies[name]
 
 

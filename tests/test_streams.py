@@ -1,0 +1,160 @@
+"""Streams and masters: on a CPU their order of work, on a GPU the streams themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import pahq_plugin as pahq
+from pahq_plugin.config import PAPER_PRECISION, RTN_PRECISION, STREAMS, PrecisionConfig
+from pahq_plugin.masters import Masters
+from pahq_plugin.streams import INLINE, Streams
+from tests.helpers.small import LENGTH, VOCABULARY, small_model
+
+PROMPTS = torch.randint(VOCABULARY, (3, LENGTH), generator=torch.Generator().manual_seed(0))
+CPU = torch.device("cpu")
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def precision(**changes: Any) -> PrecisionConfig:
+    return PrecisionConfig(**{"low": "int8", "mlp": "int8", **changes})
+
+
+def weights_with_sizes(model: Any) -> dict[str, int]:
+    return {name: parameter.numel() for name, parameter in model.wrapped_model.named_parameters()}
+
+
+def test_work_on_a_stream_that_is_not_there_runs_where_it_is() -> None:
+    streams = Streams(CPU, STREAMS)
+    x = torch.ones(2)
+    with streams.on("low", x):
+        y = x + 1
+    streams.join("low", y)
+    assert y.tolist() == [2, 2]
+
+
+def test_weights_come_back_bit_for_bit() -> None:
+    parameter = torch.nn.Parameter(torch.randn(3, 4, 5))
+    before = parameter.detach().clone()
+    masters = Masters(INLINE)
+    masters.move_away([("W", parameter)])
+    assert masters.is_away("W") and parameter.numel() == 0
+    assert masters.get("W", parameter).equal(before)
+    assert masters.get("W", parameter, (2, 0)).equal(before[[2, 0]])
+    masters.bring_back()
+    assert parameter.equal(before) and not masters.is_away("W")
+
+
+def test_only_wanted_slices_stay_on_the_device() -> None:
+    parameter = torch.nn.Parameter(torch.randn(3, 4, 5))
+    masters = Masters(INLINE)
+    masters.move_away([("W", parameter)])
+    masters.keep_only([("W", (1,)), ("other", None)])
+    first = masters.get("W", parameter, (1,))
+    masters.keep_only([("W", (1,))])
+    assert masters.get("W", parameter, (1,)) is first
+    masters.keep_only([("W", (0,))])
+    assert masters.get("W", parameter, (1,)) is not first
+
+
+@pytest.mark.parametrize("policy", ["investigated_head", "investigated_path", "uniform"])
+@pytest.mark.parametrize("parts", [("qkv", "output"), ("output", "unembed")])
+def test_logits_do_not_depend_on_where_masters_are(policy: Any, parts: Any) -> None:
+    model = small_model()
+    edges = sorted(model.edges, key=lambda edge: edge.name)[::37]
+
+    def logits(where: Any) -> list[torch.Tensor]:
+        with pahq.mixed_precision(model, precision(policy=policy, parts=parts, masters=where)) as lent:
+            found = []
+            for edge in edges:
+                lent.investigate(edge)
+                with torch.no_grad():
+                    found.append(model(PROMPTS))
+            return found
+
+    for here, away in zip(logits("device"), logits("host"), strict=True):
+        assert here.equal(away)
+
+
+def test_low_parts_are_empty_inside_and_back_outside() -> None:
+    model = small_model()
+    sizes = weights_with_sizes(model)
+    contents = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(KeyboardInterrupt):  # noqa: SIM117
+        with pahq.mixed_precision(model, precision(masters="host")):
+            inside = weights_with_sizes(model)
+            assert {name for name in sizes if inside[name] == 0} == {
+                name for name in sizes if name.endswith(("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out"))
+            }
+            raise KeyboardInterrupt
+    assert weights_with_sizes(model) == sizes
+    assert all(p.equal(contents[name]) for name, p in model.named_parameters())
+
+
+def test_own_precision_inside_the_block_has_its_weights() -> None:
+    model = small_model()
+    with torch.no_grad():
+        exact = model(PROMPTS)
+        with pahq.mixed_precision(model, precision(masters="host")) as lent:
+            low = model(PROMPTS)
+            with lent.own_precision():
+                assert model(PROMPTS).equal(exact)
+            assert model(PROMPTS).equal(low)
+
+
+@pytest.mark.parametrize("method", ["pahq-paper", "rtn-q"])
+def test_auto_leaves_masters_of_a_cpu_where_they_are(method: str) -> None:
+    model = small_model()
+    used = {"pahq-paper": PAPER_PRECISION, "rtn-q": RTN_PRECISION}[method]
+    sizes = weights_with_sizes(model)
+    with pahq.mixed_precision(model, used):
+        assert weights_with_sizes(model) == sizes
+
+
+@cuda
+@pytest.mark.parametrize("names", [(), ("low",), ("high",), STREAMS])
+def test_streams_change_no_logit(names: Any) -> None:
+    model = small_model().to("cuda")
+    prompts = PROMPTS.to("cuda")
+    edge = min(model.edges, key=lambda edge: edge.name)
+
+    def logits(streams: Any, where: Any) -> torch.Tensor:
+        used = PrecisionConfig(streams=streams, masters=where)
+        with pahq.mixed_precision(model, used) as lent, torch.no_grad():
+            runs = []
+            for _ in range(20):  # races show late
+                lent.investigate(edge)
+                runs.append(model(prompts))
+        return torch.stack(runs)
+
+    assert logits(names, "host").equal(logits((), "device"))
+
+
+@cuda
+def test_masters_in_host_memory_lower_the_peak() -> None:
+    model = small_model(d_model=256, d_mlp=2048).to("cuda")
+    prompts = PROMPTS.to("cuda")
+
+    def peak(where: Any) -> int:
+        torch.cuda.empty_cache()
+        with pahq.mixed_precision(model, PrecisionConfig(masters=where)), torch.no_grad():
+            model(prompts)
+            torch.cuda.reset_peak_memory_stats()
+            model(prompts)
+            return torch.cuda.max_memory_allocated()
+
+    assert peak("host") < peak("device")
+
+
+@cuda
+def test_an_exception_on_a_stream_leaves_the_present_one_in_order() -> None:
+    streams = Streams(torch.device("cuda"), STREAMS)
+    x = torch.zeros(1 << 20, device="cuda")
+    with pytest.raises(RuntimeError, match="stop"):  # noqa: SIM117
+        with streams.on("low", x):
+            for _ in range(200):
+                x += 1
+            raise RuntimeError("stop")
+    assert float(x.sum()) == 200 * (1 << 20)
