@@ -160,25 +160,54 @@ class ScreenedProducts:
         low_heads = self._low_heads(layer, "qkv", heads)
         if not low_heads:
             return self._own.project(layer, name, heads, x, x_now, y_now)
-        operand = x - x_now if self._changes else x
-        out = self._low(layer, "qkv", name, heads, operand.flatten(1, 2)).unflatten(1, x.shape[1:3])
-        out = y_now + out if self._changes else out
-        for i, head in enumerate(heads):
-            if head not in low_heads:
-                own = slice(i, i + 1)
-                out[own] = self._own.project(layer, name, [head], x[own], x_now[own], y_now[own])
-        return out
+
+        def low() -> Tensor:
+            operand = (x - x_now if self._changes else x).flatten(1, 2)
+            out = self._low(layer, "qkv", name, heads, operand).unflatten(1, x.shape[1:3])
+            return y_now + out if self._changes else out
+
+        def own(i: int) -> Tensor:
+            one = slice(i, i + 1)
+            return self._own.project(layer, name, [heads[i]], x[one], x_now[one], y_now[one])[0]
+
+        return self._side_by_side(low, own, heads, low_heads, (x, x_now, y_now))
 
     def output(self, layer: int, heads: Sequence[int], change: Tensor) -> Tensor:
         """See `Products.output`."""
         low_heads = self._low_heads(layer, "output", heads)
         if not low_heads:
             return self._own.output(layer, heads, change)
-        out = self._low(layer, "output", "W_O", heads, change)
-        for i, head in enumerate(heads):
-            if head not in low_heads:
-                out[i] = self._own.output(layer, [head], change[i : i + 1])
-        return out.sum(dim=0)
+
+        def low() -> Tensor:
+            return self._low(layer, "output", "W_O", heads, change)
+
+        def own(i: int) -> Tensor:
+            return self._own.output(layer, [heads[i]], change[i : i + 1])
+
+        return self._side_by_side(low, own, heads, low_heads, (change,)).sum(dim=0)
+
+    def _side_by_side(
+        self,
+        low: Callable[[], Tensor],
+        own: Callable[[int], Tensor],
+        heads: Sequence[int],
+        low_heads: set[int],
+        inputs: tuple[Tensor, ...],
+    ) -> Tensor:
+        """The low product of all heads, with the high ones' own products in their places."""
+        high = [i for i, head in enumerate(heads) if head not in low_heads]
+        if not high:
+            return low()
+        streams = self._shared.streams
+        with streams.on("low", *inputs):
+            out = low()
+        with streams.on("high", *inputs):
+            made = [own(i) for i in high]
+        streams.join("low", out)
+        streams.join("high", *made)
+        for i, product in zip(high, made, strict=True):
+            out[i] = product
+        return out
 
     def hidden(self, layer: int, x_now: Tensor) -> dict[str, Tensor]:
         """See `Products.hidden`; in few bits, too."""
