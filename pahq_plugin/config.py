@@ -180,7 +180,7 @@ def part_and_layer(name: str) -> tuple[str, int | None]:
     Raises:
         ConfigError: no such name.
     """
-    found = re.fullmatch(r"blocks\.(\d+)\.(qkv|output|scores|values|mlp)", str(name))
+    found = re.fullmatch(r"blocks\.(0|[1-9][0-9]*)\.(qkv|output|scores|values|mlp)", str(name))
     if found:
         return found[2], int(found[1])
     if name == UNEMBED:

@@ -128,6 +128,8 @@ class IncrementalEngine:
         check_parts(self._model.cfg, precision)
         self.catch_up()
         self._last = None
+        for state in self._states:
+            state.forget_screened()
         self._screen = _Screen(self._model, self._own, precision)
 
     # The protocol --------------------------------------------------------------------------------

@@ -137,6 +137,10 @@ class BatchState:
         self._bases.clear()
         self._hidden.clear()
 
+    def forget_screened(self) -> None:
+        """Forget what was made in few bits: the formats have changed."""
+        self._hidden.clear()
+
     def next_round(self) -> None:
         """Tell the memos that a pass begins."""
         self._held.next_round()
