@@ -16,8 +16,7 @@ policies   every policy in int8
 ablations  bits, E4M3 against E5M2, formats of MLPs, parts, the paper's recipe step by step to ours
 =========  ==========================================================================================
 
-Results go to ``benchmarks/results/precision-SET.json``, one entry per search, with their context. The
-switch of CUDA streams is measured by ``benchmarks.streams``.
+Results go to ``benchmarks/results/precision-SET.json``, one entry per search, with their context.
 """
 
 from __future__ import annotations

@@ -515,7 +515,7 @@ def test_the_stats_of_a_search(engine: str) -> None:
 
 def test_re_evaluated_edges_are_exact() -> None:
     model, prompts = small_edges(), loader()
-    result = discover(model, prompts, threshold=0.003)
+    result = discover(model, prompts, threshold=0.3)  # keeps few: where most are kept none is screened
     exact = sum(decision.exact for decision in result.decisions)
     assert 0 < exact < len(result.decisions)
     all_exact = pahq.PrecisionConfig(low="int8", guard=math.inf)
