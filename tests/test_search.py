@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pahq_plugin.engine.host import HostEngine
-from pahq_plugin.guard import AUDIT_EVERY, GuardBand, fixed_band
+from pahq_plugin.guard import AUDIT_EVERY, SAMPLE, GuardBand, fixed_band
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.model import borrowed
 from pahq_plugin.host.patching import collect_batches, prepare
@@ -337,7 +337,7 @@ def test_auto_calibrates_on_the_whole_model() -> None:
     engine = FakeEngine(random_loss(order, 1), noise=relative_noise(1, 0.5))
     guard = make_guard(engine, order, 0.5, "auto", seed=0)
     assert guard is not None and not guard.fixed and guard.threshold == 0.5
-    assert len(engine.asked_exactly) == 24 == len(set(engine.asked_exactly))
+    assert len(engine.asked_exactly) == SAMPLE == len(set(engine.asked_exactly))
     assert engine.evaluations == 48 and not engine.removed
     quiet = FakeEngine(random_loss(order, 1), noise=relative_noise(1, 1e-6))
     narrow = make_guard(quiet, order, 0.5, "auto", seed=0)
