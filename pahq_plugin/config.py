@@ -91,8 +91,12 @@ class PrecisionConfig:
     masters: Literal["auto", "device", "host"] = "auto"
 
     def __post_init__(self) -> None:
-        pairs = self.formats.items() if isinstance(self.formats, Mapping) else self.formats
-        object.__setattr__(self, "formats", tuple(sorted((part, name) for part, name in pairs)))
+        try:
+            object.__setattr__(self, "formats", tuple(sorted(dict(self.formats).items())))
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"formats={self.formats!r} must be formats by part, such as {{'blocks.3.mlp': 'bf16'}}"
+            ) from None
         for part in dict(self.formats):
             part_and_layer(part)
         for flag, name in (("low", self.low), ("mlp", self.mlp), *self.formats):

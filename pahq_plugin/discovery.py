@@ -20,6 +20,7 @@ from pahq_plugin.backend import mixed_precision, model_device
 from pahq_plugin.catalogue import Method, get_method, refuse_unused
 from pahq_plugin.config import (
     DEFAULT_THRESHOLD,
+    FULL_PRECISION,
     PrecisionConfig,
     SearchConfig,
     default_precision,
@@ -45,6 +46,7 @@ from pahq_plugin.host.patching import check_one_length, collect_batches, first_b
 from pahq_plugin.hybrid import calibrate, configured
 from pahq_plugin.measure import forward_seconds, measured
 from pahq_plugin.metrics import Metric, check_answers, logit_diff, resolve_metric
+from pahq_plugin.policy import check_parts
 from pahq_plugin.progress import progress_bar
 from pahq_plugin.result import Decision, Discovery, Stats
 from pahq_plugin.search import Sweep, make_guard
@@ -124,6 +126,7 @@ def discover(
     check_patchable(model)
     if chosen.needs_heads:
         check_transformer(model, chosen.name)
+        check_parts(model.cfg, precision or FULL_PRECISION)
     if n_edges is not None:
         check_circuit_size(n_edges, len(model.edges))
     check_true_edges(chosen, model, true_edges)

@@ -118,7 +118,7 @@ def kernels_of(device: torch.device) -> dict[str, Kernel]:
     """The kernels of a device by format."""
     if device.type == "cpu":
         return {"int8": VNNI} if cpu_has_vnni() else {}
-    if device.type != "cuda":
+    if device.type != "cuda" or not hasattr(functional, "scaled_mm"):  # PyTorch before 2.10
         return {}
     capability = torch.cuda.get_device_capability(device)
     found = {"bf16": HALF, "fp16": HALF} if capability >= (8, 0) else {}

@@ -8,6 +8,7 @@ be asked for to nine digits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
@@ -33,6 +34,7 @@ from tests.helpers.small import (
     logits,
     patchable,
     signal_to_noise,
+    small_model,
     tokens,
     transformer,
 )
@@ -417,3 +419,15 @@ def test_formats_without_a_kernel_are_refused_where_one_is_demanded(
     here = ", ".join(kernels_of(torch.device("cpu"))) or "none"
     assert all(word in message for word in ("fp8_e5m2", "native", f"have one: {here}", "auto")), message
     before.assert_unchanged()
+
+
+@pytest.mark.parametrize("formats", [5, [1], "ab"])
+def test_formats_that_are_no_pairs_are_refused(formats: Any) -> None:
+    with pytest.raises(ConfigError, match=r"must be formats by part, such as"):
+        PrecisionConfig(formats=formats)
+
+
+def test_a_part_that_the_model_lacks_is_refused_where_nothing_is_screened() -> None:
+    precision = PrecisionConfig(low="int8", guard=math.inf, formats={"blocks.9.mlp": "bf16"})
+    with pytest.raises(ConfigError, match=r"blocks\.9\.mlp.*blocks 0 to 1"):
+        discover(small_model(), loader(), precision=precision, progress=False)
