@@ -9,6 +9,8 @@ screened effect e lies within ``g |e| + 8 floor`` of the threshold is decided ag
 2. *Watch*: every edge that is decided in FP32 (inside the band, or a seeded one in 128 outside it)
    shows another difference. One beyond half the band widens the band, and the search goes back to
    the first decision that the wider band puts in doubt.
+3. *Drift*: whenever the FP32 loss becomes known, it shows how far the last screened row was off.
+   That error grows with what is gone in a row, and so the band does, for the edges since then.
 
 What is guaranteed: a decision marked exact is FP32's, and every edge of the circuit is decided so (see
 `search`). What is measured, not proved: that no edge removed on a screened effect outside the band
@@ -24,6 +26,9 @@ from statistics import median
 
 RELATIVE = 0.3
 FLOOR_MULTIPLE = 8.0
+DRIFTS = 4.0
+"""An effect is the difference of two rows, and a row may be twice as far off as the one measured."""
+
 SAMPLE = 12
 AUDIT_EVERY = 128
 FLOOR_OF_FP32 = 1e-7
@@ -32,7 +37,7 @@ FLOOR_OF_FP32 = 1e-7
 
 @dataclass
 class GuardBand:
-    """Half-width ``relative * |effect| + 8 floor`` around the threshold.
+    """Half-width ``relative * |effect| + 8 floor + 4 drift * gone`` around the threshold.
 
     Attributes:
         threshold: the search's threshold.
@@ -40,6 +45,8 @@ class GuardBand:
         floor: additive noise, in units of the loss.
         fixed: whether the width was set by the user and never changes.
         widened: how often watching made it wider.
+        drift: error of the loss of a screened row, over the sum of the absolute effects of the edges
+            that are gone in it (`gone`, in units of the loss).
     """
 
     threshold: float
@@ -47,14 +54,21 @@ class GuardBand:
     floor: float
     fixed: bool = False
     widened: int = 0
+    drift: float = 0.0
 
-    def doubts(self, effect: float) -> bool:
+    def doubts(self, effect: float, gone: float = 0.0) -> bool:
         """Whether a screened effect is too near the threshold."""
-        return math.isinf(self.relative) or (abs(effect - self.threshold) < self.half_width(effect))
+        width = self.half_width(effect, gone)
+        return math.isinf(self.relative) or abs(effect - self.threshold) < width
 
-    def half_width(self, effect: float) -> float:
+    def half_width(self, effect: float, gone: float = 0.0) -> float:
         """Half-width of the band at a screened effect."""
-        return self.relative * abs(effect) + FLOOR_MULTIPLE * self.floor
+        return self.relative * abs(effect) + FLOOR_MULTIPLE * self.floor + DRIFTS * self.drift * gone
+
+    def see_drift(self, off: float, gone: float) -> None:
+        """Take in by how much the loss of a screened row was off."""
+        if not self.fixed and gone > 0:
+            self.drift = max(self.drift, off / gone)
 
     def watch(self, screened: float, exact: float) -> bool:
         """Take in one more pair of effects; returns whether the band had to be widened.

@@ -12,7 +12,7 @@ before had gone as predicted:
 4. where most edges would be decided again, they are measured in FP32 at once;
 5. edges removed on screened effects are confirmed together, whenever the engine knows the FP32 loss:
    if its change leaves room for one of them to reach the threshold, they are all decided again in
-   FP32.
+   FP32; if it shows that rows are noisier than the band allows for, those now in doubt are.
 
 The decisions are those of the sequential algorithm, whatever the engine measured ahead.
 """
@@ -22,6 +22,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from pahq_plugin.engine import Engine
 from pahq_plugin.guard import AUDIT_EVERY, SAMPLE, GuardBand, calibrated_band, fixed_band
@@ -154,23 +155,38 @@ class Sweep:
 
     def _confirm(self) -> bool:
         """Whether the FP32 loss, as far as it is known, rules out that an edge removed since it was
-        last known should have been kept; if not, all these are taken back and decided in FP32.
-
-        Their screened effects add up to about the change of the loss. For one of them to be wrong the
-        sum has to be off by what that effect lacks of the threshold.
+        last known should have been kept; if not, the edges in question are taken back and decided in
+        FP32.
         """
         (at, before), after = self._confirmed, self._engine.present_loss
         if self._guard is None or before is None or after is None:
             return True
-        removed = [d for d in self.decisions[at:] if not d.kept]
-        screened = [d.effect for d in removed if not d.exact]
-        off = abs(after - before - sum(d.effect for d in removed))
-        if screened and off >= self._threshold - max(screened):
-            self._audits |= {decision.edge for decision in self.decisions[at:]}
-            self._go_back(at)
+        in_question = self._in_question(self._guard, self.decisions[at:], after - before)
+        if in_question:
+            self._audits |= {self.decisions[at + i].edge for i in in_question}
+            self._go_back(at + in_question[0])
             return False
         self._confirmed = len(self.decisions), after
         return True
+
+    def _in_question(self, guard: GuardBand, batch: Sequence[Decision], change: float) -> Sequence[int]:
+        """Which of the decisions since the FP32 loss was last known its ``change`` since then does not
+        confirm.
+
+        The screened effects of the removed edges add up to about the change of the loss. For one of
+        them to be wrong alone, the sum has to be off by what that effect lacks of the threshold. An
+        error of one row enters two effects with opposite signs and cancels in the sum, but what the
+        sum is off by is the last row's error, and so shows how wide the band has to be for the others.
+        """
+        gone = list(accumulate(0.0 if d.kept else abs(d.effect) for d in batch))
+        screened = [i for i, d in enumerate(batch) if not d.exact]
+        if not screened:
+            return []
+        off = abs(change - sum(d.effect for d in batch if not d.kept))
+        if off >= self._threshold - max(batch[i].effect for i in screened):
+            return range(len(batch))
+        guard.see_drift(off, gone[-1])
+        return [i for i in screened if guard.doubts(batch[i].effect, gone[i])]
 
     def _rewind(self, guard: GuardBand) -> None:
         """Go back to the first screened decision that the widened band doubts."""
@@ -196,6 +212,7 @@ class Sweep:
                 "relative": self._guard.relative,
                 "floor": self._guard.floor,
                 "widened": self._guard.widened,
+                "drift": self._guard.drift,
             }
 
 

@@ -506,7 +506,7 @@ def test_the_stats_of_a_search(engine: str) -> None:
     )
     assert exact.evaluations > 10 and mixed.evaluations > exact.evaluations
     assert exact.re_evaluations == 0 < mixed.re_evaluations <= len(model.edges)
-    assert exact.guard == {} and set(mixed.guard) == {"relative", "floor", "widened"}
+    assert exact.guard == {} and set(mixed.guard) == {"relative", "floor", "widened", "drift"}
     for stats in (exact, mixed):
         assert stats.seconds > 0 and stats.forward_equivalents > 0
         assert stats.peak_bytes > 2**20

@@ -45,6 +45,21 @@ def test_noise_within_the_band_never_flips_a_trusted_decision(
         assert (exact < threshold) == (effect < threshold)
 
 
+def test_the_band_grows_with_what_is_gone_once_a_row_was_seen_off() -> None:
+    """Off by 1/8 with 1/2 gone: a quarter of what is gone, so four quarters of 1/4 make the band wide."""
+    band = GuardBand(1.0, 0.0, 0.0)
+    assert not band.doubts(0.76, gone=0.25)
+    band.see_drift(0.125, 0.5)
+    assert band.doubts(0.76, gone=0.25) and not band.doubts(0.74, gone=0.25)
+    assert not band.doubts(0.76)
+    band.see_drift(0.001, 0.5)
+    band.see_drift(0.001, 0.0)
+    assert band.drift == 0.25
+    fixed = fixed_band(1.0, 0.1)
+    fixed.see_drift(0.125, 0.5)
+    assert fixed.drift == 0.0
+
+
 @given(effect=EFFECTS, threshold=THRESHOLDS)
 def test_fixed_bands_of_zero_and_infinity(effect: float, threshold: float) -> None:
     assert not fixed_band(threshold, 0.0).doubts(effect)

@@ -256,6 +256,21 @@ def test_a_rewind_keeps_what_the_wider_band_still_trusts() -> None:
     assert order[0] not in engine.asked_exactly
 
 
+def test_an_error_of_one_row_that_cancels_in_the_sum_is_found_by_the_drift() -> None:
+    """Row 1 is off by 0.5: edge 0 seems 0.5 more, edge 1, really 1.2, 0.5 less, outside the band of
+    30 %. The sum is right but for the last row, off by 0.1 with 1.5 gone: the band and 4 * 0.1 / 1.5
+    of the 1.2 gone make edge 1 doubtful."""
+    order = edges(3)
+    exact = dict(zip(order, (0.0, 1.2, 0.2), strict=True))
+    screened = dict(zip(order, (0.5, 0.7, 0.3), strict=True))
+    engine = FakeEngine(
+        additive_loss(exact), lookahead=3, noise=lambda edge, _: screened[edge], knows_loss=True
+    )
+    sweep = Sweep(engine, order, 1.0, GuardBand(1.0, relative=0.3, floor=0.0))
+    assert [decision.kept for decision in sweep.run()] == [False, True, False]
+    assert engine.asked_exactly == [order[1]]
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=SEEDS, lookahead=st.integers(1, 8), size=st.floats(0, 3))
 def test_the_sweep_ends_and_exact_decisions_are_right_whatever_the_noise(
