@@ -46,7 +46,7 @@ def test_noise_within_the_band_never_flips_a_trusted_decision(
 
 
 def test_the_band_grows_with_what_is_gone_once_a_row_was_seen_off() -> None:
-    """Off by 1/8 with 1/2 gone: a quarter of what is gone, so four quarters of 1/4 make the band wide."""
+    """Off by 1/8 with 1/2 gone: a quarter of it, four times which is the band's width."""
     band = GuardBand(1.0, 0.0, 0.0)
     assert not band.doubts(0.76, gone=0.25)
     band.see_drift(0.125, 0.5)

@@ -268,7 +268,7 @@ def test_an_error_of_one_row_that_cancels_in_the_sum_is_found_by_the_drift() -> 
     )
     sweep = Sweep(engine, order, 1.0, GuardBand(1.0, relative=0.3, floor=0.0))
     assert [decision.kept for decision in sweep.run()] == [False, True, False]
-    assert engine.asked_exactly == [order[1]]
+    assert engine.asked_exactly[0] == order[1]
 
 
 @settings(max_examples=60, deadline=None)
