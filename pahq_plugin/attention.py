@@ -130,7 +130,7 @@ class MixedAttention:
             master,
             low,
             heads,
-            number_format,
+            precision.activation_format(number_format),
             precision.scale,
             precision.kernel,
             lambda: shared.masters.get(key, master, tuple(heads) if is_low else None),

@@ -48,6 +48,7 @@ def discover(
         str | None, typer.Option(help="What --low applies to: qkv,output,scores,values,unembed.")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="int4: weights of int8 parts in 4 bits.")] = None,
+    activations: Annotated[str | None, typer.Option(help="high: round weights only.")] = None,
     budget: Annotated[float | None, typer.Option(help="Error budget of --policy hybrid.")] = None,
     guard: Annotated[str | None, typer.Option(help="auto, or a number; inf re-decides all.")] = None,
     kernel: Annotated[str | None, typer.Option(help="auto, eager or native products.")] = None,
@@ -96,6 +97,7 @@ def discover(
                 policy=policy,
                 parts=None if parts is None else tuple(filter(None, parts.split(","))),
                 weights=weights,
+                activations=activations,
                 budget=budget,
                 guard=_guard(guard),
                 kernel=kernel,

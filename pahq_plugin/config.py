@@ -67,13 +67,16 @@ class PrecisionConfig:
         operands: what the incremental engine puts through few bits: ``"changes"`` from the present
             state, whose rounding errors are proportional to the change, or whole ``"values"``, as
             the patching backend and the host engine always do.
+        activations: ``"high"`` rounds weights only: what they are multiplied with stays as it is, and
+            so does the arithmetic.
         kernel: ``"auto"`` multiplies with a real low-precision kernel where the device has one
             (`pahq_plugin.kernels`), ``"eager"`` with the reference arithmetic, which is exact in its
             numerics and not faster than FP32; ``"native"`` refuses a format that has no kernel.
 
     Raises:
         ConfigError: an unknown name, a format that cannot hold activations, a guard or budget out of
-            range, or a budget for another policy than ``"hybrid"``.
+            range, a budget for another policy than ``"hybrid"``, or parts that have no weights where
+            activations stay high.
     """
 
     low: str = "fp8_e4m3"
@@ -83,6 +86,7 @@ class PrecisionConfig:
     guard: Literal["auto"] | float = "auto"
     parts: tuple[Part, ...] = ("qkv", "output")
     operands: Literal["changes", "values"] = "changes"
+    activations: Literal["low", "high"] = "low"
     kernel: Demand = "auto"
     formats: tuple[tuple[str, str], ...] | Mapping[str, str] = ()
     weights: Literal["int4"] | None = None
@@ -116,6 +120,7 @@ class PrecisionConfig:
 
         if self.operands not in ("changes", "values"):
             raise ConfigError(f'operands={self.operands!r} must be "changes" or "values"')
+        self._check_activations()
         check_demand(self.kernel)
         if any(name not in STREAMS for name in self.streams):
             raise ConfigError(f"streams={self.streams!r} must be names of {', '.join(STREAMS)}")
@@ -134,6 +139,17 @@ class PrecisionConfig:
                 f"budget={self.budget!r} must be a finite number above 0, for example {DEFAULT_BUDGET}"
             )
 
+    def _check_activations(self) -> None:
+        if self.activations not in ("low", "high"):
+            raise ConfigError(f'activations={self.activations!r} must be "low" or "high"')
+        without_weights = [part for part, used in self._formats.items() if used.is_low]
+        without_weights = [part for part in without_weights if part.endswith(("scores", "values"))]
+        if self.activations == "high" and without_weights:
+            raise ConfigError(
+                f'activations="high" leaves nothing to round in {without_weights[0]}, which has no '
+                'weights; leave it out, or say activations="low"'
+            )
+
     @cached_property
     def _formats(self) -> dict[str, NumberFormat]:
         """Formats by part: without a layer for all blocks, with one for a single block."""
@@ -145,6 +161,10 @@ class PrecisionConfig:
         """The format of a part of a block that is not high, or of ``"unembed"``."""
         own = self._formats.get(f"blocks.{layer}.{part}")
         return self._formats[part] if own is None else own
+
+    def activation_format(self, weights: NumberFormat) -> NumberFormat:
+        """The format of activations that are multiplied with weights of a part in another."""
+        return get_format("fp32") if self.activations == "high" else weights
 
     def weight_format(self, activations: NumberFormat) -> NumberFormat:
         """The format of weights that are multiplied with activations in another."""

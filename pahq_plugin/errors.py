@@ -41,3 +41,8 @@ class MetricError(PahqError):
 
 class ResultError(PahqError):
     """A result file is missing, damaged, or belongs to another model."""
+
+
+class ExportError(PahqError):
+    """An export cannot be written or read: a missing extra, a foreign or damaged file, a part of the
+    model that no graph can hold."""

@@ -76,4 +76,5 @@ class MixedMLP:
         if high.everything or self.layer in high.mlps or not number_format.is_low:
             return high_product(x, shared.masters.get(key, master))
         low = shared.low_copy(key, master, number_format)
-        return low_product(x, master, low, number_format, precision.scale, demand=precision.kernel)
+        used = precision.activation_format(number_format)
+        return low_product(x, master, low, used, precision.scale, demand=precision.kernel)

@@ -35,7 +35,12 @@ class MixedUnembedding:
         else:
             copy = shared.low_copy(WEIGHT, module.W_U, number_format)
             logits = low_product(
-                residual, module.W_U, copy, number_format, precision.scale, demand=precision.kernel
+                residual,
+                module.W_U,
+                copy,
+                precision.activation_format(number_format),
+                precision.scale,
+                demand=precision.kernel,
             )
         return (logits + module.b_U).to(module.cfg.dtype)
 

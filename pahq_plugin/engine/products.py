@@ -258,10 +258,11 @@ class ScreenedProducts:
         precision = self._shared.precision
         number_format = precision.format_of("unembed")
         copy = self._copy(WEIGHT, self._weight, number_format)
+        used = precision.activation_format(number_format)
 
         def logits(x: Tensor, words: slice) -> Tensor:
             some, master = copy.columns(words), self._weight[:, words]
-            return low_product(x, master, some, number_format, precision.scale, demand=precision.kernel)
+            return low_product(x, master, some, used, precision.scale, demand=precision.kernel)
 
         return logits
 
@@ -277,7 +278,8 @@ class ScreenedProducts:
         number_format = precision.format_of(part, layer)
         master = getattr(self._blocks[layer].attn, name)
         copy = of_heads(self._copy(f"blocks.{layer}.attn.{name}", master, number_format), heads)
-        return low_product(x, master, copy, number_format, precision.scale, 0, precision.kernel)
+        used = precision.activation_format(number_format)
+        return low_product(x, master, copy, used, precision.scale, 0, precision.kernel)
 
     def _low_mlp(self, layer: int, name: str, x: Tensor) -> Tensor:
         """``x [..., d_in]`` times a low weight of the MLP, ``[..., d_out]``."""
@@ -285,7 +287,8 @@ class ScreenedProducts:
         master = getattr(self._blocks[layer].mlp, name)
         copy = self._copy(f"blocks.{layer}.mlp.{name}", master, number_format)
         precision = self._shared.precision
-        return low_product(x, master, copy, number_format, precision.scale, demand=precision.kernel)
+        used = precision.activation_format(number_format)
+        return low_product(x, master, copy, used, precision.scale, demand=precision.kernel)
 
     def _copy(self, name: str, master: Tensor, number_format: NumberFormat) -> Quantised:
         """The low copy of a weight; its content is checked once only."""

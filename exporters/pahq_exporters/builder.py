@@ -1,0 +1,168 @@
+"""A thin layer over ``onnx.helper``: values by name, scopes, constants kept once.
+
+Graphs are built by hand because an automatic export turns the scaled weights into ``Cast`` and ``Mul``,
+which ONNX Runtime folds back into FP32 when it loads the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+OPSET = 21
+IR_VERSION = 10
+
+SHARED_BYTES = 1024
+"""Constants up to this size are kept once, whatever they are called."""
+
+STORED = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float8_e4m3fn: TensorProto.FLOAT8E4M3FN,
+    torch.float8_e5m2: TensorProto.FLOAT8E5M2,
+    torch.int8: TensorProto.INT8,
+    torch.bfloat16: TensorProto.BFLOAT16,
+    torch.float16: TensorProto.FLOAT16,
+    torch.int64: TensorProto.INT64,
+    torch.bool: TensorProto.BOOL,
+}
+"""ONNX element types of torch's."""
+
+
+class Builder:
+    """Collects the nodes of one graph.
+
+    Methods that add a node return the name of its (first) output.
+    """
+
+    def __init__(self) -> None:
+        self.initialisers: dict[str, TensorProto] = {}
+        self._nodes: list[onnx.NodeProto] = []
+        self._scope: list[str] = []
+        self._count = 0
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Nodes added inside have names that start with ``name``."""
+        self._scope.append(name)
+        try:
+            yield
+        finally:
+            self._scope.pop()
+
+    def name(self, kind: str) -> str:
+        """A new name."""
+        self._count += 1
+        return "/".join([*self._scope, f"{kind}_{self._count}"])
+
+    def op(self, kind: str, *inputs: str, **attributes: object) -> str:
+        """Add a node with one output."""
+        return self.ops(kind, 1, *inputs, **attributes)[0]
+
+    def ops(self, kind: str, n_outputs: int, *inputs: str, **attributes: object) -> list[str]:
+        """Add a node with several outputs."""
+        name = self.name(kind)
+        outputs = [name] if n_outputs == 1 else [f"{name}.{i}" for i in range(n_outputs)]
+        self._nodes.append(helper.make_node(kind, list(inputs), outputs, name=name, **attributes))
+        return outputs
+
+    def tensor(self, name: str, value: Tensor) -> str:
+        """An initialiser of that name, in the dtype of ``value``."""
+        proto = TensorProto()
+        proto.name, proto.data_type = name, STORED[value.dtype]
+        proto.dims.extend(value.shape)
+        plain = value.detach().cpu().contiguous()
+        proto.raw_data = plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+        self.initialisers[name] = proto
+        return name
+
+    def constant(self, value: object, dtype: type = np.float32) -> str:
+        """A small constant; equal ones are kept once."""
+        array = np.asarray(value, dtype=dtype)
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self._constants:
+            name = f"constant_{len(self._constants)}"
+            self.initialisers[name] = numpy_helper.from_array(array, name)
+            self._constants[key] = name
+        return self._constants[key]
+
+    def integers(self, *values: int) -> str:
+        """A constant list of integers."""
+        return self.constant(values, np.int64)
+
+    def scalar(self, value: int) -> str:
+        """A constant integer without axes."""
+        return self.constant(value, np.int64)
+
+    def reshape(self, x: str, *shape: int | str) -> str:
+        """``x`` in another shape; a string names a value that holds one dimension, ``[1]``."""
+        if all(isinstance(size, int) for size in shape):
+            return self.op("Reshape", x, self.integers(*shape))  # type: ignore[arg-type]
+        return self.op("Reshape", x, self.shape(*shape))
+
+    def shape(self, *sizes: int | str) -> str:
+        """A list of dimensions, some of which are known only at run time."""
+        parts = [self.integers(s) if isinstance(s, int) else s for s in sizes]
+        return self.op("Concat", *parts, axis=0)
+
+    def dimension(self, x: str, axis: int) -> str:
+        """The size of one axis, ``[1]``."""
+        end = {} if axis == -1 else {"end": axis + 1}
+        return self.op("Shape", x, start=axis, **end)
+
+    def slice(self, x: str, axis: int, first: int, last: int, step: int = 1) -> str:
+        """Part of one axis."""
+        return self.op(
+            "Slice", x, self.integers(first), self.integers(last), self.integers(axis), self.integers(step)
+        )
+
+    def branch(
+        self, condition: str, then: Callable[[], Sequence[str]], other: Callable[[], Sequence[str]]
+    ) -> list[str]:
+        """The values of ``then`` where ``condition`` holds, of ``other`` elsewhere.
+
+        Both add their nodes to a graph of their own and may read any value made before.
+        """
+        branches = {"then_branch": self._subgraph(then), "else_branch": self._subgraph(other)}
+        count = len(branches["then_branch"].output)
+        return self.ops("If", count, condition, **branches)
+
+    def _subgraph(self, fill: Callable[[], Sequence[str]]) -> onnx.GraphProto:
+        outer, self._nodes = self._nodes, []
+        try:
+            # An output has to be made inside, not only read from outside.
+            outputs = [self.op("Identity", value) for value in fill()]
+            infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+            return helper.make_graph(self._nodes, self.name("branch"), [], infos)
+        finally:
+            self._nodes = outer
+
+    def model(
+        self,
+        name: str,
+        inputs: Sequence[onnx.ValueInfoProto],
+        outputs: Sequence[onnx.ValueInfoProto],
+        metadata: dict[str, str],
+    ) -> onnx.ModelProto:
+        """The finished model."""
+        graph = helper.make_graph(
+            self._nodes, name, list(inputs), list(outputs), list(self.initialisers.values())
+        )
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="pahq_exporters",
+        )
+        helper.set_model_props(model, metadata)
+        return model
+
+    def rename(self, value: str, name: str) -> None:
+        """Give a value the public name of an output."""
+        self._nodes.append(helper.make_node("Identity", [value], [name], name=f"output/{name}"))

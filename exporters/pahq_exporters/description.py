@@ -1,0 +1,219 @@
+"""What an exported graph is: its nodes, edges, inputs and precision, kept in the file's metadata.
+
+Only the standard library is used, so that a deployment reads it without PyTorch.
+
+The host's factorized graph is regular: the inputs of block l read the first so many sources. An edge is
+therefore any pair of a destination and one of the first ``reads`` sources, named as in the host:
+``"A0.1->MLP 2"``, ``"MLP 0->A1.3.Q"``, ``"Resid Start->Resid End"``. Sources stand in the order of the
+host's ``src_idx``, destinations by block, with a block's heads before its MLP, their Q before K before
+V, and head by head; ``Resid End`` is the last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from pahq_plugin.errors import ExportError, GraphError
+
+METADATA_KEY = "pahq"
+FORMAT_VERSION = 1
+
+GraphKind = Literal["dense", "sweep"]
+HighKind = Literal["input", "fixed", "none"]
+
+SLOTS = ("q", "k", "v", "attn", "mlp", "output")
+"""Which input of its unit a destination is, by the number that the sweep graph takes."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """One destination node.
+
+    Attributes:
+        name: the host's, such as ``"A0.1.Q"``.
+        layer: the transformer block; the number of blocks for the output.
+        slot: one of `SLOTS`.
+        head: index of the head; -1 for an MLP or the output.
+        reads: it reads the sources ``0 .. reads - 1``.
+    """
+
+    name: str
+    layer: int
+    slot: str
+    head: int
+    reads: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """An exported graph.
+
+    Attributes:
+        graph: ``"dense"`` or ``"sweep"``.
+        id: digest of the model, the precision and the options; the file of FP32 heads has the same.
+        source_model: the name of the exported model.
+        n_layers: transformer blocks; ``n_heads``, ``d_head`` and ``d_model`` are theirs.
+        n_ctx: longest prompt.
+        d_vocab: tokens ``0 .. d_vocab - 1`` are known; ``d_vocab_out`` logits come out.
+        start_layer: the block that the graph starts with.
+        n_earlier: sources of the blocks before that, 0 if it starts with tokens.
+        positions: ``"all"``: logits at every position; ``"last"``: at the last, without an axis of
+            positions; ``"not_first"``: at all but the first.
+        high: how the head in FP32 is chosen: at run time, fixed at export, or none is.
+        fixed_head: that head, ``(layer, head)``.
+        sources: names of sources by index.
+        destinations: destinations by index.
+        precision: the `PrecisionConfig` as JSON values; ``None`` for FP32.
+        versions: of the libraries that wrote the file.
+        heads_file: name of the file of FP32 heads, in the folder of the graph.
+    """
+
+    graph: GraphKind
+    id: str
+    source_model: str
+    n_layers: int
+    n_heads: int
+    d_head: int
+    d_model: int
+    n_ctx: int
+    d_vocab: int
+    d_vocab_out: int
+    start_layer: int
+    n_earlier: int
+    positions: str
+    high: HighKind
+    fixed_head: tuple[int, int] | None
+    sources: tuple[str, ...]
+    destinations: tuple[Destination, ...]
+    precision: dict[str, Any] | None
+    versions: dict[str, str]
+    heads_file: str | None
+
+    @cached_property
+    def _source_index(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.sources)}
+
+    @cached_property
+    def _destination_index(self) -> dict[str, int]:
+        return {dest.name: i for i, dest in enumerate(self.destinations)}
+
+    def edges(self) -> Iterator[str]:
+        """Names of all edges, destinations in their order, then sources in theirs."""
+        for dest in self.destinations:
+            for name in self.sources[: dest.reads]:
+                yield f"{name}->{dest.name}"
+
+    @property
+    def n_edges(self) -> int:
+        """How many edges the graph has."""
+        return sum(dest.reads for dest in self.destinations)
+
+    def index_of(self, edge: object) -> tuple[int, int]:
+        """Destination and source index of an edge.
+
+        Args:
+            edge: a name such as ``"A0.1->MLP 2"``, or a host ``Edge``.
+
+        Raises:
+            GraphError: no such edge in this graph; says which end is wrong.
+        """
+        name = edge if isinstance(edge, str) else getattr(edge, "name", None)
+        if not isinstance(name, str):
+            raise GraphError(f"{edge!r} is no edge; write one like {self._example()!r}")
+        if getattr(edge, "seq_idx", None) is not None:
+            raise GraphError(f"edge {name!r} is of one position; exported graphs patch all positions")
+        src, arrow, dest = name.partition("->")
+        if not arrow:
+            raise GraphError(f"{name!r} is no edge; edges are named like {self._example()!r}")
+        if src not in self._source_index:
+            raise GraphError(f"edge {name!r}: no source {src!r} in this graph; {self._known()}")
+        if dest not in self._destination_index:
+            raise GraphError(f"edge {name!r}: no destination {dest!r} in this graph; {self._known()}")
+        to, at = self._destination_index[dest], self._source_index[src]
+        if at >= self.destinations[to].reads:
+            raise GraphError(f"edge {name!r}: {dest} does not read {src}, which is not before it")
+        return to, at
+
+    def indices(self, edges: Iterable[object]) -> list[tuple[int, int]]:
+        """`index_of` each edge."""
+        return [self.index_of(edge) for edge in edges]
+
+    def check_head(self, head: object) -> tuple[int, int]:
+        """``(layer, head)``.
+
+        Raises:
+            GraphError: no such head in this graph.
+        """
+        pair = isinstance(head, (tuple, list)) and len(head) == 2
+        if not pair or not all(type(part) is int for part in head):  # type: ignore[union-attr]
+            raise GraphError(f"head {head!r} must be a pair (layer, head) of integers")
+        layer, index = head  # type: ignore[misc]
+        if not (self.start_layer <= layer < self.n_layers and 0 <= index < self.n_heads):
+            raise GraphError(
+                f"no head {index} in layer {layer}; this graph has layers {self.start_layer} to "
+                f"{self.n_layers - 1} with heads 0 to {self.n_heads - 1}"
+            )
+        return layer, index
+
+    def _example(self) -> str:
+        return f"{self.sources[0]}->{self.destinations[0].name}"
+
+    def _known(self) -> str:
+        return (
+            f"sources are {self.sources[0]!r} to {self.sources[-1]!r}, "
+            f"destinations {self.destinations[0].name!r} to {self.destinations[-1].name!r}"
+        )
+
+    def to_json(self) -> str:
+        """The metadata entry."""
+        return json.dumps({"format": FORMAT_VERSION, **asdict(self)}, allow_nan=False)
+
+
+def from_json(text: str | None, path: object) -> Description:
+    """The description in a metadata entry.
+
+    Args:
+        text: the entry under `METADATA_KEY`; ``None`` if there is none.
+        path: the file, for messages.
+
+    Raises:
+        ExportError: the file was not written by this package, or by another version of it.
+    """
+    if text is None:
+        raise ExportError(
+            f"{path} is an ONNX file, but not one of ours (no {METADATA_KEY!r} in its metadata); "
+            "make one with: pahq export"
+        )
+    try:
+        values = json.loads(text)
+        version = values.pop("format")
+        if version != FORMAT_VERSION:
+            raise ExportError(f"{path} has format {version!r}; this version reads {FORMAT_VERSION}")
+        values["destinations"] = tuple(Destination(**entry) for entry in values["destinations"])
+        values["sources"] = tuple(values["sources"])
+        fixed = values["fixed_head"]
+        values["fixed_head"] = None if fixed is None else tuple(fixed)
+        description = Description(**values)
+        _check(description)
+        return description
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ExportError(f"{path}: the description of the graph is damaged ({error})") from None
+
+
+def _check(description: Description) -> None:
+    """What later code relies on."""
+    for dest in description.destinations:
+        if dest.slot not in SLOTS or not 0 < dest.reads <= len(description.sources):
+            raise ValueError(f"destination {dest.name!r}")
+    numbers = (description.n_layers, description.n_heads, description.d_head, description.d_model)
+    if not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError("sizes")
+    name = description.heads_file
+    if name is not None and (type(name) is not str or "/" in name or "\\" in name or name == ".."):
+        raise ValueError("heads_file")
+    if description.graph not in ("dense", "sweep") or description.high not in ("input", "fixed", "none"):
+        raise ValueError("graph")
