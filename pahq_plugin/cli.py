@@ -39,7 +39,7 @@ def discover(
         str | None, typer.Option(help="kl_div, mse or logit_diff; default: the problem's own.")
     ] = None,
     ablation: Annotated[str, typer.Option(help="What a patched edge carries.")] = "resample",
-    engine: Annotated[str, typer.Option(help="auto, incremental or host.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, incremental, host or onnx.")] = "auto",
     low: Annotated[str | None, typer.Option(help="Number format of heads.")] = None,
     mlp: Annotated[str | None, typer.Option(help="Number format of MLPs.")] = None,
     scale: Annotated[str | None, typer.Option(help="row, head, tensor or none.")] = None,
@@ -64,7 +64,7 @@ def discover(
     debug: Debug = False,
 ) -> None:
     """Find the circuit of PROBLEM and print its strongest edges."""
-    with _one_line_errors(debug):
+    with one_line_errors(debug):
         _check_folder(out, force)
         if batches < 0:
             raise ConfigError(f"--batches={batches} must be 0 (all batches) or a number above 0")
@@ -117,7 +117,7 @@ def discover(
 
         record, stats = result.record(), asdict(result.stats)
         if as_json:
-            _print_json(record | {"stats": stats})
+            print_json(record | {"stats": stats})
         else:
             print_record(record, stats, top)
             if out is not None:
@@ -132,14 +132,14 @@ def show(
     debug: Debug = False,
 ) -> None:
     """Print a saved result; the model is not loaded."""
-    with _one_line_errors(debug):
+    with one_line_errors(debug):
         from pahq_plugin.records import read_record, read_stats, result_file
         from pahq_plugin.tables import print_record
 
         file = result_file(result)
         record, stats = read_record(file), read_stats(file.parent)
         if as_json:
-            _print_json(record | {"stats": stats})
+            print_json(record | {"stats": stats})
         else:
             print_record(record, stats, top)
 
@@ -147,24 +147,28 @@ def show(
 @app.command()
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
     """Say what is installed, which number formats are fast here, and what is missing."""
-    with _one_line_errors(debug):
+    with one_line_errors(debug):
         from pahq_plugin.doctor import examine
         from pahq_plugin.tables import print_examination
 
         found = examine()
         if as_json:
-            _print_json(found)
+            print_json(found)
         else:
             print_examination(found)
 
 
 def main() -> None:
     """Entry point of the console script."""
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group="pahq.commands"):
+        app.command(entry.name)(entry.load())
     app()
 
 
-class _one_line_errors:
-    """Turns an error raised on purpose into one line and exit code 1."""
+class one_line_errors:
+    """A context that turns an error raised on purpose into one line and exit code 1."""
 
     def __init__(self, debug: bool) -> None:
         self._debug = debug
@@ -241,5 +245,6 @@ def _guard(text: str | None) -> str | float | None:
         raise ConfigError(f"--guard {text!r} must be auto or a number, for example 0.3") from None
 
 
-def _print_json(record: object) -> None:
+def print_json(record: object) -> None:
+    """Print one JSON document."""
     sys.stdout.write(json.dumps(record, indent=1) + "\n")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +46,7 @@ from pahq_plugin.host.patching import check_one_length, collect_batches, first_b
 from pahq_plugin.hybrid import calibrate, configured
 from pahq_plugin.measure import forward_seconds, measured
 from pahq_plugin.metrics import Metric, check_answers, logit_diff, resolve_metric
+from pahq_plugin.plugins import engine_factory, engine_names
 from pahq_plugin.policy import check_parts
 from pahq_plugin.progress import progress_bar
 from pahq_plugin.result import Decision, Discovery, Stats
@@ -87,7 +88,8 @@ def discover(
         ablation: what a patched edge carries: a host ``AblationType`` or its name.
         precision: formats and policy of ``"pahq"``; ``None`` chooses for the device.
         engine: ``"incremental"`` (recomputes only what an edge can change), ``"host"`` (one host
-            forward per edge), or ``"auto"``: the first where it applies, else the second.
+            forward per edge), ``"auto"``: the first where it applies, else the second; or one that
+            another package adds, such as ``"onnx"``.
         batches: how many batches of the loader count; ``None`` for all.
         order: all edges in the order in which to test them; ``None`` for the canonical order.
         true_edges: the official circuit, for host algorithms that need it.
@@ -121,8 +123,9 @@ def discover(
         "n_edges": n_edges is not None,
     }
     refuse_unused(chosen, given)
-    if engine not in ENGINES:
-        raise ConfigError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+    if engine not in ENGINES and engine not in engine_names():
+        known = ", ".join([*ENGINES, *engine_names()])
+        raise ConfigError(f"unknown engine {engine!r}; known: {known}")
     check_patchable(model)
     if chosen.needs_heads:
         check_transformer(model, chosen.name)
@@ -147,7 +150,7 @@ def discover(
     width = _output_width(model, prompts[0].clean)
     with seeded(seed), borrowed(model):
         if chosen.kind == "search":
-            used = chosen.precision or precision or default_precision(model_device(model))
+            used = chosen.precision or precision or _default_precision(engine, model)
             task = SearchTask(model, loader, prompts, kind, resolve_metric(metric, width))
             with measured(stats, model_device(model)):
                 decisions, engine_used, used = search(task, engine, edges, config, used, stats, progress)
@@ -167,6 +170,13 @@ def discover(
                 scores = _scores(chosen, model, loader, prompts, batches, kind, true_edges)
             decisions = rank(scores, edges, n_edges)
     return Discovery(tuple(decisions), settings, stats, model)
+
+
+def _default_precision(engine: str, model: PatchableModel) -> PrecisionConfig:
+    device = model_device(model)
+    if engine in ENGINES:
+        return default_precision(device)
+    return engine_factory(engine).default_precision(device)
 
 
 def ablation_type(ablation: str | AblationType) -> AblationType:
@@ -270,6 +280,12 @@ def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: 
 
     Contexts that the engine needs for as long as it lives are entered on ``stack``.
     """
+    if name not in ENGINES:
+        screening = FULL_PRECISION if precision.guard == math.inf else precision
+        made = engine_factory(name)(
+            task, screening, lambda: make_engine(task, "auto", FULL_PRECISION, stack)
+        )
+        return stack.enter_context(closing(made)) if hasattr(made, "close") else made  # type: ignore[type-var]
     model, loader, prompts = task.model, task.loader, task.prompts
     objection = unsupported(model) or _uneven(prompts)
     if name == "incremental" and objection:

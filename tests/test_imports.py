@@ -51,6 +51,7 @@ ORDER = (
     "measure",
     "search",
     "catalogue",
+    "plugins",
     "discovery",
     "registry",
     "zoo",

@@ -119,7 +119,12 @@ class Builder:
     def slice(self, x: str, axis: int, first: int, last: int, step: int = 1) -> str:
         """Part of one axis."""
         return self.op(
-            "Slice", x, self.integers(first), self.integers(last), self.integers(axis), self.integers(step)
+            "Slice",
+            x,
+            self.integers(first),
+            self.integers(last),
+            self.integers(axis),
+            self.integers(step),
         )
 
     def branch(

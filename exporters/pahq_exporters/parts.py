@@ -172,7 +172,9 @@ class Parts:
         count = build.op("Squeeze", self._length)
         at = build.op("Range", build.scalar(0), count, build.scalar(1))
         return build.op(
-            "Sub", build.op("Unsqueeze", at, build.integers(0)), build.op("Unsqueeze", at, build.integers(1))
+            "Sub",
+            build.op("Unsqueeze", at, build.integers(0)),
+            build.op("Unsqueeze", at, build.integers(1)),
         )
 
     def prepare(self) -> None:
@@ -242,9 +244,7 @@ class Parts:
         used = self.precision.format_of("mlp", layer)
         x = self.rounding.activation(x, used, None)
         made = {
-            part: build.op(
-                "MatMul", x, self.rounding.weight(f"{name}.{part}", getattr(mlp, part), used)
-            )
+            part: build.op("MatMul", x, self.rounding.weight(f"{name}.{part}", getattr(mlp, part), used))
             for part in first_weights(mlp)
         }
         b_in = build.tensor(f"{name}.b_in", mlp.b_in.float())
@@ -278,5 +278,3 @@ def alibi_slopes(attn: Any, n_heads: int) -> torch.Tensor:
 def _flip(attn: Any, width: int) -> torch.Tensor:
     """The signed permutation that `rotate_every_two` is, ``[rotary_dim, rotary_dim]``."""
     return attn.rotate_every_two(torch.eye(width, device=attn.rotary_sin.device)).float().cpu()
-
-

@@ -73,6 +73,4 @@ class Rounding:
         if self._precision.scale == "none":
             limit = build.constant(used.largest)
             flat = build.op("Clip", flat, build.op("Neg", limit), limit)
-        return build.op(
-            "QuantizeLinear", flat, scale, axis=0, output_dtype=STORED[used.storage]
-        )
+        return build.op("QuantizeLinear", flat, scale, axis=0, output_dtype=STORED[used.storage])

@@ -221,14 +221,20 @@ class Sweep:
         index = build.op("Sub", "src", build.scalar(first))
         inside = build.op("And", build.op("GreaterOrEqual", index, build.scalar(0)),
                           build.op("Less", index, build.scalar(cfg.n_heads)))  # fmt: skip
-        is_any = build.op("Cast", build.op("ReduceMax", build.op("Cast", inside, to=7), keepdims=0), to=9)
+        is_any = build.op(
+            "Cast", build.op("ReduceMax", build.op("Cast", inside, to=7), keepdims=0), to=9
+        )
 
         def these() -> list[str]:
             which = build.op("Clip", index, build.scalar(0), build.scalar(cfg.n_heads - 1))
-            clean = build.slice(z, 1, 0, 1)  # sources lie before the destination, where edges share a run
+            clean = build.slice(
+                z, 1, 0, 1
+            )  # sources lie before the destination, where edges share a run
             own = build.op("Squeeze", build.op("Gather", clean, which, axis=0), build.integers(1))
             own = self.parts.rounding.activation(own, used, None)
-            weights = build.op("Unsqueeze", build.op("Gather", by_head, which, axis=0), build.integers(1))
+            weights = build.op(
+                "Unsqueeze", build.op("Gather", by_head, which, axis=0), build.integers(1)
+            )
             chosen = build.op("Reshape", inside, build.integers(-1, 1, 1, 1))
             return [build.op("Where", chosen, build.op("MatMul", own, weights), given)]
 

@@ -140,6 +140,12 @@ def first_batches(loader: PromptDataLoader, count: int | None) -> PromptDataLoad
     )
 
 
+@torch.inference_mode()
+def source_outputs(model: PatchableModel, tokens: Tensor) -> Tensor:
+    """What every source gives on prompts ``[batch, pos]``, ``[src, batch, pos, d_model]``."""
+    return src_ablations(model, tokens)
+
+
 def ablated_sources(
     model: PatchableModel,
     loader: PromptDataLoader,
@@ -180,7 +186,7 @@ def prepare(
     return [
         PatchBatch(
             **vars(run),
-            clean=src_ablations(model, run.batch.clean),
+            clean=source_outputs(model, run.batch.clean),
             ablated=sources,
             residuals=_residuals(model, run.batch.clean),
         )

@@ -102,7 +102,7 @@ def tracr_model(key: Literal["reverse", "xproportion"], device: str = "cpu") -> 
 def make_patchable(
     model: HookedTransformer,
     *,
-    slice_output: OutputSlice,
+    slice_output: OutputSlice | None,
     seq_len: int | None = None,
     separate_qkv: bool = True,
     device: str = "cpu",
@@ -115,7 +115,7 @@ def make_patchable(
 
     Args:
         model: changed in place.
-        slice_output: the positions whose logits count.
+        slice_output: the positions whose logits count; None for all.
         seq_len: number of tokens, for edges of single positions; None for edges of all positions.
         separate_qkv: whether a head's Q, K and V are destinations of their own.
         device: where the model is.
@@ -137,6 +137,37 @@ def make_patchable(
     )
     patchable.eval()  # the host's wrappers are new modules, and those start in training mode
     return patchable
+
+
+TINY = {"n_layers": 2, "d_head": 8, "d_model": 16, "d_mlp": 24, "n_ctx": 8, "d_vocab": 23}
+"""Sizes of a model that the slowest reference takes no time for."""
+
+
+@_random_state_kept()
+def tiny_model(like: PatchableModel, seed: int) -> PatchableModel:
+    """A small random model of the same kind: norms, positions, MLPs, grouping of heads."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    cfg = like.cfg
+    groups = 1 if cfg.n_key_value_heads is None else cfg.n_heads // cfg.n_key_value_heads
+    sizes = TINY | {"n_heads": max(2, 2 * groups), "d_vocab_out": TINY["d_vocab"]}
+    sizes["n_key_value_heads"] = None if cfg.n_key_value_heads is None else 2
+    sizes["rotary_dim"] = None
+    if cfg.rotary_dim is not None:
+        sizes["rotary_dim"] = TINY["d_head"] if cfg.rotary_dim == cfg.d_head else TINY["d_head"] // 2
+    sizes["attn_types"] = None if cfg.attn_types is None else cfg.attn_types[: TINY["n_layers"]]
+    sizes["window_size"] = None if cfg.window_size is None else 3
+    sizes["d_mlp"] = None if cfg.attn_only else TINY["d_mlp"]
+    record = {**cfg.to_dict(), **sizes, "device": "cpu", "seed": None, "dtype": torch.float32}
+    record |= {"tokenizer_name": None, "n_params": None, "n_devices": 1, "load_in_4bit": False}
+    config = HookedTransformerConfig.from_dict(record)
+    draw = torch.Generator().manual_seed(seed)
+    model = _frozen(HookedTransformer(config))
+    for name, parameter in sorted(model.named_parameters()):
+        size = 1.0 if name.endswith(("W_E", "W_pos")) else 0.3
+        value = size * torch.randn(parameter.shape, generator=draw)
+        parameter.copy_(value + 1 if name.endswith(".w") else value)
+    return make_patchable(model, slice_output=None, separate_qkv=bool(like.separate_qkv))
 
 
 def loaders(

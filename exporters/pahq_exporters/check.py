@@ -1,0 +1,258 @@
+"""Validation of an exported graph, in order: names, shapes, values.
+
+1. ``onnx.checker``: every value is made before it is read, every node is known to the opset.
+2. Shape inference: all shapes fit each other.
+3. The reference evaluator of ``onnx`` against ONNX Runtime, on a tiny model of the same kind exported
+   with the same precision: the graph means what the standard says, not only what one runtime makes of it.
+4. ONNX Runtime, in both modes, against the PyTorch backend in the same precision, on random prompts,
+   random sets of edges and random heads.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pahq_exporters.description import METADATA_KEY, Description, from_json
+from pahq_exporters.export import export_onnx, read_precision
+from pahq_exporters.patcher import OnnxPatcher
+from pahq_plugin.backend import mixed_precision
+from pahq_plugin.config import FULL_PRECISION, PrecisionConfig
+from pahq_plugin.errors import ExportError
+from pahq_plugin.host import Edge, PatchableModel, PromptDataLoader, patch_mode
+from pahq_plugin.host.graph import canonical_edges, head as head_of
+from pahq_plugin.host.model import borrowed
+from pahq_plugin.host.patching import collect_batches, source_outputs
+from pahq_plugin.host.problems import tiny_model
+
+TOLERANCE = 1e-5
+"""Largest difference of a logit, relative to the largest logit, where arithmetic is FP32."""
+
+CORRELATION = 0.98
+"""Least correlation of logits where activations are rounded: a value that lies on the edge between two
+codes may fall to either side, and the difference grows from block to block."""
+
+TRIALS = 8
+SETS = (1, 1, 3, 40)
+"""How many edges are patched at once, in turn."""
+
+
+def check(
+    path: Path, model: PatchableModel, loader: PromptDataLoader, seed: int = 0, trials: int = TRIALS
+) -> list[str]:
+    """Validate a file.
+
+    Args:
+        path: the graph.
+        model: that it was exported from.
+        loader: prompts whose form the random ones have: how many, how long.
+        seed: of prompts, edges and heads.
+        trials: how many random sets of edges are compared.
+
+    Returns:
+        What was checked, a line each, with the largest differences.
+
+    Raises:
+        ExportError: the first check that failed.
+    """
+    described = described_in(path)
+    lines = [check_names(path), check_shapes(path), check_meaning(model, described, seed)]
+    batch = collect_batches(model, loader, 1)[0]
+    draw = torch.Generator().manual_seed(seed)
+    shape = batch.clean.shape
+    tokens, corrupt = (torch.randint(model.cfg.d_vocab, shape, generator=draw) for _ in range(2))
+    return [*lines, *check_values(path, model, tokens, corrupt, seed, trials)]
+
+
+def compare_on(path: Path, model: PatchableModel, example: Tensor) -> None:
+    """Compare a graph with the model on prompts ``[batch, pos]``.
+
+    Raises:
+        ExportError: they differ.
+    """
+    check_names(path)
+    check_values(path, model, example.cpu(), example.flip(0).cpu(), seed=0, trials=2)
+
+
+def described_in(path: Path) -> Description:
+    """The description in a file.
+
+    Raises:
+        ExportError: no such file, or not one of ours.
+    """
+    import onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's and the file system's own
+        raise ExportError(f"{path} is no ONNX model ({error})") from None
+    return from_json({entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY), path)
+
+
+def check_names(path: Path) -> str:
+    """Names and types.
+
+    Raises:
+        ExportError: the file is no valid ONNX model.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"{path}: onnx.checker refuses it ({error})") from None
+    return "names: onnx.checker accepts the file"
+
+
+def check_shapes(path: Path) -> str:
+    """Shapes.
+
+    Raises:
+        ExportError: shapes do not fit each other.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        try:
+            onnx.shape_inference.infer_shapes_path(
+                str(path), str(Path(folder) / "inferred.onnx"), check_type=True, strict_mode=True,
+                data_prop=True,
+            )  # fmt: skip
+        except (onnx.shape_inference.InferenceError, RuntimeError) as error:
+            raise ExportError(f"{path}: shapes do not fit ({error})") from None
+    return "shapes: inference finds no contradiction"
+
+
+def check_meaning(model: PatchableModel, described: Description, seed: int) -> str:
+    """The reference evaluator against ONNX Runtime on a tiny model of the same kind.
+
+    Raises:
+        ExportError: they differ.
+    """
+    from onnx.reference import ReferenceEvaluator
+
+    tiny = tiny_model(model, seed)
+    precision = read_precision(described) or FULL_PRECISION
+    if precision.formats:  # they name blocks that the tiny model lacks
+        precision = PrecisionConfig(
+            low=precision.low, mlp=precision.mlp, scale=precision.scale, policy=precision.policy,
+            activations=precision.activations, parts=precision.parts,
+        )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tiny.onnx"
+        export_onnx(tiny, path, described.graph, precision)
+        patcher = OnnxPatcher(path, threads=1)
+        evaluator = ReferenceEvaluator(str(path))
+        worst, size = 0.0, 1.0
+        for inputs in _feeds(patcher, tiny, seed):
+            theirs = evaluator.run(["logits"], inputs)[0]
+            ours = patcher.feed(inputs)
+            worst = max(worst, float(np.abs(ours - theirs).max()))
+            size = max(size, float(np.abs(theirs).max()))
+    if precision.activations == "high" and worst > TOLERANCE * size:
+        raise ExportError(
+            f"a tiny model of this kind: ONNX Runtime and the reference evaluator differ by {worst:.1e} "
+            f"in logits of up to {size:.1f}"
+        )
+    return (
+        f"meaning: the reference evaluator agrees to {worst:.1e} on a tiny model (logits to {size:.1f})"
+    )
+
+
+def _feeds(patcher: OnnxPatcher, model: PatchableModel, seed: int) -> Iterator[dict[str, Any]]:
+    """Inputs of the tiny graph, with a patched edge into a head, an MLP and the output."""
+    draw, known = np.random.default_rng(seed), patcher.description
+    tokens = draw.integers(0, known.d_vocab, (2, min(4, known.n_ctx)))
+    corrupt = draw.standard_normal((len(known.sources), *tokens.shape, known.d_model))
+    prompts = patcher.prompts(tokens, corrupt.astype(np.float32))
+    for dest in {dest.slot: dest for dest in known.destinations}.values():
+        yield patcher.inputs_for(prompts, [f"{known.sources[0]}->{dest.name}"])
+
+
+def check_values(
+    path: Path, model: PatchableModel, tokens: Tensor, corrupt: Tensor, seed: int, trials: int
+) -> list[str]:
+    """ONNX Runtime in both modes against the PyTorch backend; a line each.
+
+    Raises:
+        ExportError: they differ by more than rounding explains.
+    """
+    lines = []
+    for mode in ("speed", "memory"):
+        patcher = OnnxPatcher(path, mode=mode, threads=torch.get_num_threads())
+        precision = read_precision(patcher.description) or FULL_PRECISION
+        if patcher.description.start_layer:
+            return [f"values: not compared, since the graph starts at block "
+                    f"{patcher.description.start_layer}"]  # fmt: skip
+        worst, size, least, equal = 0.0, 1.0, 1.0, 0
+        for ours, theirs in _pairs(patcher, model, precision, tokens, corrupt, seed, trials):
+            worst = max(worst, float(np.abs(ours - theirs).max()))
+            size = max(size, float(np.abs(theirs).max()))
+            least = min(least, float(np.corrcoef(ours.ravel(), theirs.ravel())[0, 1]))
+            equal += bool((ours.argmax(-1) == theirs.argmax(-1)).all())
+        exact = precision.is_exact or precision.activations == "high"
+        if (exact and worst > TOLERANCE * size) or least < CORRELATION:
+            raise ExportError(
+                f"{path}, mode {mode}: logits differ from PyTorch's by {worst:.1e}, relative "
+                f"{worst / size:.1e} (at most {TOLERANCE:.0e}), correlation {least:.4f}"
+            )
+        lines.append(
+            f"values, mode {mode}: logits differ from PyTorch's by at most {worst:.1e} (relative "
+            f"{worst / size:.1e}), the same likeliest tokens in {equal} of {trials} runs"
+        )
+    return lines
+
+
+def _pairs(
+    patcher: OnnxPatcher,
+    model: PatchableModel,
+    precision: PrecisionConfig,
+    tokens: Tensor,
+    corrupt: Tensor,
+    seed: int,
+    trials: int,
+) -> Iterator[tuple[Any, Any]]:
+    """Logits of ONNX Runtime and of PyTorch under random patches."""
+    draw, known = random.Random(seed), patcher.description
+    edges, device = canonical_edges(model), next(model.parameters()).device
+    with borrowed(model), torch.inference_mode():
+        outputs = source_outputs(model, corrupt.to(device))
+        prompts = patcher.prompts(tokens.numpy(), outputs.float().cpu().numpy())
+        with mixed_precision(model, precision) as backend:
+            for i in range(trials):
+                first = draw.choice(edges)
+                extra = draw.sample(edges, min(len(edges), SETS[i % len(SETS)] - 1))
+                chosen = {first, *(extra if known.graph == "dense" else ())}
+                high = head_of(first.dest) if known.high == "input" else known.fixed_head
+                backend.investigate(high)
+                ours = patcher.run(prompts, edges=chosen, head=_asked(patcher, high))
+                theirs = _patched(model, tokens.to(device), outputs, chosen)
+                yield ours, _seen(theirs, known.positions).float().cpu().numpy()
+
+
+def _asked(patcher: OnnxPatcher, high: tuple[int, int] | None) -> Any:
+    return high if patcher.description.graph == "dense" else "auto"
+
+
+def _patched(model: PatchableModel, tokens: Tensor, outputs: Tensor, edges: set[Edge]) -> Tensor:
+    """The host's own patched forward, logits ``[batch, pos, vocab]``."""
+    for edge in edges:
+        edge.patch_mask(model).data[edge.patch_idx] = 1.0
+    try:
+        with patch_mode(model, outputs):
+            return model(tokens)
+    finally:
+        for edge in edges:
+            edge.patch_mask(model).data[edge.patch_idx] = 0.0
+
+
+def _seen(logits: Tensor, positions: str) -> Tensor:
+    chosen = {"all": slice(None), "last": -1, "not_first": slice(1, None)}
+    return logits[:, chosen[positions]]

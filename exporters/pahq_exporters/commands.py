@@ -1,0 +1,102 @@
+"""The commands ``pahq export`` and ``pahq run``, found through the entry points ``pahq.commands``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pahq_plugin.cli import Debug, Json, one_line_errors, print_json
+from pahq_plugin.errors import ConfigError
+
+
+def export(
+    problem: Annotated[str, typer.Argument(help="A problem whose model to export, or a saved result.")],
+    path: Annotated[Path, typer.Argument(help="File to write: .onnx, or .json for a result's circuit.")],
+    model: Annotated[str | None, typer.Option(help="A TransformerLens model name.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")] = None,
+    graph: Annotated[str, typer.Option(help="dense: sets of edges; sweep: single edges.")] = "dense",
+    low: Annotated[str, typer.Option(help="Number format of heads.")] = "fp8_e4m3",
+    mlp: Annotated[
+        str | None, typer.Option(help="Number format of MLPs; default: that of heads.")
+    ] = None,
+    scale: Annotated[str, typer.Option(help="row, head, tensor or none.")] = "row",
+    activations: Annotated[str, typer.Option(help="high, or low: round activations, too.")] = "high",
+    policy: Annotated[
+        str, typer.Option(help="investigated_head, uniform or full.")
+    ] = "investigated_head",
+    head: Annotated[str | None, typer.Option(help="LAYER.HEAD that is in FP32 for good.")] = None,
+    start_layer: Annotated[int, typer.Option(help="Block that the graph starts with.")] = 0,
+    positions: Annotated[str, typer.Option(help="all, or model: where its output slice looks.")] = "all",
+    check: Annotated[bool, typer.Option("--check", help="Compare with PyTorch, and validate.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the model of PROBLEM as an ONNX graph, or a result's circuit as graph JSON."""
+    with one_line_errors(debug):
+        if path.exists() and not force:
+            raise ConfigError(f"{path} is there already; pass --force to replace it")
+        from pahq_exporters.export import export_onnx
+        from pahq_exporters.run import parse_head
+        from pahq_plugin import PrecisionConfig, load_problem
+
+        chosen = None if head is None else parse_head(head)
+        if head is not None and not isinstance(chosen, tuple):
+            raise ConfigError(f"--head {head!r} must be LAYER.HEAD, for example 2.7")
+        precision = PrecisionConfig(
+            low=low, mlp=mlp or low, scale=scale, activations=activations, policy=policy  # type: ignore[arg-type]
+        )  # fmt: skip
+        loaded = load_problem(problem, model=model, prompts=prompts)
+        options = {"start_layer": start_layer, "head": chosen, "positions": positions}
+        written = export_onnx(loaded.model, path, graph, precision, **options)  # type: ignore[arg-type]
+        found: dict[str, object] = {"file": str(written), "bytes": written.stat().st_size}
+        if check:
+            from pahq_exporters.check import check as check_file
+
+            found["check"] = check_file(written, loaded.model, loaded.train_loader)
+        if as_json:
+            print_json(found)
+            return
+        typer.echo(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
+        for line in found.get("check", ()):  # type: ignore[union-attr]
+            typer.echo(f"  {line}")
+
+
+def run(
+    graph: Annotated[Path, typer.Argument(help="A file written by pahq export.")],
+    prompts: Annotated[Path, typer.Option(help="A host JSON file of token ids.")],
+    edges: Annotated[
+        list[str] | None, typer.Option(help='Such as "A0.1->MLP 2"; may be repeated.')
+    ] = None,
+    all_edges: Annotated[bool, typer.Option("--all", help="Every edge, each alone.")] = False,
+    each: Annotated[bool, typer.Option(help="Each edge alone instead of all together.")] = False,
+    head: Annotated[str, typer.Option(help="auto, none or LAYER.HEAD: the head in FP32.")] = "auto",
+    limit: Annotated[int | None, typer.Option(help="How many prompts to take.", min=1)] = None,
+    mode: Annotated[str, typer.Option(help="speed, or memory: one byte a weight.")] = "speed",
+    provider: Annotated[list[str] | None, typer.Option(help="cpu, cuda or tensorrt.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of one operation.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Patch edges of an exported graph in ONNX Runtime."""
+    with one_line_errors(debug):
+        from pahq_exporters import run as runner
+
+        found = runner.run(
+            graph,
+            prompts,
+            runner.named(edges or [], all_edges),
+            all_edges=all_edges,
+            each=each,
+            head=head,
+            limit=limit,
+            mode=mode,
+            providers=provider,
+            threads=threads,
+        )
+        if as_json:
+            print_json(found)
+        else:
+            typer.echo(runner.table(found))

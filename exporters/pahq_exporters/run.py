@@ -1,0 +1,234 @@
+"""A patching run on an exported graph: ``python -m pahq_exporters.run graph.onnx ...``.
+
+Only the standard library, numpy and onnxruntime are imported: a deployment needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pahq_exporters.patcher import OnnxPatcher
+from pahq_exporters.prompt_file import PromptFile, read_prompts
+from pahq_plugin.errors import ConfigError, PahqError
+
+TOP = 5
+
+
+def run(
+    graph: Path,
+    prompts: Path,
+    edges: Sequence[str] = (),
+    *,
+    all_edges: bool = False,
+    each: bool = False,
+    head: str = "auto",
+    limit: int | None = None,
+    mode: str = "speed",
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Patch edges on prompts and measure what that does to the output.
+
+    Args:
+        graph: an exported graph.
+        prompts: a host JSON file of token ids.
+        edges: names of edges.
+        all_edges: every edge of the graph instead, each alone.
+        each: every edge alone, instead of all together.
+        head: ``"auto"``, ``"none"``, or ``LAYER.HEAD``: the head in FP32.
+        limit: how many prompts to take.
+        mode: see `OnnxPatcher`; ``providers`` and ``threads`` alike.
+
+    Returns:
+        JSON values: for each run the KL divergence from the clean output, the logit difference before
+        and behind, where the file names answers, and the likeliest tokens of each prompt.
+
+    Raises:
+        PahqError: see `OnnxPatcher.run`.
+    """
+    patcher = OnnxPatcher(graph, providers, mode, threads)  # type: ignore[arg-type]
+    known = patcher.description
+    if known.start_layer:
+        raise ConfigError(
+            f"{graph} starts at block {known.start_layer} and takes no tokens; export one with "
+            "start_layer=0"
+        )
+    read = read_prompts(prompts, limit)
+    chosen = list(known.edges()) if all_edges else list(edges)
+    known.indices(chosen)
+    bound = patcher.prompts(read.clean, read.corrupt)
+    clean = _last(known.positions, _clean(patcher, read))
+    if each or all_edges:
+        logits = patcher.run_each(bound, edges=chosen, head=parse_head(head)) if chosen else []
+        names = [[name] for name in chosen]
+    else:
+        logits = [patcher.run(bound, edges=chosen, head=parse_head(head))] if chosen else []
+        names = [chosen]
+    runs = [
+        {"edges": own, **_measure(_last(known.positions, one), clean, read)}
+        for own, one in zip(names, logits, strict=False)
+    ]
+    return {
+        "graph": str(graph),
+        "kind": known.graph,
+        "model": known.source_model,
+        "providers": patcher.providers,
+        "mode": mode,
+        "prompts": len(read.clean),
+        "clean": _measure(clean, clean, read),
+        "runs": runs,
+    }
+
+
+def _clean(patcher: OnnxPatcher, read: PromptFile) -> np.ndarray[Any, Any]:
+    """Logits without a patch."""
+    if patcher.description.graph == "dense":
+        return patcher.run(read.clean)
+    # An edge that carries what its source gives anyway changes nothing.
+    own = patcher.prompts(read.clean, patcher.sources(read.clean))
+    last = patcher.description.destinations[-1]
+    return patcher.run(own, edges=[f"{patcher.description.sources[0]}->{last.name}"])
+
+
+def _last(positions: str, logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Logits at the last position, ``[batch, vocab]``."""
+    return logits if positions == "last" else logits[:, -1]
+
+
+def _measure(
+    logits: np.ndarray[Any, Any], clean: np.ndarray[Any, Any], read: PromptFile
+) -> dict[str, Any]:
+    ours, theirs = _log_softmax(clean), _log_softmax(logits)
+    kl = (np.exp(ours) * (ours - theirs)).sum(axis=-1)
+    top = np.argsort(-logits, axis=-1, kind="stable")[:, :TOP]
+    found: dict[str, Any] = {"kl_div": float(kl.mean()), "top_tokens": top.tolist()}
+    if all(read.answers) and all(read.wrong_answers):
+        right, wrong = (
+            np.array([row[ids].mean() for row, ids in zip(logits, answers, strict=True)])
+            for answers in (_within(read.answers, logits), _within(read.wrong_answers, logits))
+        )
+        found["logit_diff"] = float((right - wrong).mean())
+    return found
+
+
+def _within(answers: list[list[int]], logits: np.ndarray[Any, Any]) -> list[list[int]]:
+    """
+    Raises:
+        ConfigError: an answer that is no token.
+    """
+    for ids in answers:
+        if any(not 0 <= token < logits.shape[-1] for token in ids):
+            raise ConfigError(f"answers {ids} are outside the vocabulary of {logits.shape[-1]}")
+    return answers
+
+
+def _log_softmax(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    x = x.astype(np.float64)
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def parse_head(text: str) -> Any:
+    """The head that ``--head`` names: a pair, ``None`` or ``"auto"``.
+
+    Raises:
+        ConfigError: neither ``auto``, ``none`` nor ``LAYER.HEAD``.
+    """
+    if text == "auto":
+        return "auto"
+    if text == "none":
+        return None
+    layer, dot, head = text.partition(".")
+    if not (dot and layer.isdigit() and head.isdigit()):
+        raise ConfigError(f"--head {text!r} must be auto, none or LAYER.HEAD, for example 2.7")
+    return int(layer), int(head)
+
+
+def named(edges: Sequence[str], all_edges: bool) -> Sequence[str]:
+    """``edges``.
+
+    Raises:
+        ConfigError: none, or some where all are asked for.
+    """
+    if all_edges and edges:
+        raise ConfigError("give --edges or --all, not both")
+    if not edges and not all_edges:
+        raise ConfigError('name edges with --edges, such as "A0.1->MLP 2", or take --all')
+    return edges
+
+
+def table(found: dict[str, Any], most: int = 20) -> str:
+    """The result as text, the runs that change most first."""
+    lines = [
+        f"{found['kind']} graph of {found['model']} on {found['providers'][0]}, "
+        f"{found['prompts']} prompts, mode {found['mode']}",
+        f"{'edges':<40} {'KL':>12} {'logit diff':>12}",
+    ]
+    entries = [{"edges": ["(clean)"], **found["clean"]}]
+    entries += sorted(found["runs"], key=lambda one: -one["kl_div"])[:most]
+    for entry in entries:
+        names = ", ".join(entry["edges"][:2]) + (", ..." if len(entry["edges"]) > 2 else "")
+        difference = f"{entry['logit_diff']:12.4f}" if "logit_diff" in entry else f"{'-':>12}"
+        lines.append(f"{names:<40} {entry['kl_div']:12.3e} {difference}")
+    if len(found["runs"]) > most:
+        lines.append(f"... {len(found['runs']) - most} more; --json lists all")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    made = argparse.ArgumentParser(
+        prog="python -m pahq_exporters.run",
+        description="Patch edges of an exported graph; imports numpy and onnxruntime only.",
+    )
+    made.add_argument("graph", type=Path, help="a file written by pahq export")
+    made.add_argument("--prompts", type=Path, required=True, help="a host JSON file of token ids")
+    made.add_argument("--edges", nargs="*", default=[], metavar="EDGE", help='such as "A0.1->MLP 2"')
+    made.add_argument("--all", action="store_true", dest="all_edges", help="every edge, each alone")
+    made.add_argument("--each", action="store_true", help="each edge alone instead of all together")
+    made.add_argument("--head", default="auto", help="auto, none or LAYER.HEAD: the head in FP32")
+    made.add_argument("--limit", type=int, help="how many prompts to take")
+    made.add_argument("--mode", default="speed", help="speed, or memory: keep one byte a weight")
+    made.add_argument("--provider", action="append", help="cpu, cuda or tensorrt; may be repeated")
+    made.add_argument("--threads", type=int, help="of one operation")
+    made.add_argument("--json", action="store_true", help="print one JSON document")
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    given = parser().parse_args(arguments)
+    try:
+        if given.limit is not None and given.limit < 1:
+            raise ConfigError(f"--limit {given.limit} must be above 0")
+        found = run(
+            given.graph,
+            given.prompts,
+            named(given.edges, given.all_edges),
+            all_edges=given.all_edges,
+            each=given.each,
+            head=given.head,
+            limit=given.limit,
+            mode=given.mode,
+            providers=given.provider,
+            threads=given.threads,
+        )
+    except (PahqError, OSError, MemoryError) as error:
+        if given.debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(json.dumps(found, indent=1) if given.json else table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""ONNX Runtime sessions with the options that these graphs need.
+
+``mode="speed"`` folds low weights into FP32 when the file is loaded: as fast and as large in memory as an
+FP32 graph. ``mode="memory"`` keeps one byte a weight and dequantises at every use, early results freed
+first. ONNX Runtime's default options are neither: they turn products with dequantised weights into
+integer ones, which changes the numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pahq_plugin.errors import ConfigError, ExportError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+log = logging.getLogger(__name__)
+
+MODES = ("speed", "memory")
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+LEVELS = ("disable", "basic", "extended", "all")
+
+
+def open_session(
+    path: Path, providers: Sequence[str] | None, mode: str, threads: int | None, level: str
+) -> onnxruntime.InferenceSession:
+    """Load a graph.
+
+    Args:
+        path: the file.
+        providers: execution providers in order of preference, by short or full name; ``None`` for the
+            CPU. The CPU always comes last.
+        mode: ``"speed"`` or ``"memory"``.
+        threads: of one operation; ``None`` for ONNX Runtime's choice.
+        level: of graph optimisation, one of `LEVELS`.
+
+    Raises:
+        ConfigError: an unknown provider, mode, level or number of threads.
+        ExportError: the file is missing or no ONNX model, or ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise ExportError(
+            "onnxruntime is not installed; install the extra: pip install 'pahq-plugin[onnx]'"
+        ) from None
+    wanted = _names(providers, ort.get_available_providers())
+    if mode not in MODES:
+        raise ConfigError(f"mode={mode!r} must be one of {', '.join(MODES)}")
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise ConfigError(f"threads={threads!r} must be an integer above 0")
+    if level not in LEVELS:
+        raise ConfigError(f"level={level!r} must be one of {', '.join(LEVELS)}")
+    if not path.is_file():
+        raise ExportError(f"no file {path}; make one with: pahq export")
+    if wanted[0] != PROVIDERS["cpu"] and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+    options, arguments = _options(ort, mode, threads, level)
+    try:
+        session = ort.InferenceSession(str(path), options, providers=wanted, **arguments)
+    except Exception as error:  # of a dozen kinds, all from ONNX Runtime's own errors
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(f"{path} is no ONNX model that ONNX Runtime can load ({reason})") from None
+    _say_what_we_got(session, wanted)
+    return session
+
+
+def _options(ort: Any, mode: str, threads: int | None, level: str) -> tuple[Any, dict[str, Any]]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = getattr(
+        ort.GraphOptimizationLevel, f"ORT_{'DISABLE' if level == 'disable' else 'ENABLE'}_"
+        f"{'ALL' if level == 'disable' else level.upper()}",
+    )  # fmt: skip
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if mode == "speed":
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        return options, {}
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    return options, {"disabled_optimizers": ["QDQSelectorActionTransformer"]}
+
+
+def _names(providers: Sequence[str] | None, available: Sequence[str]) -> list[str]:
+    """Full names, the CPU last.
+
+    Raises:
+        ConfigError: a name that is not known, or whose wheel is not installed.
+    """
+    given = [providers] if isinstance(providers, str) else list(providers or ())
+    names = [PROVIDERS.get(str(name).lower(), name) for name in given]
+    for short, full in zip(given, names, strict=True):
+        if full not in available:
+            known = ", ".join(k for k, v in PROVIDERS.items() if v in available)
+            advice = ""
+            if full in PROVIDERS.values():
+                advice = "; install onnxruntime-gpu: pip install 'pahq-plugin[onnx-gpu]'"
+            raise ConfigError(f"provider {short!r} is not available here (there is {known}){advice}")
+    cpu = PROVIDERS["cpu"]
+    return [name for name in names if name != cpu] + [cpu]
+
+
+def _say_what_we_got(session: Any, wanted: Sequence[str]) -> None:
+    """The wheel lists providers that do not work here, and falls back without an error."""
+    if wanted[0] not in session.get_providers():
+        log.warning(
+            "%s did not load (driver or libraries missing); running on %s",
+            wanted[0],
+            session.get_providers()[0],
+        )
+
+
+def default_threads() -> int | None:
+    """``OMP_NUM_THREADS`` where it is set: ONNX Runtime's own wheel does not look at it."""
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdigit() and int(text) > 0 else None
