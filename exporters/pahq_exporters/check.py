@@ -147,7 +147,7 @@ def check_meaning(model: PatchableModel, described: Description, seed: int) -> s
         )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.onnx"
-        export_onnx(tiny, path, described.graph, precision)
+        export_onnx(tiny, path, described.graph, precision)  # of all positions, whatever the model's
         patcher = OnnxPatcher(path, threads=1)
         evaluator = ReferenceEvaluator(str(path))
         worst, size = 0.0, 1.0

@@ -6,7 +6,8 @@ input          shape                        ..
 ``tokens``     ``[batch, pos]``             of int64; with ``start_layer``: ``residual [batch, pos,
                                             d_model]`` before that block, and ``earlier [src, batch,
                                             pos, d_model]``, the outputs of the sources before it
-``mask``       ``[candidate, dest, src]``   1 where an edge is patched, 0 elsewhere
+``mask``       ``[candidate, dest, src]``   1 where an edge is patched, 0 elsewhere; ``[candidate, pos,
+                                            dest, src]`` for edges of single positions
 ``corrupt``    ``[src, batch, pos,          what a patched edge carries instead
                d_model]``
 ``hi_layer``   ``[]``                       of int64; block of the investigated head, -1 for none
@@ -57,7 +58,9 @@ class Dense:
         self.start_layer, self.n_earlier, self.positions = start_layer, n_earlier, positions
         self.cfg = model.cfg
         self.slots = 3 if model.separate_qkv else 1
-        self._deltas: str | None = None  # [candidate, src, batch * pos * d_model]
+        self.by_position = model.seq_len is not None
+        # [candidate, src, batch * pos * d_model], by position [candidate, pos, src, batch * d_model]
+        self._deltas: str | None = None
         self._sources: list[str] = []  # [some, candidate * batch, pos, d_model] each
         self._seen = 0
         self._read = 0
@@ -161,11 +164,16 @@ class Dense:
         """Inputs of the next ``n_inputs`` destinations, ``[dest, row, d_model]``."""
         build = self.build
         assert self._deltas is not None
-        mask = build.slice("mask", 1, self._read, self._read + n_inputs)
-        mask = build.slice(mask, 2, 0, reads)
+        mask = build.slice("mask", -2, self._read, self._read + n_inputs)
+        mask = build.slice(mask, -1, 0, reads)
         self._read += n_inputs
-        deltas = self._deltas if reads == self._seen else build.slice(self._deltas, 1, 0, reads)
-        moved = build.op("Transpose", build.op("MatMul", mask, deltas), perm=[1, 0, 2])
+        deltas = self._deltas if reads == self._seen else build.slice(self._deltas, -2, 0, reads)
+        moved = build.op("MatMul", mask, deltas)
+        if self.by_position:
+            shape = build.shape(self._candidates, self._length, n_inputs, self._batch, self.cfg.d_model)
+            moved = build.op("Transpose", build.op("Reshape", moved, shape), perm=[2, 0, 3, 1, 4])
+        else:
+            moved = build.op("Transpose", moved, perm=[1, 0, 2])
         return build.op("Add", build.reshape(moved, n_inputs, -1, self.cfg.d_model), residual)
 
     def _add_sources(self, out: str, count: int) -> None:
@@ -175,8 +183,14 @@ class Dense:
         corrupt = build.slice("corrupt", 0, self._seen, self._seen + count)
         by_candidate = build.op("Reshape", out, build.shape(count, self._candidates, -1))
         delta = build.op("Sub", build.reshape(corrupt, count, 1, -1), by_candidate)
-        delta = build.op("Transpose", delta, perm=[1, 0, 2])
-        self._deltas = delta if self._deltas is None else build.op("Concat", self._deltas, delta, axis=1)
+        if self.by_position:
+            shape = build.shape(count, self._candidates, self._batch, self._length, self.cfg.d_model)
+            delta = build.op("Transpose", build.op("Reshape", delta, shape), perm=[1, 3, 0, 2, 4])
+            delta = build.op("Reshape", delta, build.shape(self._candidates, self._length, count, -1))
+        else:
+            delta = build.op("Transpose", delta, perm=[1, 0, 2])
+        deltas = [delta] if self._deltas is None else [self._deltas, delta]
+        self._deltas = build.op("Concat", *deltas, axis=-2)
         self._sources.append(build.op("Reshape", out, self._source_shape))
         self._seen += count
 

@@ -6,7 +6,8 @@ The host's factorized graph is regular: the inputs of block l read the first so 
 therefore any pair of a destination and one of the first ``reads`` sources, named as in the host:
 ``"A0.1->MLP 2"``, ``"MLP 0->A1.3.Q"``, ``"Resid Start->Resid End"``. Sources stand in the order of the
 host's ``src_idx``, destinations by block, with a block's heads before its MLP, their Q before K before
-V, and head by head; ``Resid End`` is the last.
+V, and head by head; ``Resid End`` is the last. Edges of single positions have theirs behind the name:
+``"A0.1->MLP 2 @3"``.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Description:
         source_model: the name of the exported model.
         n_layers: transformer blocks; ``n_heads``, ``d_head`` and ``d_model`` are theirs.
         n_ctx: longest prompt.
+        seq_len: tokens of every prompt, in graphs with edges of single positions; ``None`` elsewhere.
         d_vocab: tokens ``0 .. d_vocab - 1`` are known; ``d_vocab_out`` logits come out.
         start_layer: the block that the graph starts with.
         n_earlier: sources of the blocks before that, 0 if it starts with tokens.
@@ -80,6 +82,7 @@ class Description:
     d_head: int
     d_model: int
     n_ctx: int
+    seq_len: int | None
     d_vocab: int
     d_vocab_out: int
     start_layer: int
@@ -102,18 +105,27 @@ class Description:
         return {dest.name: i for i, dest in enumerate(self.destinations)}
 
     def edges(self) -> Iterator[str]:
-        """Names of all edges, destinations in their order, then sources in theirs."""
+        """Names of all edges: destinations in their order, then positions from the last to the first,
+        then sources in their order."""
+        suffixes = [""] if self.seq_len is None else [f" @{i}" for i in reversed(range(self.seq_len))]
         for dest in self.destinations:
-            for name in self.sources[: dest.reads]:
-                yield f"{name}->{dest.name}"
+            for suffix in suffixes:
+                for name in self.sources[: dest.reads]:
+                    yield f"{name}->{dest.name}{suffix}"
 
     @property
     def n_edges(self) -> int:
         """How many edges the graph has."""
-        return sum(dest.reads for dest in self.destinations)
+        return sum(dest.reads for dest in self.destinations) * (self.seq_len or 1)
 
-    def index_of(self, edge: object) -> tuple[int, int]:
-        """Destination and source index of an edge.
+    @property
+    def mask_shape(self) -> tuple[int, ...]:
+        """``[dest, src]``, or ``[pos, dest, src]`` for edges of single positions."""
+        shape = (len(self.destinations), len(self.sources))
+        return shape if self.seq_len is None else (self.seq_len, *shape)
+
+    def index_of(self, edge: object) -> tuple[int, ...]:
+        """Where an edge stands in a mask: ``(dest, src)``, or ``(pos, dest, src)``.
 
         Args:
             edge: a name such as ``"A0.1->MLP 2"``, or a host ``Edge``.
@@ -124,8 +136,12 @@ class Description:
         name = edge if isinstance(edge, str) else getattr(edge, "name", None)
         if not isinstance(name, str):
             raise GraphError(f"{edge!r} is no edge; write one like {self._example()!r}")
-        if getattr(edge, "seq_idx", None) is not None:
-            raise GraphError(f"edge {name!r} is of one position; exported graphs patch all positions")
+        if isinstance(edge, str):
+            name, at_sign, position = name.partition(" @")
+            place = position if at_sign else None
+        else:
+            place = getattr(edge, "seq_idx", None)
+        before = self._position(name, place)
         src, arrow, dest = name.partition("->")
         if not arrow:
             raise GraphError(f"{name!r} is no edge; edges are named like {self._example()!r}")
@@ -136,9 +152,25 @@ class Description:
         to, at = self._destination_index[dest], self._source_index[src]
         if at >= self.destinations[to].reads:
             raise GraphError(f"edge {name!r}: {dest} does not read {src}, which is not before it")
-        return to, at
+        return (*before, to, at)
 
-    def indices(self, edges: Iterable[object]) -> list[tuple[int, int]]:
+    def _position(self, name: str, place: object) -> tuple[int, ...]:
+        """
+        Raises:
+            GraphError: a position where the graph has none, none where it has some, or one too far.
+        """
+        if self.seq_len is None:
+            if place is not None:
+                raise GraphError(f"edge {name!r} @{place}: this graph patches all positions at once")
+            return ()
+        if place is None or not str(place).isdecimal() or int(str(place)) >= self.seq_len:
+            raise GraphError(
+                f"edge {name!r}, position {place}: edges of this graph are of single positions; write "
+                f"one of 0 to {self.seq_len - 1}, like {name + ' @0'!r}"
+            )
+        return (int(str(place)),)
+
+    def indices(self, edges: Iterable[object]) -> list[tuple[int, ...]]:
         """`index_of` each edge."""
         return [self.index_of(edge) for edge in edges]
 
@@ -160,7 +192,7 @@ class Description:
         return layer, index
 
     def _example(self) -> str:
-        return f"{self.sources[0]}->{self.destinations[0].name}"
+        return next(self.edges())
 
     def _known(self) -> str:
         return (

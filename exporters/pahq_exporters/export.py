@@ -95,6 +95,11 @@ def export_onnx(
         )
     if positions not in ("all", "model"):
         raise ConfigError(f'positions={positions!r} must be "all" or "model"')
+    if model.seq_len is not None and graph == "sweep":
+        raise ConfigError(
+            f"graph='sweep' patches all positions, but the model has edges of single ones "
+            f"(seq_len={model.seq_len}); use graph='dense'"
+        )
     if head is not None and graph == "sweep":
         raise ConfigError("head= belongs to graph='dense'; a sweep graph tests the head of its edge")
     check_formats(precision, model)
@@ -190,6 +195,7 @@ def describe(
         d_head=cfg.d_head,
         d_model=cfg.d_model,
         n_ctx=cfg.n_ctx,
+        seq_len=model.seq_len,
         d_vocab=cfg.d_vocab,
         d_vocab_out=cfg.d_vocab_out,
         start_layer=start_layer,

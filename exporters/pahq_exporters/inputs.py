@@ -10,21 +10,22 @@ from pahq_exporters.description import Description
 def inputs(described: Description) -> list[ValueInfoProto]:
     """Inputs in order."""
     width, shapes = described.d_model, []
+    length = "pos" if described.seq_len is None else described.seq_len
     if described.start_layer == 0:
-        shapes.append(("tokens", TensorProto.INT64, ["batch", "pos"]))
+        shapes.append(("tokens", TensorProto.INT64, ["batch", length]))
     else:
-        shapes.append(("residual", TensorProto.FLOAT, ["batch", "pos", width]))
-        shapes.append(("earlier", TensorProto.FLOAT, [described.n_earlier, "batch", "pos", width]))
+        shapes.append(("residual", TensorProto.FLOAT, ["batch", length, width]))
+        shapes.append(("earlier", TensorProto.FLOAT, [described.n_earlier, "batch", length, width]))
     if described.graph == "dense":
-        n_dests, n_sources = len(described.destinations), len(described.sources)
-        shapes.append(("mask", TensorProto.FLOAT, ["candidate", n_dests, n_sources]))
-        shapes.append(("corrupt", TensorProto.FLOAT, [n_sources, "batch", "pos", width]))
+        n_sources = len(described.sources)
+        shapes.append(("mask", TensorProto.FLOAT, ["candidate", *described.mask_shape]))
+        shapes.append(("corrupt", TensorProto.FLOAT, [n_sources, "batch", length, width]))
         if described.high == "input":
             shapes.append(("hi_layer", TensorProto.INT64, []))
             shapes.append(("hi_head", TensorProto.INT64, []))
     else:
         shapes.append(("src", TensorProto.INT64, ["edge"]))
-        shapes.append(("corrupt", TensorProto.FLOAT, ["edge", "batch", "pos", width]))
+        shapes.append(("corrupt", TensorProto.FLOAT, ["edge", "batch", length, width]))
         for name in ("dest_layer", "dest_slot", "hi_head"):
             shapes.append((name, TensorProto.INT64, []))
     if described.high == "input":
@@ -35,9 +36,10 @@ def inputs(described: Description) -> list[ValueInfoProto]:
 def outputs(described: Description) -> list[ValueInfoProto]:
     """Outputs in order."""
     first = "candidate" if described.graph == "dense" else "edge"
-    seen = {"all": ["pos"], "last": [], "not_first": ["pos_from_1"]}[described.positions]
+    length = "pos" if described.seq_len is None else described.seq_len
+    seen = {"all": [length], "last": [], "not_first": ["pos_from_1"]}[described.positions]
     rows = "candidate_batch" if described.graph == "dense" else "batch"
-    sources = [len(described.sources), rows, "pos", described.d_model]
+    sources = [len(described.sources), rows, length, described.d_model]
     return [
         helper.make_tensor_value_info(
             "logits", TensorProto.FLOAT, [first, "batch", *seen, described.d_vocab_out]

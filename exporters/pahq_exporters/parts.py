@@ -34,11 +34,6 @@ def check_exportable(model: PatchableModel) -> None:
     kind = cfg.positional_embedding_type
     if kind not in POSITIONS:
         raise ExportError(f"no graph for {kind!r} positions; known: {', '.join(POSITIONS)}")
-    if model.seq_len is not None:
-        raise ExportError(
-            f"the model has edges of single positions (seq_len={model.seq_len}), but a graph takes "
-            "prompts of any length; make the model patchable with seq_len=None"
-        )
     if model.kv_caches is not None:
         raise ExportError("the model carries a KV cache of a common prefix; export it without one")
     if cfg.dtype is torch.float64:

@@ -54,7 +54,8 @@ class OnnxPatcher:
         providers: ``["cuda"]``, ``["tensorrt", "cuda"]``, ...; ``None`` for the CPU.
         mode: ``"speed"``, or ``"memory"`` to keep one byte a weight, see `pahq_exporters.session`.
         threads: of one operation; ``None`` for ``OMP_NUM_THREADS``, or else ONNX Runtime's choice.
-        level: of graph optimisation: ``"disable"``, ``"basic"``, ``"extended"`` or ``"all"``.
+        level: of graph optimisation: ``"disable"``, ``"basic"``, ``"extended"`` or ``"all"``; by default
+            the last for speed, the first for memory.
 
     Raises:
         ExportError: a missing, damaged or foreign file, or ONNX Runtime is not installed.
@@ -67,7 +68,7 @@ class OnnxPatcher:
         providers: Sequence[str] | None = None,
         mode: Literal["speed", "memory"] = "speed",
         threads: int | None = None,
-        level: str = "all",
+        level: str | None = None,
     ) -> None:
         self._path = Path(path)
         used = default_threads() if threads is None else threads
@@ -161,6 +162,10 @@ class OnnxPatcher:
             raise PromptError(
                 f"{name}: {ids.shape[1]} tokens exceed the model's context of {known.n_ctx}"
             )
+        if known.seq_len is not None and ids.shape[1] != known.seq_len:
+            raise PromptError(
+                f"{name}: {ids.shape[1]} tokens, but the graph has edges for {known.seq_len} positions"
+            )
         if ids.min() < 0 or ids.max() >= known.d_vocab:
             wrong = int(ids.min() if ids.min() < 0 else ids.max())
             raise PromptError(f"{name}: id {wrong} is outside the vocabulary of {known.d_vocab}")
@@ -201,7 +206,7 @@ class OnnxPatcher:
         width = known.d_model
         inputs: dict[str, Any] = {"tokens": ids}
         if known.graph == "dense":
-            inputs["mask"] = np.zeros((1, len(known.destinations), len(known.sources)), np.float32)
+            inputs["mask"] = np.zeros((1, *known.mask_shape), np.float32)
             inputs["corrupt"] = np.zeros((len(known.sources), *ids.shape, width), np.float32)
         else:
             inputs |= {"src": np.zeros(1, np.int64), "dest_layer": -1, "dest_slot": -1}
@@ -226,8 +231,8 @@ class OnnxPatcher:
             corrupt: see `prompts`.
             edges: names of edges, or host ``Edge`` objects; they are patched together. A sweep graph
                 takes one.
-            mask: instead of ``edges``, ``[dest, src]``, or ``[candidate, dest, src]`` for several sets of
-                edges in one run; dense graphs only.
+            mask: instead of ``edges``, what `mask` returns, or several such, ``[candidate, ...]``, for as
+                many sets of edges in one run; dense graphs only.
             head: the head in FP32: ``"auto"`` for the one that all edges lead into, if there is one.
 
         Returns:
@@ -255,8 +260,9 @@ class OnnxPatcher:
             raise ConfigError("give edges or a mask, not both")
         masks = self._check_mask(mask)
         target = None if head == "auto" else head
-        logits = self._candidates(prompts, masks.reshape(-1, *masks.shape[-2:]), target)
-        return logits if masks.ndim == 3 else logits[0]
+        several = masks.ndim > len(self.description.mask_shape)
+        logits = self._candidates(prompts, masks if several else masks[None], target)
+        return logits if several else logits[0]
 
     def run_each(
         self,
@@ -282,10 +288,10 @@ class OnnxPatcher:
             start += group
         return np.concatenate(parts)
 
-    def _together(self, found: list[tuple[int, int]], start: int, most: int) -> int:
-        """How many edges from ``start`` on one call can take."""
+    def _together(self, found: list[tuple[int, ...]], start: int, most: int) -> int:
+        """How many edges from ``start`` on one call can take: those into one destination."""
         size = 1
-        while size < most and start + size < len(found) and found[start + size][0] == found[start][0]:
+        while size < most and start + size < len(found) and found[start + size][-2] == found[start][-2]:
             size += 1
         return size
 
@@ -301,9 +307,9 @@ class OnnxPatcher:
         if prompts.corrupt is None:
             raise PromptError("nothing to patch with; give corrupt prompts or outputs")
         if self.description.graph == "dense":
-            masks = np.zeros((len(edges), *self._mask_shape()), np.float32)
-            for row, (dest, src) in enumerate(indices):
-                masks[row, dest, src] = 1
+            masks = np.zeros((len(edges), *self.description.mask_shape), np.float32)
+            for row, index in enumerate(indices):
+                masks[(row, *index)] = 1
             target = self.head_of(edges[0]) if head == "auto" else head
             inputs = prompts.inputs | {"mask": masks, "corrupt": prompts.corrupt} | self._high(target)
         else:
@@ -313,7 +319,7 @@ class OnnxPatcher:
     def _single_edges(
         self,
         corrupt: Array,
-        indices: list[tuple[int, int]],
+        indices: list[tuple[int, ...]],
         head: Head | Literal["auto"] | None,
     ) -> dict[str, Any]:
         """Inputs of a sweep graph for edges into one destination."""
@@ -326,25 +332,24 @@ class OnnxPatcher:
         return chosen | {"dest_slot": SLOTS.index(dest.slot)} | self._high(own)
 
     def mask(self, edges: Iterable[Any]) -> Array:
-        """1 for some edges, 0 for all others, ``[dest, src]``.
+        """1 for some edges, 0 for all others, ``[dest, src]``; ``[pos, dest, src]`` for edges of single
+        positions.
 
         Raises:
             GraphError: no such edge.
         """
-        mask = np.zeros(self._mask_shape(), np.float32)
-        for dest, src in self.description.indices(edges):
-            mask[dest, src] = 1
+        mask = np.zeros(self.description.mask_shape, np.float32)
+        for index in self.description.indices(edges):
+            mask[index] = 1
         return mask
 
-    def _mask_shape(self) -> tuple[int, int]:
-        return len(self.description.destinations), len(self.description.sources)
-
     def _check_mask(self, mask: Any) -> Array:
-        array = np.asarray(mask)
-        if array.ndim not in (2, 3) or array.shape[-2:] != self._mask_shape() or not array.size:
+        array, one = np.asarray(mask), self.description.mask_shape
+        fits = array.shape in (one, (len(array) if array.ndim else 0, *one))
+        if not fits or not array.size:
+            axes = "[dest, src]" if self.description.seq_len is None else "[pos, dest, src]"
             raise ConfigError(
-                f"mask must be [dest, src] = {list(self._mask_shape())}, or several of these; "
-                f"got {list(array.shape)}"
+                f"mask must be {axes} = {list(one)}, or several of these; got {list(array.shape)}"
             )
         if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
             raise ConfigError("mask must hold finite numbers")
@@ -363,7 +368,7 @@ class OnnxPatcher:
         Raises:
             GraphError: no such edge.
         """
-        dests = {self.description.destinations[d] for d, _ in self.description.indices(edges)}
+        dests = {self.description.destinations[at[-2]] for at in self.description.indices(edges)}
         heads = {(dest.layer, dest.head) for dest in dests}
         if len(heads) != 1 or self.description.high != "input":
             return None

@@ -2,7 +2,8 @@
 
 ``mode="speed"`` folds low weights into FP32 when the file is loaded: as fast and as large in memory as an
 FP32 graph. ``mode="memory"`` keeps one byte a weight and dequantises at every use, early results freed
-first. ONNX Runtime's default options are neither: they turn products with dequantised weights into
+first; fused nodes would come last in that order, behind every dequantisation, so nothing is fused
+there unless a level is asked for. ONNX Runtime's default options are neither: they turn products with dequantised weights into
 integer ones, which changes the numbers.
 """
 
@@ -31,7 +32,7 @@ LEVELS = ("disable", "basic", "extended", "all")
 
 
 def open_session(
-    path: Path, providers: Sequence[str] | None, mode: str, threads: int | None, level: str
+    path: Path, providers: Sequence[str] | None, mode: str, threads: int | None, level: str | None
 ) -> onnxruntime.InferenceSession:
     """Load a graph.
 
@@ -41,7 +42,7 @@ def open_session(
             CPU. The CPU always comes last.
         mode: ``"speed"`` or ``"memory"``.
         threads: of one operation; ``None`` for ONNX Runtime's choice.
-        level: of graph optimisation, one of `LEVELS`.
+        level: of graph optimisation, one of `LEVELS`; ``None`` for that of the mode.
 
     Raises:
         ConfigError: an unknown provider, mode, level or number of threads.
@@ -58,6 +59,7 @@ def open_session(
         raise ConfigError(f"mode={mode!r} must be one of {', '.join(MODES)}")
     if threads is not None and (type(threads) is not int or threads < 1):
         raise ConfigError(f"threads={threads!r} must be an integer above 0")
+    level = {"speed": "all", "memory": "disable"}[mode] if level is None else level
     if level not in LEVELS:
         raise ConfigError(f"level={level!r} must be one of {', '.join(LEVELS)}")
     if not path.is_file():

@@ -1,0 +1,144 @@
+"""``python -m pahq_exporters.run``: a patching run without PyTorch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from auto_circuit.utils.ablation_activations import src_ablations
+
+import pahq_plugin as pahq
+from pahq_exporters import export_onnx
+from pahq_exporters.run import main, run, table
+from tests.helpers.rounded import patched_logits
+
+FULL = pahq.PrecisionConfig(low="fp32", mlp="fp32", policy="full")
+EDGES = ["A0.7->MLP 0", "MLP 0->MLP 1"]
+
+
+@pytest.fixture(scope="module")
+def problem() -> pahq.Problem:
+    return pahq.load_problem("ioi")
+
+
+@pytest.fixture(scope="module")
+def files(problem: pahq.Problem, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Graphs, and the prompts of the first batch."""
+    folder, batch = tmp_path_factory.mktemp("run"), next(iter(problem.train_loader))
+    for graph in ("dense", "sweep"):
+        export_onnx(problem.model, folder / f"{graph}.onnx", graph, FULL)  # type: ignore[arg-type]
+        export_onnx(problem.model, folder / f"{graph}8.onnx", graph)  # type: ignore[arg-type]
+    columns = (batch.clean, batch.corrupt, batch.answers, batch.wrong_answers)
+    prompts = [
+        {
+            "clean": clean.tolist(),
+            "corrupt": corrupt.tolist(),
+            "answers": right.tolist(),
+            "wrong_answers": wrong.tolist(),
+        }
+        for clean, corrupt, right, wrong in zip(*columns, strict=True)
+    ]
+    (folder / "prompts.json").write_text(json.dumps({"prompts": prompts}))
+    return folder
+
+
+def expected(problem: pahq.Problem, names: list[str]) -> tuple[float, float]:
+    """KL from the clean output and logit difference at the last position, from the host."""
+    model, batch = problem.model, next(iter(problem.train_loader))
+    chosen = {edge for edge in model.edges if edge.name in names}
+    with torch.no_grad():
+        clean = model(batch.clean)[:, -1].double().log_softmax(-1)
+    logits = patched_logits(model, batch.clean, src_ablations(model, batch.corrupt), chosen)[:, -1]
+    patched = logits.double().log_softmax(-1)
+    kl = float((clean.exp() * (clean - patched)).sum(-1).mean())
+    right = logits.gather(1, torch.stack(list(batch.answers)).reshape(len(logits), -1)).mean(1)
+    wrong = logits.gather(1, torch.stack(list(batch.wrong_answers)).reshape(len(logits), -1)).mean(1)
+    return kl, float((right - wrong).mean())
+
+
+def test_edges_patched_together(problem: pahq.Problem, files: Path) -> None:
+    found = run(files / "dense.onnx", files / "prompts.json", EDGES)
+    (one,) = found["runs"]
+    kl, difference = expected(problem, EDGES)
+    assert one["edges"] == EDGES and found["clean"]["kl_div"] == 0
+    assert one["kl_div"] == pytest.approx(kl, rel=1e-4)
+    assert one["logit_diff"] == pytest.approx(difference, rel=1e-4)
+
+
+@pytest.mark.parametrize("graph", ["dense", "sweep"])
+def test_each_edge_alone(problem: pahq.Problem, files: Path, graph: str) -> None:
+    found = run(files / f"{graph}.onnx", files / "prompts.json", EDGES, each=True)
+    for one, name in zip(found["runs"], EDGES, strict=True):
+        assert one["edges"] == [name]
+        assert one["kl_div"] == pytest.approx(expected(problem, [name])[0], rel=1e-4)
+
+
+def test_all_edges_of_a_sweep(files: Path) -> None:
+    found = run(files / "sweep8.onnx", files / "prompts.json", all_edges=True, limit=2)
+    assert len(found["runs"]) == 1519 and found["prompts"] == 2
+    assert "1499 more" in table(found)
+
+
+def test_nothing_but_numpy_and_onnxruntime_is_imported(files: Path) -> None:
+    code = (
+        "import sys, pahq_exporters.run as r\n"
+        "status = r.main(sys.argv[1:])\n"
+        "known = set(sys.stdlib_module_names) | {'numpy', 'onnxruntime', 'pahq_exporters', 'pahq_plugin'}\n"
+        "roots = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(sorted(roots & {'torch', 'onnx', 'safetensors', 'typer', 'rich', 'auto_circuit',\n"
+        "                      'transformer_lens', 'pandas', 'scipy'}))\n"
+        "sys.exit(status)"
+    )
+    arguments = ["dense8.onnx", "--prompts", "prompts.json", "--edges", EDGES[0], "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=files, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    document, _, imported = done.stdout.rpartition("}\n")
+    assert json.loads(document + "}")["runs"][0]["edges"] == [EDGES[0]]
+    assert imported.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["dense.onnx", "--prompts", "prompts.json"], ("--edges", "--all")),
+        (["dense.onnx", "--prompts", "none.json", "--all"], ("none.json", "cannot be read")),
+        (["none.onnx", "--prompts", "prompts.json", "--all"], ("none.onnx", "pahq export")),
+        (["prompts.json", "--prompts", "prompts.json", "--all"], ("prompts.json", "no ONNX model")),
+        (["dense.onnx", "--prompts", "prompts.json", "--edges", "A0.1->MLP 9"], ("MLP 9",)),
+        (["dense.onnx", "--prompts", "prompts.json", "--edges", "MLP 3->MLP 0"], ("not before it",)),
+        (["dense8.onnx", "--prompts", "prompts.json", "--all", "--head", "9.9"], ("layer 9",)),
+        (["dense.onnx", "--prompts", "prompts.json", "--all", "--head", "x"], ("--head", "LAYER.HEAD")),
+        (["dense.onnx", "--prompts", "prompts.json", "--all", "--mode", "x"], ("mode", "memory")),
+        (["dense.onnx", "--prompts", "prompts.json", "--all", "--limit", "0"], ("--limit",)),
+        (["dense.onnx", "--prompts", "prompts.json", "--all", "--provider", "x"], ("'x'", "cpu")),
+        (["sweep.onnx", "--prompts", "prompts.json", "--edges", *EDGES], ("one edge at a time",)),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str],
+    words: tuple[str, ...],
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(files)
+    assert main(arguments) == 1
+    captured: Any = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1 and all(word in captured.err for word in words), captured.err
+
+
+def test_the_table_names_clean_and_patched_runs(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [files / "dense8.onnx", "--prompts", files / "prompts.json", "--edges", EDGES[0]]
+    assert main([str(each) for each in arguments]) == 0
+    out = capsys.readouterr().out
+    assert "(clean)" in out and EDGES[0] in out and "CPUExecutionProvider" in out
+    assert np.isfinite(float(out.splitlines()[-1].split()[-1]))
