@@ -62,7 +62,8 @@ patcher = OnnxPatcher(path, mode=mode, threads=threads)
 seconds, loaded = time.perf_counter() - start, peak()
 corrupt = np.zeros((len(patcher.description.sources), batch, length, patcher.description.d_model), "f4")
 patcher.run(np.zeros((batch, length), int), corrupt, [next(patcher.description.edges())])
-print(json.dumps({"load_seconds": seconds, "loaded_bytes": loaded - before, "peak_bytes": peak() - before}))
+used = {"loaded_bytes": loaded - before, "peak_bytes": peak() - before}
+print(json.dumps({"load_seconds": seconds, **used}))
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,9 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+
+import pahq_plugin as pahq
+from pahq_exporters import export_onnx
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(2400)]
 
@@ -88,6 +92,8 @@ def test_wheel_declares_the_command(wheel: Path) -> None:
         entries = ConfigParser()
         entries.read_string(archive.read(name).decode())
     assert dict(entries["console_scripts"]) == {"pahq": "pahq_plugin.cli:main"}
+    assert set(entries["pahq.engines"]) == {"onnx"}
+    assert set(entries["pahq.commands"]) == {"export", "run"}
 
 
 def test_installed_wheel_finds_a_circuit_from_another_folder(wheel: Path, tmp_path: Path) -> None:
@@ -107,3 +113,24 @@ def test_installed_wheel_finds_a_circuit_from_another_folder(wheel: Path, tmp_pa
     run(pahq, "discover", "ioi", "--threshold", "0.1", "--out", out, folder=elsewhere)
     assert any(out.iterdir()), f"pahq discover left nothing in {out}"
     assert run(pahq, "show", out, folder=elsewhere).strip()
+
+
+def test_a_deployment_has_numpy_and_onnxruntime_only(wheel: Path, tmp_path: Path) -> None:
+    """The wheel without its dependencies runs a graph on prompts."""
+    problem = pahq.load_problem("ioi")
+    export_onnx(problem.model, tmp_path / "graph.onnx")
+    batch = next(iter(problem.train_loader))
+    pairs = zip(batch.clean.tolist(), batch.corrupt.tolist(), strict=True)
+    prompts = {"prompts": [{"clean": clean, "corrupt": corrupt} for clean, corrupt in pairs]}
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    environment = tmp_path / "venv"
+    python = environment / "bin" / "python"
+    run(sys.executable, "-m", "venv", environment, folder=tmp_path)
+    constraints = REPOSITORY / "constraints.txt"
+    run(python, "-m", "pip", "install", "-q", "-c", constraints, "numpy", "onnxruntime", folder=tmp_path)
+    run(python, "-m", "pip", "install", "-q", "--no-deps", wheel, folder=tmp_path)
+    asked = ["graph.onnx", "--prompts", "prompts.json", "--edges", "A0.7->MLP 0", "--json"]
+    found = json.loads(run(python, "-m", "pahq_exporters.run", *asked, folder=tmp_path))
+    assert found["runs"][0]["kl_div"] > 0 and found["prompts"] == len(batch.clean)
+    absent = "import importlib.util as u; print([u.find_spec(n) for n in ('torch', 'onnx', 'typer')])"
+    assert run(python, "-c", absent, folder=tmp_path).strip() == "[None, None, None]"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import onnx
@@ -61,11 +62,11 @@ class Builder:
         self._count += 1
         return "/".join([*self._scope, f"{kind}_{self._count}"])
 
-    def op(self, kind: str, *inputs: str, **attributes: object) -> str:
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node with one output."""
         return self.ops(kind, 1, *inputs, **attributes)[0]
 
-    def ops(self, kind: str, n_outputs: int, *inputs: str, **attributes: object) -> list[str]:
+    def ops(self, kind: str, n_outputs: int, *inputs: str, **attributes: Any) -> list[str]:
         """Add a node with several outputs."""
         name = self.name(kind)
         outputs = [name] if n_outputs == 1 else [f"{name}.{i}" for i in range(n_outputs)]

@@ -3,7 +3,7 @@
 1. ``onnx.checker``: every value is made before it is read, every node is known to the opset.
 2. Shape inference: all shapes fit each other.
 3. The reference evaluator of ``onnx`` against ONNX Runtime, on a tiny model of the same kind exported
-   with the same precision: the graph means what the standard says, not only what one runtime makes of it.
+   with the same precision: the graph means what the standard says, not what one runtime makes of it.
 4. ONNX Runtime, in both modes, against the PyTorch backend in the same precision, on random prompts,
    random sets of edges and random heads.
 """
@@ -27,7 +27,8 @@ from pahq_plugin.backend import mixed_precision
 from pahq_plugin.config import FULL_PRECISION, PrecisionConfig
 from pahq_plugin.errors import ExportError
 from pahq_plugin.host import Edge, PatchableModel, PromptDataLoader, patch_mode
-from pahq_plugin.host.graph import canonical_edges, head as head_of
+from pahq_plugin.host.graph import canonical_edges
+from pahq_plugin.host.graph import head as head_of
 from pahq_plugin.host.model import borrowed
 from pahq_plugin.host.patching import collect_batches, source_outputs
 from pahq_plugin.host.problems import tiny_model
@@ -152,7 +153,7 @@ def check_meaning(model: PatchableModel, described: Description, seed: int) -> s
         evaluator = ReferenceEvaluator(str(path))
         worst, size = 0.0, 1.0
         for inputs in _feeds(patcher, tiny, seed):
-            theirs = evaluator.run(["logits"], inputs)[0]
+            theirs = np.asarray(evaluator.run(["logits"], inputs)[0])  # type: ignore[index]
             ours = patcher.feed(inputs)
             worst = max(worst, float(np.abs(ours - theirs).max()))
             size = max(size, float(np.abs(theirs).max()))

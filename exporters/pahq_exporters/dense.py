@@ -18,8 +18,9 @@ input          shape                        ..
 Outputs are ``logits [candidate, batch, (pos,) vocab]`` and ``sources [src, candidate * batch, pos,
 d_model]``, what every source gave in this run.
 
-As in the host, a destination reads the residual stream of the run plus, for every patched edge, what the
-source was to carry minus what it gave: ``x[dest] = residual + sum_s mask[dest, s] (corrupt[s] - out[s])``.
+As in the host, a destination reads the residual stream of the run plus, for every patched edge, what
+the source was to carry minus what it gave:
+``x[dest] = residual + sum_s mask[dest, s] (corrupt[s] - out[s])``.
 Rows of all candidates and prompts lie flat, ``[candidate * batch * pos, d_model]``.
 """
 

@@ -181,7 +181,8 @@ class OnnxEngine:
     ) -> list[float]:
         logits = torch.from_numpy(self._patcher.run(prompts, mask=masks, head=head))
         logits = logits.to(run.logits.device)
-        return row_losses(*self._metric, logits, run.logits, run.batch).tolist()
+        name, metric = self._metric
+        return row_losses(name, metric, logits, run.logits, run.batch).tolist()
 
 
 def _check_padding(run: CleanRun) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pahq_exporters.description import METADATA_KEY, SLOTS, Description, from_json
+from pahq_exporters.description import METADATA_KEY, SLOTS, from_json
 from pahq_exporters.heads import Heads
 from pahq_exporters.session import default_threads, open_session
 from pahq_plugin.errors import ConfigError, ExportError, PromptError
@@ -76,7 +76,7 @@ class OnnxPatcher:
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.description = from_json(metadata.get(METADATA_KEY), self._path)
         self._check_inputs()
-        self.providers: list[str] = self._session.get_providers()
+        self.providers = list(self._session.get_providers())
         self._heads: Heads | None = None
         if self.description.heads_file is not None:
             self._heads = Heads(self._path.parent / self.description.heads_file, self.description)
@@ -150,7 +150,7 @@ class OnnxPatcher:
     def _tokens(self, tokens: Any, name: str) -> Array:
         known = self.description
         try:
-            ids = np.asarray(tokens)
+            ids: Array = np.asarray(tokens)
         except ValueError:  # rows of different lengths
             ids = np.zeros(0, object)
         if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
@@ -231,8 +231,8 @@ class OnnxPatcher:
             corrupt: see `prompts`.
             edges: names of edges, or host ``Edge`` objects; they are patched together. A sweep graph
                 takes one.
-            mask: instead of ``edges``, what `mask` returns, or several such, ``[candidate, ...]``, for as
-                many sets of edges in one run; dense graphs only.
+            mask: instead of ``edges``, what `mask` returns, or several such, ``[candidate, ...]``,
+                for as many sets of edges in one run; dense graphs only.
             head: the head in FP32: ``"auto"`` for the one that all edges lead into, if there is one.
 
         Returns:

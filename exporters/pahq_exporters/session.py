@@ -1,10 +1,10 @@
 """ONNX Runtime sessions with the options that these graphs need.
 
-``mode="speed"`` folds low weights into FP32 when the file is loaded: as fast and as large in memory as an
-FP32 graph. ``mode="memory"`` keeps one byte a weight and dequantises at every use, early results freed
-first; fused nodes would come last in that order, behind every dequantisation, so nothing is fused
-there unless a level is asked for. ONNX Runtime's default options are neither: they turn products with dequantised weights into
-integer ones, which changes the numbers.
+``mode="speed"`` folds low weights into FP32 when the file is loaded: as fast and as large in memory as
+an FP32 graph. ``mode="memory"`` keeps one byte a weight and dequantises at every use, in the order in
+which nodes were written; fused nodes would come behind every dequantisation, so nothing is fused there
+unless a level is asked for. ONNX Runtime's default options are neither: they turn products with
+dequantised weights into integer ones, which changes the numbers.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def store_side_by_side(
 def store_stacked(
     build: Builder, name: str, weight: Tensor, number_format: NumberFormat, scale: Granularity
 ) -> str:
-    """A weight ``[head, d_head, d_model]`` whose results are added up, as ``[head * d_head, d_model]``."""
+    """A weight ``[head, d_head, d_model]`` whose results are added, as ``[head * d_head, d_model]``."""
     if not number_format.is_low:
         return build.tensor(name, weight.detach().float().flatten(0, 1))
     return build.reshape(store(build, name, weight, number_format, scale), -1, weight.shape[-1])

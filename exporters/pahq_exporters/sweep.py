@@ -113,7 +113,8 @@ class Sweep:
         return build.op("And", here, kind)
 
     def _moved(self, x: str, given: str) -> str:
-        """A destination's input: ``x`` with each edge's source replaced, ``[edge, batch, pos, d_model]``."""
+        """A destination's input, ``x`` with each edge's source replaced, ``[edge, batch, pos,
+        d_model]``."""
         build = self.build
         return build.op("Add", x, build.op("Sub", "corrupt", given))
 
@@ -174,7 +175,7 @@ class Sweep:
         All other heads are as they were: the tested one's share is taken out of their sum and its own
         for each edge put in.
         """
-        build, cfg = self.build, self.cfg
+        build, _cfg = self.build, self.cfg
         weights, head = self._tested_weights(layer)
         norm, name = self.model.blocks[layer].ln1, f"blocks.{layer}.ln1"
         clean = self.parts.norm(norm, name, residual)

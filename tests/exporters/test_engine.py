@@ -44,8 +44,8 @@ def test_the_same_decisions(problem: str, threshold: float, method: str) -> None
         assert not all(d.exact for d in found.decisions)
     if found.circuit != exact.circuit:
         fresh = pahq.load_problem(problem)
-        report = replay(fresh.model, fresh.train_loader, found.decisions, sample=1.0, threshold=threshold,
-                        metric=loaded.metric)  # fmt: skip
+        settings.pop("progress")
+        report = replay(fresh.model, fresh.train_loader, found.decisions, sample=1.0, **settings)
         assert report.agrees and report.n_ties, report
 
 
@@ -68,6 +68,7 @@ def test_random_architectures(seed: int) -> None:
     found = pahq.discover(model, batches, engine="onnx", **settings)
     if found.circuit != exact.circuit:
         fresh_model, fresh = build(architecture)
+        settings.pop("progress")
         report = replay(fresh_model, fresh, found.decisions, sample=1.0, **settings)
         assert report.agrees and report.n_ties, report
 

@@ -111,7 +111,7 @@ def test_an_fp32_export_is_the_host(
 
 
 def compare(model: PatchableModel, batch: Any, precision: pahq.PrecisionConfig, path: Path) -> None:
-    """Dense and sweep graphs on random single edges, and the dense one on random sets, all in one call."""
+    """Dense and sweep graphs on random single edges, the dense one on random sets in one call."""
     tolerance = WITHOUT_NORM if model.cfg.normalization_type is None else TOLERANCE
     outputs, edges, draw = src_ablations(model, batch.corrupt), canonical_edges(model), random.Random(2)
     singles = draw.sample(edges, min(6, len(edges)))
@@ -244,7 +244,7 @@ def test_weights_in_a_file_of_their_own(problem: pahq.Problem, tmp_path: Path) -
 
 
 def test_rounded_activations_are_near_the_backend(problem: pahq.Problem, tmp_path: Path) -> None:
-    """Values on the edge between two codes may fall to either side: nearer than the format's own error."""
+    """Values between two codes may fall to either side, but nearer than the format's own error."""
     model, batch = problem.model, next(iter(problem.train_loader))
     precision = pahq.PrecisionConfig(low="int8", mlp="int8", policy="uniform")
     patcher = OnnxPatcher(export_onnx(model, tmp_path / "g.onnx", precision=precision), threads=1)

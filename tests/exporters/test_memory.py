@@ -1,4 +1,4 @@
-"""In memory mode a loaded graph still holds weights of one byte, and every level gives the same numbers."""
+"""In memory mode a loaded graph holds weights of one byte; all levels give the same numbers."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_memory_mode_takes_less_than_fp32(tmp_path: Path) -> None:
                 capture_output=True,
                 text=True,
             ).stdout
-        )  # fmt: skip
+        )
         for name, mode in (("low", "memory"), ("full", "speed"))
     )
     weights = 4 * 3 * 12 * 512**2
