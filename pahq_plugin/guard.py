@@ -66,9 +66,10 @@ class GuardBand:
         return self.relative * abs(effect) + FLOOR_MULTIPLE * self.floor + DRIFTS * self.drift * gone
 
     def see_drift(self, off: float, gone: float) -> None:
-        """Take in by how much the loss of a screened row was off."""
+        """Take in by how much the loss of a screened row was off, beyond noise that is there anyway."""
+        beyond = off - self.floor - FLOOR_MULTIPLE * FLOOR_OF_FP32
         if not self.fixed and gone > 0:
-            self.drift = max(self.drift, off / gone)
+            self.drift = max(self.drift, beyond / gone)
 
     def watch(self, screened: float, exact: float) -> bool:
         """Take in one more pair of effects; returns whether the band had to be widened.
