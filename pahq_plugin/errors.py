@@ -46,3 +46,12 @@ class ResultError(PahqError):
 class ExportError(PahqError):
     """An export cannot be written or read: a missing extra, a foreign or damaged file, a part of the
     model that no graph can hold."""
+
+
+LONGEST_REASON = 300
+"""Characters of another library's message that are passed on."""
+
+
+def one_line(reason: object) -> str:
+    """Another library's message, without line breaks and not too long."""
+    return " ".join(str(reason).split())[:LONGEST_REASON]

@@ -13,12 +13,12 @@ V, and head by head; ``Resid End`` is the last. Edges of single positions have t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from pahq_plugin.errors import ExportError, GraphError
+from pahq_plugin.errors import ExportError, GraphError, one_line
 
 METADATA_KEY = "pahq"
 FORMAT_VERSION = 1
@@ -163,7 +163,7 @@ class Description:
             if place is not None:
                 raise GraphError(f"edge {name!r} @{place}: this graph patches all positions at once")
             return ()
-        if place is None or not str(place).isdecimal() or int(str(place)) >= self.seq_len:
+        if str(place) not in map(str, range(self.seq_len)):
             raise GraphError(
                 f"edge {name!r}, position {place}: edges of this graph are of single positions; write "
                 f"one of 0 to {self.seq_len - 1}, like {name + ' @0'!r}"
@@ -224,7 +224,9 @@ def from_json(text: str | None, path: object) -> Description:
         values = json.loads(text)
         version = values.pop("format")
         if version != FORMAT_VERSION:
-            raise ExportError(f"{path} has format {version!r}; this version reads {FORMAT_VERSION}")
+            raise ExportError(
+                f"{path} has format {one_line(version)!r}; this version reads {FORMAT_VERSION}"
+            )
         values["destinations"] = tuple(Destination(**entry) for entry in values["destinations"])
         values["sources"] = tuple(values["sources"])
         fixed = values["fixed_head"]
@@ -232,20 +234,75 @@ def from_json(text: str | None, path: object) -> Description:
         description = Description(**values)
         _check(description)
         return description
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ExportError(f"{path}: the description of the graph is damaged ({error})") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, GraphError) as error:
+        reason = one_line(error)
+        raise ExportError(f"{path}: the description of the graph is damaged ({reason})") from None
 
 
-def _check(description: Description) -> None:
-    """What later code relies on."""
-    for dest in description.destinations:
-        if dest.slot not in SLOTS or not 0 < dest.reads <= len(description.sources):
-            raise ValueError(f"destination {dest.name!r}")
-    numbers = (description.n_layers, description.n_heads, description.d_head, description.d_model)
-    if not all(type(number) is int and number > 0 for number in numbers):
-        raise ValueError("sizes")
-    name = description.heads_file
-    if name is not None and (type(name) is not str or "/" in name or "\\" in name or name == ".."):
-        raise ValueError("heads_file")
-    if description.graph not in ("dense", "sweep") or description.high not in ("input", "fixed", "none"):
-        raise ValueError("graph")
+def _check(known: Description) -> None:
+    """What later code relies on.
+
+    Raises:
+        ValueError: names the entry that is wrong.
+    """
+    sources, dests = known.sources, known.destinations
+    sizes = ("n_layers", "n_heads", "d_head", "d_model", "n_ctx", "d_vocab", "d_vocab_out")
+    right = {
+        **{name: _within(getattr(known, name), 1, LARGEST) for name in sizes},
+        "graph": known.graph in ("dense", "sweep"),
+        "seq_len": known.seq_len is None or _within(known.seq_len, 1, known.n_ctx),
+        "positions": known.positions in ("all", "last", "not_first"),
+        "high": known.high in ("input", "fixed", "none"),
+        "id": isinstance(known.id, str),
+        "source_model": isinstance(known.source_model, str),
+        "start_layer": _within(known.start_layer, 0, LARGEST) and known.start_layer < known.n_layers,
+        "sources": _are_names(sources),
+        "destinations": _are_names([dest.name for dest in dests]),
+        "n_earlier": _within(known.n_earlier, 0, len(sources))
+        and (known.n_earlier > 0) == (known.start_layer > 0),
+        "precision": known.precision is None or isinstance(known.precision, dict),
+        "versions": isinstance(known.versions, dict),
+        "fixed_head": (known.fixed_head is not None) == (known.high == "fixed"),
+        "heads_file": _is_file_name(known.heads_file)
+        if known.high == "input"
+        else known.heads_file is None,
+    }
+    for name, holds in right.items():
+        if not holds:
+            raise ValueError(name)
+    if known.fixed_head is not None:
+        known.check_head(known.fixed_head)
+    for dest in dests:
+        _check_destination(dest, known)
+
+
+def _check_destination(dest: Destination, known: Description) -> None:
+    in_block = dest.slot != "output"
+    last = known.n_layers - 1 if in_block else known.n_layers
+    of_head = dest.slot in ("q", "k", "v", "attn")
+    fits = (
+        dest.slot in SLOTS
+        and _within(dest.layer, known.start_layer if in_block else last, last)
+        and (_within(dest.head, 0, known.n_heads - 1) if of_head else dest.head == -1)
+        and _within(dest.reads, 1, len(known.sources))
+    )
+    if not fits:
+        raise ValueError(f"destination {dest.name!r}")
+
+
+LARGEST = 2**31
+"""No size of a model is above that."""
+
+
+def _within(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _are_names(names: Sequence[object]) -> bool:
+    """Whether these are strings, at least one, each once."""
+    return bool(names) and all(isinstance(n, str) for n in names) and len(set(names)) == len(names)
+
+
+def _is_file_name(name: object) -> bool:
+    """Whether a name stays in its folder."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")

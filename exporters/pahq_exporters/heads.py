@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pahq_exporters.arrays import Array
 from pahq_exporters.description import Description
-from pahq_plugin.errors import ExportError
+from pahq_plugin.errors import ExportError, one_line
 
 if TYPE_CHECKING:
     from pahq_plugin.host import PatchableModel
@@ -24,8 +25,13 @@ HEADER_LIMIT = 100_000_000
 
 
 def write_heads(model: PatchableModel, described: Description, path: Path) -> None:
-    """Write ``w_hi`` ``[head, 4, d_model, d_head]`` of every block of the graph."""
+    """Write ``w_hi`` ``[head, 4, d_model, d_head]`` of every block of the graph.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from pahq_exporters.high import packed_weights
@@ -35,7 +41,10 @@ def write_heads(model: PatchableModel, described: Description, path: Path) -> No
         f"blocks.{layer}": torch.stack([packed_weights(model.blocks[layer].attn, h) for h in heads])
         for layer in range(described.start_layer, described.n_layers)
     }
-    save_file(tensors, str(path), metadata={"id": described.id})
+    try:
+        save_file(tensors, str(path), metadata={"id": described.id})
+    except SafetensorError as error:  # of a full disk, too
+        raise OSError(one_line(error)) from None
 
 
 class Heads:
@@ -52,45 +61,59 @@ class Heads:
     def __init__(self, path: Path, described: Description) -> None:
         self._path = path
         self._shape = (described.n_heads, 4, described.d_model, described.d_head)
-        header, self._start = self._header()
-        if header.get("__metadata__", {}).get("id") != described.id:
+        if not path.is_file():
             raise ExportError(
-                f"{path} belongs to another export; keep it beside the graph it was written with"
-            )
-        self._entries: dict[str, Any] = header
-
-    def _header(self) -> tuple[dict[str, Any], int]:
-        if not self._path.is_file():
-            raise ExportError(
-                f"{self._path} is missing: it holds the FP32 weights of the investigated head; "
+                f"{path} is missing: it holds the FP32 weights of the investigated head; "
                 "copy it beside the graph"
             )
         try:
-            with self._path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                if not 0 < size <= min(HEADER_LIMIT, self._path.stat().st_size):
-                    raise ValueError(f"a header of {size} bytes")
-                header = json.loads(file.read(size))
-            if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
-                raise ValueError("the header is no object")
-            return header, 8 + size
-        except (ValueError, RecursionError) as error:
-            raise ExportError(f"{self._path} is damaged ({error})") from None
+            self._size = path.stat().st_size
+            header, start = self._header()
+            if header.get("__metadata__", {}).get("id") != described.id:
+                raise ExportError(
+                    f"{path} belongs to another export; keep it beside the graph it was written with"
+                )
+            layers = range(described.start_layer, described.n_layers)
+            self._offsets = {layer: start + self._offset(header, start, layer) for layer in layers}
+            if len(set(self._offsets.values())) != len(layers):
+                raise ValueError("two blocks are at one place")
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError) as error:
+            raise ExportError(f"{path} is damaged ({one_line(error)})") from None
 
-    def weights(self, layer: int, head: int) -> np.ndarray[Any, Any]:
+    def _header(self) -> tuple[dict[str, Any], int]:
+        """The header, and where it ends."""
+        with self._path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 0 < size <= min(HEADER_LIMIT, self._size - 8):
+                raise ValueError(f"a header of {size} bytes")
+            return json.loads(file.read(size)), 8 + size
+
+    def _offset(self, header: dict[str, Any], start: int, layer: int) -> int:
+        """Where the heads of a block begin, behind the header."""
+        name = f"blocks.{layer}"
+        if name not in header:
+            raise ValueError(f"no {name}")
+        dtype, shape = header[name]["dtype"], header[name]["shape"]
+        if dtype != "F32" or tuple(shape) != self._shape:
+            raise ValueError(f"{name} is {dtype} {shape} instead of F32 {list(self._shape)}")
+        first, last = header[name]["data_offsets"]
+        size, behind = 4 * math.prod(self._shape), self._size - start
+        inside = type(first) is int and type(last) is int and 0 <= first <= last <= behind
+        if not inside or last - first != size or first % size:  # blocks of equal size, without gaps
+            raise ValueError(f"{name} is at {first} to {last} of {behind} bytes")
+        return first
+
+    def weights(self, layer: int, head: int) -> Array:
         """``w_hi`` of one head, ``[4, d_model, d_head]`` of float32.
 
         Raises:
-            ExportError: the file is damaged.
+            ExportError: the file is damaged, or gone.
         """
         try:
-            entry = self._entries[f"blocks.{layer}"]
-            first, last = entry["data_offsets"]
-            if entry["dtype"] != "F32" or tuple(entry["shape"]) != self._shape:
-                raise ValueError(f"blocks.{layer} is {entry['dtype']} {entry['shape']}")
-            if last - first != 4 * math.prod(self._shape):
-                raise ValueError(f"blocks.{layer} has {last - first} bytes")
-            whole = np.memmap(self._path, np.float32, "r", self._start + first, self._shape)
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise ExportError(f"{self._path} is damaged ({error})") from None
-        return np.array(whole[head])
+            whole = np.memmap(self._path, np.float32, "r", self._offsets[layer], self._shape)
+        except (ValueError, OSError) as error:
+            raise ExportError(f"{self._path} is damaged ({one_line(error)})") from None
+        own = np.array(whole[head])
+        if not np.isfinite(own).all():
+            raise ExportError(f"{self._path} is damaged (head {layer}.{head} holds NaN or infinity)")
+        return own

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pahq_plugin.errors import PromptError
+from pahq_plugin.errors import ConfigError, PromptError, one_line
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,17 @@ def read_prompts(path: Path, limit: int | None = None) -> PromptFile:
     Raises:
         PromptError: no such file, not the host's format, text instead of token ids, or prompts of
             different lengths.
+        ConfigError: ``limit`` is no number above 0.
     """
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ConfigError(f"limit={limit!r} must be an integer above 0")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         prompts = record["prompts"][:limit]
     except OSError as error:
         raise PromptError(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise PromptError(f'{path} must hold {{"prompts": [...]}} in JSON ({error})') from None
+        raise PromptError(f'{path} must hold {{"prompts": [...]}} in JSON ({one_line(error)})') from None
     if not isinstance(prompts, list) or not prompts:
         raise PromptError(f"{path} holds no prompts")
     read = PromptFile(

@@ -1,0 +1,94 @@
+"""Arrays that users give: checked, and as a graph wants them. Only numpy is used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pahq_plugin.errors import ConfigError, PahqError, PromptError, one_line
+
+Array = np.ndarray[Any, Any]
+
+
+def as_array(values: Any, name: str, error: type[PahqError] = PromptError) -> Array:
+    """``values`` as they are.
+
+    Raises:
+        PahqError: of the kind ``error``: rows of different lengths, a tensor that needs gradients, ...
+    """
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as reason:
+        raise error(f"{name} cannot be made an array ({one_line(reason)})") from None
+
+
+def token_ids(values: Any, name: str, n_ctx: int, d_vocab: int, seq_len: int | None = None) -> Array:
+    """Token ids ``[batch, pos]`` of int64.
+
+    Raises:
+        PromptError: another shape or type, tokens outside the vocabulary, too many of them.
+    """
+    ids = as_array(values, name)
+    if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
+        raise PromptError(
+            f"{name} must be token ids [batch, pos], all prompts of one length; "
+            f"got {ids.dtype} of shape {list(ids.shape)}"
+        )
+    check_length(name, ids.shape[1], n_ctx, seq_len)
+    if ids.min() < 0 or ids.max() >= d_vocab:
+        wrong = int(ids.min() if ids.min() < 0 else ids.max())
+        raise PromptError(f"{name}: id {wrong} is outside the vocabulary of {d_vocab}")
+    return np.ascontiguousarray(ids, np.int64)
+
+
+def check_length(name: str, length: int, n_ctx: int, seq_len: int | None) -> None:
+    """
+    Raises:
+        PromptError: more tokens than the model takes, or not as many as the graph has positions.
+    """
+    if length > n_ctx:
+        raise PromptError(f"{name}: {length} tokens exceed the model's context of {n_ctx}")
+    if seq_len is not None and length != seq_len:
+        raise PromptError(f"{name}: {length} tokens, but the graph has edges for {seq_len} positions")
+
+
+def floats(values: Any, name: str, shape: tuple[int | None, ...]) -> Array:
+    """Finite numbers of a shape, in which ``None`` is any size but 0, as float32.
+
+    Raises:
+        PromptError: another shape or type, or numbers that float32 does not have.
+    """
+    array = as_array(values, name)
+    wanted = ["any" if size is None else size for size in shape]
+    fits = array.ndim == len(shape) and all(
+        got if size is None else size == got for size, got in zip(shape, array.shape, strict=True)
+    )
+    if not fits or array.dtype.kind != "f":
+        raise PromptError(
+            f"{name} must be numbers of shape {wanted}; got {array.dtype} {list(array.shape)}"
+        )
+    if not _fit_float32(array):
+        raise PromptError(f"{name} holds NaN or infinity, or numbers too large for float32")
+    return np.ascontiguousarray(array, np.float32)
+
+
+def masks(values: Any, one: tuple[int, ...]) -> Array:
+    """A mask of the shape ``one``, ``[(pos,) dest, src]``, or several, as float32.
+
+    Raises:
+        ConfigError: another shape or type.
+    """
+    array = as_array(values, "mask", ConfigError)
+    if array.shape not in (one, (*array.shape[:1], *one)) or not array.size:
+        axes = "[dest, src]" if len(one) == 2 else "[pos, dest, src]"
+        raise ConfigError(
+            f"mask must be {axes} = {list(one)}, or several of these; got {list(array.shape)}"
+        )
+    if array.dtype.kind not in "fiub" or not _fit_float32(array):
+        raise ConfigError("mask must hold finite numbers")
+    return np.ascontiguousarray(array, np.float32)
+
+
+def _fit_float32(array: Array) -> bool:
+    return bool((np.abs(array) <= np.finfo(np.float32).max).all())  # false for NaN, too
