@@ -16,6 +16,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from pahq_exporters.inputs import Value
+
 OPSET = 21
 IR_VERSION = 10
 
@@ -172,3 +174,9 @@ class Builder:
     def rename(self, value: str, name: str) -> None:
         """Give a value the public name of an output."""
         self._nodes.append(helper.make_node("Identity", [value], [name], name=f"output/{name}"))
+
+
+def value_info(value: Value) -> onnx.ValueInfoProto:
+    """An input or output as ONNX writes it."""
+    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
+    return helper.make_tensor_value_info(value.name, dtype, value.shape)

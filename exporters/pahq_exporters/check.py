@@ -25,7 +25,7 @@ from pahq_exporters.export import export_onnx, read_precision
 from pahq_exporters.patcher import OnnxPatcher
 from pahq_plugin.backend import mixed_precision
 from pahq_plugin.config import FULL_PRECISION, PrecisionConfig
-from pahq_plugin.errors import ExportError
+from pahq_plugin.errors import ExportError, one_line
 from pahq_plugin.host import Edge, PatchableModel, PromptDataLoader, patch_mode
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.graph import head as head_of
@@ -79,7 +79,7 @@ def compare_on(path: Path, model: PatchableModel, example: Tensor) -> None:
         ExportError: they differ.
     """
     check_names(path)
-    check_values(path, model, example.cpu(), example.flip(0).cpu(), seed=0, trials=2)
+    check_values(path, model, example, (example + 1) % model.cfg.d_vocab, seed=0, trials=2)
 
 
 def described_in(path: Path) -> Description:
@@ -93,7 +93,7 @@ def described_in(path: Path) -> Description:
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's and the file system's own
-        raise ExportError(f"{path} is no ONNX model ({error})") from None
+        raise ExportError(f"{path} is no ONNX model ({one_line(error)})") from None
     return from_json({entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY), path)
 
 
@@ -107,8 +107,8 @@ def check_names(path: Path) -> str:
 
     try:
         onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
-        raise ExportError(f"{path}: onnx.checker refuses it ({error})") from None
+    except (onnx.checker.ValidationError, RuntimeError, OSError) as error:
+        raise ExportError(f"{path}: onnx.checker refuses it ({one_line(error)})") from None
     return "names: onnx.checker accepts the file"
 
 
@@ -127,7 +127,7 @@ def check_shapes(path: Path) -> str:
                 data_prop=True,
             )  # fmt: skip
         except (onnx.shape_inference.InferenceError, RuntimeError) as error:
-            raise ExportError(f"{path}: shapes do not fit ({error})") from None
+            raise ExportError(f"{path}: shapes do not fit ({one_line(error)})") from None
     return "shapes: inference finds no contradiction"
 
 

@@ -36,9 +36,9 @@ def export(
 ) -> None:
     """Write the model of PROBLEM as an ONNX graph, or a result's circuit as graph JSON."""
     with one_line_errors(debug):
-        if path.exists() and not force:
+        if path.is_file() and not force:
             raise ConfigError(f"{path} is there already; pass --force to replace it")
-        from pahq_exporters.export import export_onnx
+        from pahq_exporters.export import export_if
         from pahq_exporters.run import parse_head
         from pahq_plugin import PrecisionConfig, load_problem
 
@@ -49,18 +49,24 @@ def export(
             low=low, mlp=mlp or low, scale=scale, activations=activations, policy=policy  # type: ignore[arg-type]
         )  # fmt: skip
         loaded = load_problem(problem, model=model, prompts=prompts)
-        options = {"start_layer": start_layer, "head": chosen, "positions": positions}
-        written = export_onnx(loaded.model, path, graph, precision, **options)  # type: ignore[arg-type]
-        found: dict[str, object] = {"file": str(written), "bytes": written.stat().st_size}
-        if check:
+        lines: list[str] = []
+
+        def accept(made: Path) -> None:
             from pahq_exporters.check import check as check_file
 
-            found["check"] = check_file(written, loaded.model, loaded.train_loader)
+            lines.extend(check_file(made, loaded.model, loaded.train_loader))
+
+        options = {"start_layer": start_layer, "head": chosen, "positions": positions}
+        written = export_if(
+            accept if check else None, loaded.model, path, graph, precision, **options  # type: ignore[arg-type]
+        )  # fmt: skip
+        found: dict[str, object] = {"file": str(written), "bytes": written.stat().st_size}
+        found |= {"check": lines} if check else {}
         if as_json:
             print_json(found)
             return
         typer.echo(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
-        for line in found.get("check", ()):  # type: ignore[union-attr]
+        for line in lines:
             typer.echo(f"  {line}")
 
 

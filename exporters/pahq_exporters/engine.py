@@ -55,14 +55,13 @@ class OnnxEngine:
         for run in self._runs:
             _check_padding(run)
         self._folder = tempfile.TemporaryDirectory(prefix="pahq-onnx-")
+        self.lookahead = LOOKAHEAD if exact is None else min(LOOKAHEAD, exact.lookahead)
         try:
             self._load(task, precision)
+            self.loss = self._losses(self._mask[None], None)[0] if exact is None else exact.loss
         except BaseException:
             self.close()
             raise
-        ahead = LOOKAHEAD if exact is None else min(LOOKAHEAD, exact.lookahead)
-        self.lookahead = ahead
-        self.loss = self._losses(self._mask[None], None)[0] if exact is None else exact.loss
 
     def _load(self, task: Any, precision: PrecisionConfig) -> None:
         path = Path(self._folder.name) / "graph.onnx"

@@ -2,7 +2,7 @@
 
 1. Check the model, the precision and the options; nothing is written before that.
 2. Build the graph (`pahq_exporters.dense`, `pahq_exporters.sweep`).
-3. Write to temporary files beside the target, then rename them into place, the graph last.
+3. Write to a temporary folder near the target, compare, then rename all files into place or none.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from pahq_exporters.arrays import token_ids
 from pahq_exporters.description import METADATA_KEY, Description, Destination, GraphKind
 from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.errors import ConfigError, ExportError
+from pahq_plugin.errors import ConfigError, ExportError, one_line
 from pahq_plugin.files import installed_version
 from pahq_plugin.host import PatchableModel
 from pahq_plugin.host.graph import block, kind, slot, sources
@@ -81,11 +83,42 @@ def export_onnx(
         ConfigError: an unknown option.
     """
     require("onnx")
+    check_patchable(model)
+    accept = None
+    if example is not None:
+        require("onnxruntime")
+        if start_layer:
+            raise ConfigError(f"example needs a graph that takes tokens; start_layer is {start_layer}")
+        shown = token_ids(example, "example", model.cfg.n_ctx, model.cfg.d_vocab, model.seq_len)
+        accept = partial(_compare, model=model, example=torch.from_numpy(shown))
+    return export_if(
+        accept, model, path, graph, precision, start_layer, head=head, positions=positions,
+        external_data=external_data,
+    )  # fmt: skip
+
+
+def export_if(
+    accept: Callable[[Path], object] | None,
+    model: PatchableModel,
+    path: str | os.PathLike[str],
+    graph: GraphKind = "dense",
+    precision: PrecisionConfig | None = None,
+    start_layer: int = 0,
+    *,
+    head: tuple[int, int] | None = None,
+    positions: str = "all",
+    external_data: bool | None = None,
+) -> Path:
+    """`export_onnx`, but ``accept`` sees the written graph first; if it raises an error, all files stay
+    as they were."""
+    require("onnx")
     from pahq_exporters.parts import check_exportable
 
     check_patchable(model)
     check_exportable(model)
     precision = DEFAULT if precision is None else precision
+    if not isinstance(precision, PrecisionConfig):
+        raise ConfigError(f"precision={precision!r} must be a PrecisionConfig")
     check_parts(model.cfg, precision)
     if graph not in ("dense", "sweep"):
         raise ConfigError(f'graph={graph!r} must be "dense" or "sweep"')
@@ -104,13 +137,32 @@ def export_onnx(
         raise ConfigError("head= belongs to graph='dense'; a sweep graph tests the head of its edge")
     check_formats(precision, model)
     target = Path(path)
+    described = describe(model, graph, precision, start_layer, head, positions, target)
+    try:
+        _check_target(target)
+        with torch.no_grad():
+            proto = build(model, described, precision)
+        _write(proto, model, described, target, external_data, accept)
+    except OSError as error:
+        raise ExportError(f"{target} cannot be written ({error.strerror or one_line(error)})") from None
+    return target
+
+
+def _check_target(target: Path) -> None:
+    """
+    Raises:
+        ExportError: a folder, or a name that does not end in ``.onnx``.
+    """
     if target.is_dir():
         raise ExportError(f"{target} is a folder; name a file, such as {target / 'graph.onnx'}")
-    described = describe(model, graph, precision, start_layer, head, positions, target)
-    with torch.no_grad():
-        proto = build(model, described, precision)
-    _write(proto, model, described, target, external_data, example)
-    return target
+    if target.suffix != ".onnx":
+        raise ExportError(f"{target}: name a file that ends in .onnx")
+
+
+def _compare(made: Path, model: PatchableModel, example: Tensor) -> None:
+    from pahq_exporters.check import compare_on
+
+    compare_on(made, model, example)
 
 
 def require(package: str) -> None:
@@ -210,7 +262,7 @@ def describe(
             name: installed_version(name) or "unknown"
             for name in ("pahq-plugin", "torch", "transformer-lens", "auto-circuit", "onnx")
         },
-        heads_file=f"{target.stem}.heads.safetensors" if chosen == "input" else None,
+        heads_file=heads_name(target) if chosen == "input" else None,
     )
     fixed = None if head is None else described.check_head(head)
     return _with(described, fixed_head=fixed, id=_digest(model, described))
@@ -252,7 +304,7 @@ def output_positions(model: PatchableModel) -> str:
 
 def build(model: PatchableModel, described: Description, precision: PrecisionConfig) -> onnx.ModelProto:
     """The ONNX model."""
-    from pahq_exporters.builder import Builder
+    from pahq_exporters.builder import Builder, value_info
     from pahq_exporters.dense import Dense
     from pahq_exporters.high import HighHead
     from pahq_exporters.inputs import inputs, outputs
@@ -271,7 +323,8 @@ def build(model: PatchableModel, described: Description, precision: PrecisionCon
     for name, value in maker.fill().items():
         builder.rename(value, name)
     metadata = {METADATA_KEY: described.to_json()}
-    return builder.model(f"pahq_{described.graph}", inputs(described), outputs(described), metadata)
+    first, last = ([value_info(value) for value in each(described)] for each in (inputs, outputs))
+    return builder.model(f"pahq_{described.graph}", first, last, metadata)
 
 
 def _write(
@@ -280,36 +333,62 @@ def _write(
     described: Description,
     target: Path,
     external_data: bool | None,
-    example: Tensor | None,
+    accept: Callable[[Path], object] | None,
 ) -> None:
     import onnx
 
     from pahq_exporters.heads import write_heads
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     size = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
     apart = size > EXTERNAL_FROM if external_data is None else external_data
-    with _folder_beside(target) as folder:
-        made = folder / target.name
+    with _folder_near(target) as folder:
+        new, old = folder / "new", folder / "old"
+        new.mkdir()
+        old.mkdir()
+        made = new / target.name
         if described.heads_file is not None:
-            write_heads(model, described, folder / described.heads_file)
+            write_heads(model, described, new / described.heads_file)
         onnx.save_model(
             proto, str(made), save_as_external_data=apart, location=f"{target.name}.data",
             size_threshold=1024,
         )  # fmt: skip
-        if example is not None:
-            from pahq_exporters.check import compare_on
+        if accept is not None:
+            accept(made)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        names = (heads_name(target), f"{target.name}.data", target.name)
+        _put_in_place(names, new, target.parent, old)
 
-            compare_on(made, model, example)
-        for name in (described.heads_file, f"{target.name}.data", target.name):
-            if name is not None and (folder / name).exists():
-                os.replace(folder / name, target.parent / name)
+
+def _put_in_place(names: Sequence[str], new: Path, place: Path, old: Path) -> None:
+    """Move the files of those names from ``new`` to ``place``, in order, and those that were there to
+    ``old``; if one cannot be moved, all are as they were."""
+    made = {name for name in names if (new / name).exists()}
+    try:
+        for name in names:
+            if (place / name).is_file():
+                os.replace(place / name, old / name)
+            if name in made:
+                os.replace(new / name, place / name)
+    except BaseException:
+        for name in names:
+            if (old / name).exists():
+                os.replace(old / name, place / name)
+            elif name in made and not (new / name).exists():
+                (place / name).unlink()
+        raise
+
+
+def heads_name(target: Path) -> str:
+    """Name of the file of FP32 heads beside a graph."""
+    return f"{target.stem}.heads.safetensors"
 
 
 @contextmanager
-def _folder_beside(target: Path) -> Iterator[Path]:
-    """A temporary folder on the same file system, gone afterwards."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+def _folder_near(target: Path) -> Iterator[Path]:
+    """A temporary folder on the same file system, gone afterwards; it is beside the target, or where
+    that folder will be made."""
+    there = next(parent for parent in target.absolute().parents if parent.exists())
+    with tempfile.TemporaryDirectory(dir=there, prefix=".pahq-export-") as folder:
         yield Path(folder)
 
 

@@ -1,39 +1,46 @@
-"""Names, types and shapes of what goes into a graph and comes out of it."""
+"""Names, types and shapes of what goes into a graph and comes out of it; the standard library only."""
 
 from __future__ import annotations
 
-from onnx import TensorProto, ValueInfoProto, helper
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pahq_exporters.description import Description
 
 
-def inputs(described: Description) -> list[ValueInfoProto]:
+class Value(NamedTuple):
+    """An input or output; a string in its shape names a size that is known only at run time."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+def inputs(described: Description) -> list[Value]:
     """Inputs in order."""
-    width, shapes = described.d_model, []
+    width, values = described.d_model, []
     length = "pos" if described.seq_len is None else described.seq_len
     if described.start_layer == 0:
-        shapes.append(("tokens", TensorProto.INT64, ["batch", length]))
+        values.append(Value("tokens", "int64", ["batch", length]))
     else:
-        shapes.append(("residual", TensorProto.FLOAT, ["batch", length, width]))
-        shapes.append(("earlier", TensorProto.FLOAT, [described.n_earlier, "batch", length, width]))
+        values.append(Value("residual", "float32", ["batch", length, width]))
+        values.append(Value("earlier", "float32", [described.n_earlier, "batch", length, width]))
     if described.graph == "dense":
         n_sources = len(described.sources)
-        shapes.append(("mask", TensorProto.FLOAT, ["candidate", *described.mask_shape]))
-        shapes.append(("corrupt", TensorProto.FLOAT, [n_sources, "batch", length, width]))
+        values.append(Value("mask", "float32", ["candidate", *described.mask_shape]))
+        values.append(Value("corrupt", "float32", [n_sources, "batch", length, width]))
         if described.high == "input":
-            shapes.append(("hi_layer", TensorProto.INT64, []))
-            shapes.append(("hi_head", TensorProto.INT64, []))
+            values += [Value("hi_layer", "int64", []), Value("hi_head", "int64", [])]
     else:
-        shapes.append(("src", TensorProto.INT64, ["edge"]))
-        shapes.append(("corrupt", TensorProto.FLOAT, ["edge", "batch", length, width]))
-        for name in ("dest_layer", "dest_slot", "hi_head"):
-            shapes.append((name, TensorProto.INT64, []))
+        values.append(Value("src", "int64", ["edge"]))
+        values.append(Value("corrupt", "float32", ["edge", "batch", length, width]))
+        values += [Value(name, "int64", []) for name in ("dest_layer", "dest_slot", "hi_head")]
     if described.high == "input":
-        shapes.append(("w_hi", TensorProto.FLOAT, [4, width, described.d_head]))
-    return [helper.make_tensor_value_info(*shape) for shape in shapes]
+        values.append(Value("w_hi", "float32", [4, width, described.d_head]))
+    return values
 
 
-def outputs(described: Description) -> list[ValueInfoProto]:
+def outputs(described: Description) -> list[Value]:
     """Outputs in order."""
     first = "candidate" if described.graph == "dense" else "edge"
     length = "pos" if described.seq_len is None else described.seq_len
@@ -41,8 +48,27 @@ def outputs(described: Description) -> list[ValueInfoProto]:
     rows = "candidate_batch" if described.graph == "dense" else "batch"
     sources = [len(described.sources), rows, length, described.d_model]
     return [
-        helper.make_tensor_value_info(
-            "logits", TensorProto.FLOAT, [first, "batch", *seen, described.d_vocab_out]
-        ),
-        helper.make_tensor_value_info("sources", TensorProto.FLOAT, sources),
+        Value("logits", "float32", [first, "batch", *seen, described.d_vocab_out]),
+        Value("sources", "float32", sources),
     ]
+
+
+def misfits(described: Description, found: Mapping[str, tuple[str, Sequence[Any]]]) -> list[str]:
+    """What is wrong with inputs of those types and shapes, a phrase each.
+
+    Sizes of one name have to be equal.
+    """
+    wanted = {value.name: value for value in inputs(described)}
+    if found.keys() != wanted.keys():
+        return [f"inputs are {sorted(found)} instead of {sorted(wanted)}"]
+    sizes: dict[Any, Any] = {}
+    wrong = []
+    for name, value in wanted.items():
+        dtype, shape = found[name]
+        fits = len(shape) == len(value.shape) and all(
+            got == (sizes.setdefault(size, got) if isinstance(size, str) else size)
+            for size, got in zip(value.shape, shape, strict=True)
+        )
+        if dtype != value.dtype or not fits:
+            wrong.append(f"{name} is {dtype} {list(shape)} instead of {value.dtype} {value.shape}")
+    return wrong

@@ -16,6 +16,7 @@ from pahq_exporters.rounding import Rounding
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import ExportError
 from pahq_plugin.host import PatchableModel
+from pahq_plugin.host.blocks import first_hooked
 from pahq_plugin.mlp import first_weights
 
 NORMS = ("LayerNorm", "LayerNormPre", "RMSNorm", "RMSNormPre", "Identity")
@@ -36,8 +37,14 @@ def check_exportable(model: PatchableModel) -> None:
         raise ExportError(f"no graph for {kind!r} positions; known: {', '.join(POSITIONS)}")
     if model.kv_caches is not None:
         raise ExportError("the model carries a KV cache of a common prefix; export it without one")
-    if cfg.dtype is torch.float64:
-        raise ExportError("weights are in float64, but graphs compute in FP32; call model.float() first")
+    if any(parameter.dtype is torch.float64 for parameter in model.wrapped_model.parameters()):
+        raise ExportError(
+            "weights are in float64, but graphs compute in FP32; call "
+            "model.wrapped_model.to(torch.float32) first"
+        )
+    hooked = first_hooked(model)
+    if hooked is not None:
+        raise ExportError(f"hooks on {hooked} would not be in the graph; remove them first")
     if not cfg.attn_only and cfg.act_fn not in ACTIVATIONS:
         raise ExportError(f"no graph for the activation {cfg.act_fn!r}; known: {', '.join(ACTIVATIONS)}")
     for layer, block in enumerate(model.blocks):

@@ -44,8 +44,14 @@ def unsupported(model: PatchableModel) -> str | None:
         return f"weights in {cfg.dtype}"
     if cfg.n_devices > 1:
         return "a model spread over several devices"
-    hooked = [name for name, module in model.wrapped_model.named_modules() if _has_hooks(module)]
-    return f"hooks on {hooked[0]}" if hooked else None
+    hooked = first_hooked(model)
+    return None if hooked is None else f"hooks on {hooked}"
+
+
+def first_hooked(model: PatchableModel) -> str | None:
+    """The first hook point that has hooks of somebody else's; ``None`` if none has."""
+    modules = model.wrapped_model.named_modules()
+    return next((name for name, module in modules if _has_hooks(module)), None)
 
 
 def _has_hooks(module: nn.Module) -> bool:

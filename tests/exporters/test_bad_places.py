@@ -1,0 +1,134 @@
+"""Exports that fail while they are written: every file is as it was before, and nothing is left over."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors_torch
+
+from pahq_exporters import OnnxPatcher, check, export, export_onnx, heads
+from pahq_plugin.config import PrecisionConfig
+from pahq_plugin.errors import (
+    ExportError,
+)
+from tests.helpers.refused import Interrupted, contents, refused, untouched
+from tests.helpers.small import small_model, tokens
+
+MODEL = small_model()
+
+
+def good(folder: Path, **options: Any) -> Path:
+    """An export that is there before another one fails."""
+    path = export_onnx(MODEL, folder / "g.onnx", **options)
+    assert set(contents(folder)) >= {"g.onnx", "g.heads.safetensors"}
+    return path
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "taken.onnx").mkdir()
+    cases = {
+        tmp_path: "is a folder",
+        tmp_path / "taken.onnx": "is a folder",
+        "": "is a folder",
+        tmp_path / "file" / "g.onnx": "Not a directory",
+        tmp_path / ("g" * 300 + ".onnx"): "too long",
+        "/proc/g.onnx": "cannot be written",
+        tmp_path / "graph": "ends in .onnx",
+        tmp_path / "g.json": "ends in .onnx",
+    }
+    for path, word in cases.items():
+        with untouched(tmp_path), refused(ExportError, word):
+            export_onnx(MODEL, path)
+
+
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    path = export_onnx(MODEL, tmp_path / "a" / "b" / "g.onnx")
+    assert OnnxPatcher(path).description.high == "input"
+    assert sorted(contents(tmp_path)) == ["a", "a/b", "a/b/g.heads.safetensors", "a/b/g.onnx"]
+
+
+def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated, since root may write anywhere."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with untouched(tmp_path), refused(ExportError, "g.onnx", "cannot be written", "Permission denied"):
+        export_onnx(MODEL, tmp_path / "g.onnx")
+
+
+ERRORS = [
+    (OSError(28, "No space left on device"), ExportError),
+    (KeyboardInterrupt(), KeyboardInterrupt),
+]
+
+
+@pytest.mark.parametrize(("error", "raised"), ERRORS)
+@pytest.mark.parametrize(
+    ("at", "there"), [*((i, False) for i in (1, 2, 3)), *((i, True) for i in (1, 2, 3, 4, 5, 6))]
+)
+def test_an_export_that_stops_between_two_files(
+    at: int, there: bool, error: BaseException, raised: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """All three files are new or all are old, and work."""
+    if there:
+        good(tmp_path, external_data=True)
+    replace = Interrupted(os.replace, at, error)
+    monkeypatch.setattr(os, "replace", replace)
+    before = contents(tmp_path)
+    with pytest.raises(raised):
+        export_onnx(small_model(seed=1), tmp_path / "g.onnx", external_data=True)
+    assert contents(tmp_path) == before
+    assert not there or OnnxPatcher(tmp_path / "g.onnx").run(tokens()).any()
+
+
+@pytest.mark.parametrize(("error", "raised"), ERRORS)
+@pytest.mark.parametrize("where", ["onnx", "heads", "check"])
+def test_an_export_that_stops_while_it_writes(
+    where: str, error: BaseException, raised: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    good(tmp_path)
+    module, name = {
+        "onnx": (onnx, "save_model"),
+        "heads": (heads, "write_heads"),
+        "check": (check, "compare_on"),
+    }[where]
+    monkeypatch.setattr(module, name, Interrupted(None, 1, error))
+    for target in ("g.onnx", "new/g.onnx"):
+        with untouched(tmp_path), pytest.raises(raised):
+            export_onnx(small_model(seed=1), tmp_path / target, example=tokens())
+
+
+def test_a_full_disk_while_heads_are_written(tmp_path: Path, monkeypatch: Any) -> None:
+    error = SafetensorError("I/O error: No space left on device\n(os error 28)")
+    monkeypatch.setattr(safetensors_torch, "save_file", Interrupted(None, 1, error))
+    with untouched(tmp_path), refused(ExportError, "g.onnx", "No space left"):
+        export_onnx(MODEL, tmp_path / "g.onnx")
+
+
+def test_an_export_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
+    good(tmp_path, external_data=True)
+    assert "g.onnx.data" in contents(tmp_path)
+    export_onnx(MODEL, tmp_path / "g.onnx", precision=PrecisionConfig(low="fp32", mlp="fp32"))
+    assert list(contents(tmp_path)) == ["g.onnx"]
+
+
+@pytest.mark.parametrize("example", [tokens(), tokens()[:1]])
+def test_a_graph_that_differs_from_the_model_is_not_kept(
+    example: torch.Tensor, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The graph of another model, which a single prompt is enough to notice."""
+    good(tmp_path)
+    real, other = export.build, small_model(seed=1)
+    monkeypatch.setattr(export, "build", lambda model, *rest: real(other, *rest))
+    with untouched(tmp_path), refused(ExportError, "differ"):
+        export_onnx(MODEL, tmp_path / "g.onnx", example=example)
