@@ -14,13 +14,17 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pahq_exporters.arrays import Array, as_array, check_length, floats, masks, token_ids
 from pahq_exporters.description import METADATA_KEY, SLOTS, from_json
 from pahq_exporters.heads import Heads
-from pahq_exporters.session import default_threads, open_session
-from pahq_plugin.errors import ConfigError, ExportError, PromptError
+from pahq_exporters.inputs import misfits
+from pahq_exporters.session import SILENT, default_threads, open_session
+from pahq_plugin.errors import ConfigError, ExportError, GraphError, PromptError, one_line
 
-Array = np.ndarray[Any, Any]
 Head = tuple[int, int]
+
+TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+"""ONNX Runtime's names of types."""
 
 ROWS = 64
 """Prompts times candidates of one call, unless a single candidate has more."""
@@ -31,11 +35,13 @@ class Prompts:
     """Prompts that a patcher has checked, and what patched edges carry on them.
 
     Attributes:
+        graph: the id of the graph that they were checked for.
         inputs: values of the graph's inputs by name, as ONNX Runtime holds them on its device.
         corrupt: ``[src, batch, pos, d_model]``; ``None`` for runs without patches.
         batch: prompts; ``length``: their tokens.
     """
 
+    graph: str
     inputs: dict[str, Any]
     corrupt: Array | None
     batch: int
@@ -87,19 +93,13 @@ class OnnxPatcher:
         Raises:
             ExportError: the inputs are not those of the description.
         """
-        known = self.description
-        found = {each.name for each in self._session.get_inputs()}
-        wanted = {"tokens"} if known.start_layer == 0 else {"residual", "earlier"}
-        wanted |= {"corrupt", "mask"} if known.graph == "dense" else {
-            "corrupt", "src", "dest_layer", "dest_slot", "hi_head"
-        }  # fmt: skip
-        if known.high == "input":
-            wanted |= {"w_hi", "hi_head"} | ({"hi_layer"} if known.graph == "dense" else set())
-        if found != wanted:
-            raise ExportError(
-                f"{self._path}: inputs {sorted(found)} do not fit its description, which has "
-                f"{sorted(wanted)}; export it again"
-            )
+        found = {
+            each.name: (TYPES.get(str(each.type), str(each.type)), each.shape)
+            for each in self._session.get_inputs()
+        }
+        misfit = misfits(self.description, found)
+        if misfit:
+            raise ExportError(f"{self._path} does not fit its description: {misfit[0]}; export it again")
 
     def prompts(
         self,
@@ -131,8 +131,10 @@ class OnnxPatcher:
         first = inputs.get("tokens", inputs.get("residual"))
         assert first is not None
         batch, length = first.shape[:2]
+        if length == 1 and self.description.positions == "not_first":
+            raise PromptError("prompts have 1 token, but this graph's logits leave the first one out")
         given = None if corrupt is None else self._corrupt(corrupt, batch, length)
-        return Prompts(inputs, given, batch, length)
+        return Prompts(self.description.id, inputs, given, batch, length)
 
     def _later_start(self, tokens: Any, residual: Any, earlier: Any) -> dict[str, Array]:
         known = self.description
@@ -142,66 +144,39 @@ class OnnxPatcher:
                 f"{known.d_model}] and earlier [{known.n_earlier}, batch, pos, {known.d_model}], "
                 "and no tokens"
             )
-        stream = self._floats(residual, "residual", (None, None, known.d_model))
+        stream = floats(residual, "residual", (None, None, known.d_model))
         batch, length = stream.shape[:2]
+        check_length("residual", length, known.n_ctx, known.seq_len)
         shape = (known.n_earlier, batch, length, known.d_model)
-        return {"residual": stream, "earlier": self._floats(earlier, "earlier", shape)}
+        return {"residual": stream, "earlier": floats(earlier, "earlier", shape)}
 
     def _tokens(self, tokens: Any, name: str) -> Array:
         known = self.description
-        try:
-            ids: Array = np.asarray(tokens)
-        except ValueError:  # rows of different lengths
-            ids = np.zeros(0, object)
-        if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
-            raise PromptError(
-                f"{name} must be token ids [batch, pos], all prompts of one length; "
-                f"got {ids.dtype} of shape {list(ids.shape)}"
-            )
-        if ids.shape[1] > known.n_ctx:
-            raise PromptError(
-                f"{name}: {ids.shape[1]} tokens exceed the model's context of {known.n_ctx}"
-            )
-        if known.seq_len is not None and ids.shape[1] != known.seq_len:
-            raise PromptError(
-                f"{name}: {ids.shape[1]} tokens, but the graph has edges for {known.seq_len} positions"
-            )
-        if ids.min() < 0 or ids.max() >= known.d_vocab:
-            wrong = int(ids.min() if ids.min() < 0 else ids.max())
-            raise PromptError(f"{name}: id {wrong} is outside the vocabulary of {known.d_vocab}")
-        return np.ascontiguousarray(ids, np.int64)
+        return token_ids(tokens, name, known.n_ctx, known.d_vocab, known.seq_len)
 
     def _corrupt(self, corrupt: Any, batch: int, length: int) -> Array:
         known = self.description
         shape = (len(known.sources), batch, length, known.d_model)
-        if np.ndim(corrupt) == 2 and not known.start_layer:
+        corrupt = as_array(corrupt, "corrupt")
+        if corrupt.ndim == 2 and not known.start_layer:
             ids = self._tokens(corrupt, "corrupt")
             if ids.shape != (batch, length):
                 raise PromptError(
                     f"corrupt prompts are {list(ids.shape)}, but the clean ones {[batch, length]}"
                 )
             return self.sources(ids)
-        return self._floats(corrupt, "corrupt", shape)
-
-    @staticmethod
-    def _floats(values: Any, name: str, shape: tuple[int | None, ...]) -> Array:
-        array = np.asarray(values)
-        wanted = ["any" if size is None else size for size in shape]
-        fits = array.ndim == len(shape) and all(
-            size in (None, got) for size, got in zip(shape, array.shape, strict=True)
-        )
-        if not fits or array.dtype.kind != "f":
-            raise PromptError(
-                f"{name} must be numbers of shape {wanted}; got {array.dtype} {list(array.shape)}"
-            )
-        if not np.isfinite(array).all():
-            raise PromptError(f"{name} holds NaN or infinity")
-        return np.ascontiguousarray(array, np.float32)
+        return floats(corrupt, "corrupt", shape)
 
     def sources(self, tokens: Any) -> Array:
         """What every source gives on prompts ``[batch, pos]``, ``[src, batch, pos, d_model]``; no head
-        is in FP32 unless that is fixed."""
+        is in FP32 unless that is fixed.
+
+        Raises:
+            PromptError: tokens that do not fit, or a graph that starts at a later block.
+        """
         known = self.description
+        if known.start_layer:
+            raise PromptError(f"this graph starts at block {known.start_layer} and takes no tokens")
         ids = self._tokens(tokens, "tokens")
         width = known.d_model
         inputs: dict[str, Any] = {"tokens": ids}
@@ -243,25 +218,23 @@ class OnnxPatcher:
             PromptError: prompts that do not fit, or nothing to patch with.
             ConfigError: a mask of another shape, or one for a sweep graph.
         """
-        prompts = self._checked(tokens, corrupt)
-        chosen = list(edges)
+        prompts, chosen = self._checked(tokens, corrupt), _listed(edges)
         if self.description.graph == "sweep":
             if mask is not None or len(chosen) != 1:
                 raise ConfigError(
                     f"a sweep graph patches one edge at a time, not {len(chosen)}; give edges=[one], or "
                     "export a dense graph"
                 )
-            return self.run_each(prompts, edges=chosen)[0]
+            return self.run_each(prompts, edges=chosen, head=head)[0]
         if mask is None:
-            masks = self.mask(chosen)[None]
-            target = self.head_of(*chosen) if head == "auto" else head
-            return self._candidates(prompts, masks, target)[0]
+            target = _chosen(head, self.head_of(*chosen))
+            return self._candidates(prompts, self.mask(chosen)[None], target)[0]
         if chosen:
             raise ConfigError("give edges or a mask, not both")
-        masks = self._check_mask(mask)
-        target = None if head == "auto" else head
-        several = masks.ndim > len(self.description.mask_shape)
-        logits = self._candidates(prompts, masks if several else masks[None], target)
+        found = masks(mask, self.description.mask_shape)
+        target = _chosen(head, None)
+        several = found.ndim > len(self.description.mask_shape)
+        logits = self._candidates(prompts, found if several else found[None], target)
         return logits if several else logits[0]
 
     def run_each(
@@ -276,7 +249,7 @@ class OnnxPatcher:
 
         Edges into one head share a call, so give edges of one destination together.
         """
-        prompts, chosen = self._checked(tokens, corrupt), list(edges)
+        prompts, chosen = self._checked(tokens, corrupt), _listed(edges)
         found = self.description.indices(chosen)
         if not found:
             raise ConfigError("edges is empty; name at least one edge")
@@ -302,16 +275,23 @@ class OnnxPatcher:
         *,
         head: Head | Literal["auto"] | None = "auto",
     ) -> dict[str, Array]:
-        """The graph's inputs, by name, for edges into one destination, each patched alone."""
-        indices = self.description.indices(edges)
+        """The graph's inputs, by name, for edges into one destination, each patched alone.
+
+        Raises:
+            ConfigError: no edge, or edges into several destinations.
+        """
+        prompts = self._checked(prompts, None)
+        indices = self.description.indices(_listed(edges))
+        if len({index[-2] for index in indices}) != 1:
+            raise ConfigError("give edges into one destination, at least one")
         if prompts.corrupt is None:
             raise PromptError("nothing to patch with; give corrupt prompts or outputs")
         if self.description.graph == "dense":
-            masks = np.zeros((len(edges), *self.description.mask_shape), np.float32)
+            alone = np.zeros((len(edges), *self.description.mask_shape), np.float32)
             for row, index in enumerate(indices):
-                masks[(row, *index)] = 1
-            target = self.head_of(edges[0]) if head == "auto" else head
-            inputs = prompts.inputs | {"mask": masks, "corrupt": prompts.corrupt} | self._high(target)
+                alone[(row, *index)] = 1
+            target = _chosen(head, self.head_of(edges[0]))
+            inputs = prompts.inputs | {"mask": alone, "corrupt": prompts.corrupt} | self._high(target)
         else:
             inputs = prompts.inputs | self._single_edges(prompts.corrupt, indices, head)
         return {name: _typed(value) for name, value in inputs.items()}
@@ -325,7 +305,8 @@ class OnnxPatcher:
         """Inputs of a sweep graph for edges into one destination."""
         dest = self.description.destinations[indices[0][0]]
         own = (dest.layer, dest.head) if dest.head >= 0 else None
-        if head not in ("auto", own):
+        asked = _chosen(head, own)
+        if (None if asked is None else self.description.check_head(asked)) != own:
             raise ConfigError(f"a sweep graph keeps the head of its edge in FP32, {own}, not {head}")
         sources = np.array([src for _, src in indices])
         chosen = {"src": sources, "corrupt": corrupt[sources], "dest_layer": dest.layer}
@@ -339,26 +320,16 @@ class OnnxPatcher:
             GraphError: no such edge.
         """
         mask = np.zeros(self.description.mask_shape, np.float32)
-        for index in self.description.indices(edges):
+        for index in self.description.indices(_listed(edges)):
             mask[index] = 1
         return mask
-
-    def _check_mask(self, mask: Any) -> Array:
-        array, one = np.asarray(mask), self.description.mask_shape
-        fits = array.shape in (one, (len(array) if array.ndim else 0, *one))
-        if not fits or not array.size:
-            axes = "[dest, src]" if self.description.seq_len is None else "[pos, dest, src]"
-            raise ConfigError(
-                f"mask must be {axes} = {list(one)}, or several of these; got {list(array.shape)}"
-            )
-        if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
-            raise ConfigError("mask must hold finite numbers")
-        return np.ascontiguousarray(array, np.float32)
 
     def _checked(self, tokens: Any, corrupt: Any) -> Prompts:
         if isinstance(tokens, Prompts):
             if corrupt is not None:
                 raise ConfigError("corrupt belongs to patcher.prompts(...), whose result this is")
+            if tokens.graph != self.description.id:
+                raise PromptError("these prompts were checked for another graph; call prompts() here")
             return tokens
         return self.prompts(tokens, corrupt)
 
@@ -408,8 +379,16 @@ class OnnxPatcher:
         return chosen | ({"hi_layer": layer} if known.graph == "dense" else {})
 
     def feed(self, inputs: dict[str, Any]) -> Array:
-        """Logits from the graph's inputs by name, ``[candidate or edge, batch, (pos,) vocab]``."""
+        """Logits from the graph's inputs by name, ``[candidate or edge, batch, (pos,) vocab]``.
+
+        Raises:
+            ConfigError: inputs of other names or shapes.
+        """
         known = self.description
+        inputs = {k: _typed(as_array(value, k, ConfigError)) for k, value in inputs.items()}
+        misfit = misfits(known, {name: (str(a.dtype), list(a.shape)) for name, a in inputs.items()})
+        if misfit:
+            raise ConfigError(f"not inputs of this graph: {misfit[0]}")
         batch, length = inputs["tokens" if known.start_layer == 0 else "residual"].shape[:2]
         seen = {"all": (length,), "last": (), "not_first": (length - 1,)}[known.positions]
         rows = len(inputs["mask" if known.graph == "dense" else "src"])
@@ -430,7 +409,11 @@ class OnnxPatcher:
         binding.bind_ortvalue_output(output, buffer)
         options = ort.RunOptions()
         options.only_execute_path_to_fetches = True
-        self._session.run_with_iobinding(binding, options)
+        options.log_severity_level = SILENT
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:  # of several kinds, all from ONNX Runtime's own errors
+            raise ExportError(f"{self._path} cannot be run ({one_line(error)})") from None
         return np.array(buffer.numpy())
 
 
@@ -438,3 +421,18 @@ def _typed(value: Any) -> Array:
     """As the graph wants it: integers of 64 bits, rows one behind the other."""
     array = np.asarray(value, order="C")
     return array.astype(np.int64) if array.dtype.kind in "iu" else array
+
+
+def _listed(edges: Any) -> list[Any]:
+    """
+    Raises:
+        GraphError: a single edge, or nothing that edges could be in.
+    """
+    if isinstance(edges, (str, bytes)) or not isinstance(edges, Iterable):
+        raise GraphError(f"edges={edges!r} must be a list of edges")
+    return list(edges)
+
+
+def _chosen(head: Head | Literal["auto"] | None, auto: Head | None) -> Head | None:
+    """``head``, or what it stands for."""
+    return auto if isinstance(head, str) and head == "auto" else head

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,10 +146,10 @@ def parse_head(text: str) -> Any:
         return "auto"
     if text == "none":
         return None
-    layer, dot, head = text.partition(".")
-    if not (dot and layer.isdigit() and head.isdigit()):
+    found = re.fullmatch(r"([0-9]{1,6})\.([0-9]{1,6})", text)
+    if found is None:
         raise ConfigError(f"--head {text!r} must be auto, none or LAYER.HEAD, for example 2.7")
-    return int(layer), int(head)
+    return int(found[1]), int(found[2])
 
 
 def named(edges: Sequence[str], all_edges: bool) -> Sequence[str]:
@@ -207,8 +208,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     given = parser().parse_args(arguments)
     try:
-        if given.limit is not None and given.limit < 1:
-            raise ConfigError(f"--limit {given.limit} must be above 0")
         found = run(
             given.graph,
             given.prompts,
@@ -224,8 +223,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PahqError, OSError, MemoryError) as error:
         if given.debug:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {message}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     print(json.dumps(found, indent=1) if given.json else table(found))
     return 0
 

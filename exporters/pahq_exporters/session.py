@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pahq_plugin.errors import ConfigError, ExportError
+from pahq_plugin.errors import ConfigError, ExportError, one_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -28,6 +29,12 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+MOST_THREADS = 999
+"""ONNX Runtime starts as many as it is told to, whatever the machine has."""
+
+SILENT = 4
+"""ONNX Runtime raises its errors; it need not print them as well."""
+
 LEVELS = ("disable", "basic", "extended", "all")
 
 
@@ -57,8 +64,8 @@ def open_session(
     wanted = _names(providers, ort.get_available_providers())
     if mode not in MODES:
         raise ConfigError(f"mode={mode!r} must be one of {', '.join(MODES)}")
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise ConfigError(f"threads={threads!r} must be an integer above 0")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+        raise ConfigError(f"threads={threads!r} must be an integer between 1 and {MOST_THREADS}")
     level = {"speed": "all", "memory": "disable"}[mode] if level is None else level
     if level not in LEVELS:
         raise ConfigError(f"level={level!r} must be one of {', '.join(LEVELS)}")
@@ -70,15 +77,16 @@ def open_session(
     try:
         session = ort.InferenceSession(str(path), options, providers=wanted, **arguments)
     except Exception as error:  # of a dozen kinds, all from ONNX Runtime's own errors
-        reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"{path} is no ONNX model that ONNX Runtime can load ({reason})") from None
+        raise ExportError(
+            f"{path} is no ONNX model that ONNX Runtime can load ({one_line(error)})"
+        ) from None
     _say_what_we_got(session, wanted)
     return session
 
 
 def _options(ort: Any, mode: str, threads: int | None, level: str) -> tuple[Any, dict[str, Any]]:
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = SILENT
     options.graph_optimization_level = getattr(
         ort.GraphOptimizationLevel, f"ORT_{'DISABLE' if level == 'disable' else 'ENABLE'}_"
         f"{'ALL' if level == 'disable' else level.upper()}",
@@ -98,7 +106,9 @@ def _names(providers: Sequence[str] | None, available: Sequence[str]) -> list[st
     Raises:
         ConfigError: a name that is not known, or whose wheel is not installed.
     """
-    given = [providers] if isinstance(providers, str) else list(providers or ())
+    given = [providers] if isinstance(providers, str) else providers or ()
+    if not isinstance(given, (list, tuple)):
+        raise ConfigError(f"providers={providers!r} must be a list, such as ['cuda']")
     names = [PROVIDERS.get(str(name).lower(), name) for name in given]
     for short, full in zip(given, names, strict=True):
         if full not in available:
@@ -124,4 +134,4 @@ def _say_what_we_got(session: Any, wanted: Sequence[str]) -> None:
 def default_threads() -> int | None:
     """``OMP_NUM_THREADS`` where it is set: ONNX Runtime's own wheel does not look at it."""
     text = os.environ.get("OMP_NUM_THREADS", "")
-    return int(text) if text.isdigit() and int(text) > 0 else None
+    return int(text) if re.fullmatch("[1-9][0-9]{0,2}", text) else None
