@@ -208,6 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     given = parser().parse_args(arguments)
     try:
+        if given.limit is not None and given.limit < 1:
+            raise ConfigError(f"--limit {given.limit} must be above 0")
         found = run(
             given.graph,
             given.prompts,

@@ -86,12 +86,15 @@ def test_a_description_that_lies_about_inputs(lie: dict[str, Any], folder: Path,
 @pytest.mark.parametrize(
     "lie", [{"d_vocab": 400}, {"d_vocab_out": 41}, {"n_ctx": 99}, {"positions": "last"}]
 )
-def test_a_description_that_lies_about_sizes(lie: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+def test_a_description_that_lies_about_sizes(
+    lie: dict[str, Any], folder: Path, tmp_path: Path, capfd: Any
+) -> None:
     path = with_metadata(folder / "full.onnx", tmp_path / "g.onnx", **lie)
     patcher = OnnxPatcher(path)
     ids = np.full((2, 17), 5) if "n_ctx" in lie else np.full((2, 6), 399 if "d_vocab" in lie else 5)
     with refused(ExportError, str(path), "cannot be run"):
         patcher.run(ids)
+    assert capfd.readouterr() == ("", "")  # nor when it runs
 
 
 def test_files_that_belong_together(folder: Path, tmp_path: Path) -> None:

@@ -132,3 +132,14 @@ def test_a_graph_that_differs_from_the_model_is_not_kept(
     monkeypatch.setattr(export, "build", lambda model, *rest: real(other, *rest))
     with untouched(tmp_path), refused(ExportError, "differ"):
         export_onnx(MODEL, tmp_path / "g.onnx", example=example)
+
+
+def test_an_example_is_patched_with_something_else(tmp_path: Path, monkeypatch: Any) -> None:
+    """Also a single prompt, which has no other to be patched with."""
+    given: list[tuple[torch.Tensor, torch.Tensor]] = []
+    monkeypatch.setattr(
+        check, "check_values", lambda p, m, clean, corrupt, **_: given.append((clean, corrupt))
+    )
+    export_onnx(MODEL, tmp_path / "g.onnx", example=tokens()[:1])
+    ((clean, corrupt),) = given
+    assert (clean != corrupt).all() and corrupt.max() < MODEL.cfg.d_vocab

@@ -105,6 +105,8 @@ def moved(by: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
 LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "half": moved(8192),
     "negative": moved(-8),
+    "a block before": moved(-16384),
+    "two blocks before": moved(-32768),
     "into the header": moved(-100),
     "behind the end": moved(10**6),
     "huge": moved(2**63),
