@@ -18,14 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pahq_exporters.export import export_onnx
+    from pahq_exporters.interchange import read_graph_json, write_graph_json
     from pahq_exporters.patcher import OnnxPatcher
 
 _HOMES = {
     "export_onnx": "export",
     "OnnxPatcher": "patcher",
+    "read_graph_json": "interchange",
+    "write_graph_json": "interchange",
 }
 
-__all__ = ["OnnxPatcher", "export_onnx"]
+__all__ = ["OnnxPatcher", "export_onnx", "read_graph_json", "write_graph_json"]
 
 
 def __getattr__(name: str) -> Any:

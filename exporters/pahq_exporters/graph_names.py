@@ -1,0 +1,109 @@
+"""Names of nodes and edges in the graphs of EAP-IG, and the host edges that they stand for.
+
+A node is ``input``, ``a0.h1`` (block 0, head 1), ``m0`` or ``logits``; an edge ``a0.h1->m0``, or into a
+head ``input->a0.h1<q>`` with one of ``q``, ``k``, ``v`` (hannamw/EAP-IG, ``src/eap/graph.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pahq_plugin.errors import ModelError
+from pahq_plugin.host import Edge, Node, PatchableModel
+from pahq_plugin.host.graph import block, kind, slot
+
+
+def graph_config(model: PatchableModel) -> dict[str, int | bool]:
+    """What the ``cfg`` of a graph says of a model: all that names of nodes and edges follow from.
+
+    Raises:
+        ModelError: the graphs have no such edges; the message says what would be right.
+    """
+    if not isinstance(model, PatchableModel):
+        raise ModelError(
+            f"model is a {type(model).__name__}, not a PatchableModel; "
+            "wrap it with auto_circuit.utils.graph_utils.patchable_model(...)"
+        )
+    if not model.is_transformer:
+        raise ModelError("model is no transformer; JSON graphs have edges of heads and MLPs only")
+    if not model.is_factorized:
+        raise ModelError("model is not factorized; call patchable_model(..., factorized=True)")
+    if not model.separate_qkv:
+        raise ModelError(
+            "separate_qkv=False: JSON graphs have edges into query, key and value of each head; "
+            "call patchable_model(..., separate_qkv=True)"
+        )
+    if model.seq_len is not None:
+        raise ModelError(
+            f"edges are those of single positions (seq_len={model.seq_len}), and a JSON graph has one "
+            "for all positions; call patchable_model(..., seq_len=None)"
+        )
+    cfg = model.cfg
+    return {
+        "n_layers": cfg.n_layers,
+        "n_heads": cfg.n_heads,
+        "parallel_attn_mlp": cfg.parallel_attn_mlp,
+        "d_model": cfg.d_model,
+    }
+
+
+def node_names(cfg: Mapping[str, int]) -> list[str]:
+    """Names of all nodes of a graph, in its order."""
+    names = ["input"]
+    for layer in range(cfg["n_layers"]):
+        names += [*_heads(cfg, layer), f"m{layer}"]
+    return [*names, "logits"]
+
+
+def edge_names(cfg: Mapping[str, int], *, mlps: bool = True) -> list[str]:
+    """Names of all edges of a graph, in its order: block by block, then by source.
+
+    Args:
+        cfg: of the graph.
+        mlps: whether to name the edges into and out of MLPs, too. Their graphs always have them.
+    """
+    names: list[str] = []
+    before = ["input"]
+    for layer in range(cfg["n_layers"]):
+        heads, mlp = _heads(cfg, layer), [f"m{layer}"] if mlps else []
+        inputs = [f"{head}<{letter}>" for head in heads for letter in "qkv"]
+        beside, behind = (mlp, []) if cfg["parallel_attn_mlp"] else ([], mlp)
+        names += [f"{source}->{dest}" for source in before for dest in inputs + beside]
+        names += [f"{source}->{dest}" for source in before + heads for dest in behind]
+        before = before + heads + mlp
+    return names + [f"{source}->logits" for source in before]
+
+
+def node_name(node: Node) -> str:
+    """The name of a host node; of one that the graphs do not have, the host's."""
+    which = kind(node)
+    if which == "head":
+        return f"a{block(node)}.h{node.head_idx}"
+    if which == "mlp":
+        return f"m{block(node)}"
+    return {"input": "input", "output": "logits"}.get(which, node.name)
+
+
+def host_edges(model: PatchableModel) -> dict[str, Edge]:
+    """The model's edges by their names in a graph.
+
+    Raises:
+        ModelError: they are not those of a plain transformer (of one with autoencoders, say).
+    """
+    edges = {_edge_name(edge): edge for edge in model.edges}
+    names = edge_names(graph_config(model), mlps=not model.cfg.attn_only)
+    if edges.keys() != set(names) or len(edges) != len(model.edges):
+        raise ModelError(
+            f"the model's {len(model.edges)} edges are not the {len(names)} of a plain transformer of "
+            "its shape; JSON graphs have edges of heads and MLPs only"
+        )
+    return edges
+
+
+def _heads(cfg: Mapping[str, int], layer: int) -> list[str]:
+    return [f"a{layer}.h{head}" for head in range(cfg["n_heads"])]
+
+
+def _edge_name(edge: Edge) -> str:
+    suffix = f"<{slot(edge.dest)}>" if kind(edge.dest) == "head" else ""
+    return f"{node_name(edge.src)}->{node_name(edge.dest)}{suffix}"
