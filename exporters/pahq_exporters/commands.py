@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pahq_plugin.cli import Debug, Json, one_line_errors, print_json
 from pahq_plugin.errors import ConfigError
 
+if TYPE_CHECKING:
+    from pahq_plugin.host import PatchableModel
+
 
 def export(
-    problem: Annotated[str, typer.Argument(help="A problem whose model to export, or a saved result.")],
-    path: Annotated[Path, typer.Argument(help="File to write: .onnx, or .json for a result's circuit.")],
+    problem: Annotated[str, typer.Argument(help="A problem whose model to export.")],
+    path: Annotated[Path, typer.Argument(help="File to write: .onnx, or .json with --result.")],
     model: Annotated[str | None, typer.Option(help="A TransformerLens model name.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")] = None,
     graph: Annotated[str, typer.Option(help="dense: sets of edges; sweep: single edges.")] = "dense",
@@ -30,6 +33,9 @@ def export(
     start_layer: Annotated[int, typer.Option(help="Block that the graph starts with.")] = 0,
     positions: Annotated[str, typer.Option(help="all, or model: where its output slice looks.")] = "all",
     check: Annotated[bool, typer.Option("--check", help="Compare with PyTorch, and validate.")] = False,
+    result: Annotated[
+        Path | None, typer.Option(help="Saved result whose circuit to write, as EAP-IG graph JSON.")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -49,6 +55,9 @@ def export(
             low=low, mlp=mlp or low, scale=scale, activations=activations, policy=policy  # type: ignore[arg-type]
         )  # fmt: skip
         loaded = load_problem(problem, model=model, prompts=prompts)
+        if result is not None:
+            _write_circuit(result, loaded.model, path, as_json)
+            return
         lines: list[str] = []
 
         def accept(made: Path) -> None:
@@ -68,6 +77,25 @@ def export(
         typer.echo(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
         for line in lines:
             typer.echo(f"  {line}")
+
+
+def _write_circuit(result: Path, model: PatchableModel, path: Path, as_json: bool) -> None:
+    """
+    Raises:
+        ConfigError: a file of another kind.
+        ResultError: no such result, or one of another model.
+    """
+    from pahq_exporters.interchange import write_graph_json
+    from pahq_plugin import Discovery
+
+    if path.suffix != ".json":
+        raise ConfigError(f"{path}: with --result a circuit is written as JSON; name a .json file")
+    found = Discovery.load(result, model)
+    write_graph_json(found, path)
+    if as_json:
+        print_json({"file": str(path), "edges": len(found.circuit)})
+    else:
+        typer.echo(f"wrote {path} ({len(found.circuit)} of {len(found.decisions)} edges in the graph)")
 
 
 def run(
