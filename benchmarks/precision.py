@@ -13,6 +13,7 @@ configuration, one after the other in one process on one pinned thread:
 =========  ==========================================================================================
 formats    ``pahq`` with a guard band in each format, the paper's recipe and RTN-Q
 policies   every policy in int8
+streams    E4M3 on a GPU with each of the three CUDA streams alone, with all and with none
 ablations  bits, E4M3 against E5M2, formats of MLPs, parts, the paper's recipe step by step to ours
 =========  ==========================================================================================
 
@@ -38,7 +39,7 @@ from rich.table import Table
 
 import pahq_plugin as pahq
 from benchmarks.speed import context, pin
-from pahq_plugin.config import PAPER_PRECISION, RTN_PRECISION
+from pahq_plugin.config import PAPER_PRECISION, RTN_PRECISION, STREAMS
 from pahq_plugin.files import write_text
 from pahq_plugin.host.model import borrowed
 
@@ -67,6 +68,10 @@ SETS: dict[str, dict[str, pahq.PrecisionConfig]] = {
     "policies": {
         policy: replace(EIGHT, policy=policy)
         for policy in ("investigated_head", "investigated_path", "uniform", "hybrid")
+    },
+    "streams": {
+        " and ".join(chosen) or "none": replace(throughout("fp8_e4m3"), streams=chosen)
+        for chosen in ((), ("load",), ("low",), ("high",), STREAMS)
     },
     "ablations": {
         "4 bits": replace(EIGHT, weights="int4", guard=0),
