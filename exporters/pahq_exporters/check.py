@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from pahq_exporters.description import METADATA_KEY, Description, from_json
-from pahq_exporters.export import export_onnx, read_precision
 from pahq_exporters.patcher import OnnxPatcher
+from pahq_exporters.write import export_if, read_precision
 from pahq_plugin.backend import mixed_precision
 from pahq_plugin.config import FULL_PRECISION, PrecisionConfig
 from pahq_plugin.errors import ExportError, one_line
@@ -148,7 +148,7 @@ def check_meaning(model: PatchableModel, described: Description, seed: int) -> s
         )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.onnx"
-        export_onnx(tiny, path, described.graph, precision)  # of all positions, whatever the model's
+        export_if(None, tiny, path, described.graph, precision)  # of all positions, whatever the model's
         patcher = OnnxPatcher(path, threads=1)
         evaluator = ReferenceEvaluator(str(path))
         worst, size = 0.0, 1.0

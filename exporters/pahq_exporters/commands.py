@@ -44,8 +44,8 @@ def export(
     with one_line_errors(debug):
         if path.is_file() and not force:
             raise ConfigError(f"{path} is there already; pass --force to replace it")
-        from pahq_exporters.export import export_if
         from pahq_exporters.run import parse_head
+        from pahq_exporters.write import export_if
         from pahq_plugin import PrecisionConfig, load_problem
 
         chosen = None if head is None else parse_head(head)

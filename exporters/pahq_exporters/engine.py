@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pahq_exporters.export import export_onnx, require
 from pahq_exporters.patcher import OnnxPatcher, Prompts
 from pahq_exporters.session import PROVIDERS
+from pahq_exporters.write import export_if, require
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.engine import Engine
 from pahq_plugin.errors import ConfigError, ExportError, MetricError
@@ -65,7 +65,7 @@ class OnnxEngine:
 
     def _load(self, task: Any, precision: PrecisionConfig) -> None:
         path = Path(self._folder.name) / "graph.onnx"
-        export_onnx(task.model, path, graph="dense", precision=precision, positions="model")
+        export_if(None, task.model, path, graph="dense", precision=precision, positions="model")
         device = task.prompts[0].clean.device
         providers = ["cuda"] if device.type == "cuda" and _has_cuda() else None
         self._patcher = OnnxPatcher(path, providers, threads=torch.get_num_threads())

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 
-from pahq_exporters import OnnxPatcher, check, export, export_onnx, heads
+from pahq_exporters import OnnxPatcher, check, export_onnx, heads, write
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import (
     ExportError,
@@ -128,8 +128,8 @@ def test_a_graph_that_differs_from_the_model_is_not_kept(
 ) -> None:
     """The graph of another model, which a single prompt is enough to notice."""
     good(tmp_path)
-    real, other = export.build, small_model(seed=1)
-    monkeypatch.setattr(export, "build", lambda model, *rest: real(other, *rest))
+    real, other = write.build, small_model(seed=1)
+    monkeypatch.setattr(write, "build", lambda model, *rest: real(other, *rest))
     with untouched(tmp_path), refused(ExportError, "differ"):
         export_onnx(MODEL, tmp_path / "g.onnx", example=example)
 
