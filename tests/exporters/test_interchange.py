@@ -630,13 +630,9 @@ def test_a_file_of_another_shape_is_refused_both_ways(tmp_path: Path) -> None:
 
 # Anything else ------------------------------------------------------------------------------------
 
+ODD = st.sampled_from((None, True, 0, 10**400, 1e39, math.nan, -math.inf, "1", [], {}))
 VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text()
-    | st.sampled_from((10**400, "m0")),
+    ODD | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
     max_leaves=4,
 )
@@ -700,6 +696,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=400, deadline=None)
 @given(text=mutated_texts())
 def test_a_mutated_file_is_read_or_refused(text: str, folder: Path) -> None:
+    assert_sound(read_or_refuse(text.encode(), folder))
+
+
+@settings(max_examples=200, deadline=None)
+@given(key=st.sampled_from(("score", "in_graph")), value=ODD | VALUES)
+def test_any_value_in_an_edge_is_read_or_refused(key: str, value: Any, folder: Path) -> None:
+    text = json.dumps(changed(json.loads(TODAYS), (*EDGE, key), value))
     assert_sound(read_or_refuse(text.encode(), folder))
 
 
