@@ -1,0 +1,182 @@
+"""Measures of circuits: plain numbers in, plain numbers out.
+
+=======================  ===========================================================  ================
+measure                  definition                                                   source
+=======================  ===========================================================  ================
+true / false rate        |C ∩ T| / |T| and |C \\ T| / |E \\ T|                          ACDC [1]
+ROC AUC                  area under the rates of all cut-offs of |score|, ties as one  scikit-learn
+pessimistic ROC AUC      ∫ max {true rate : false rate ≤ x} dx over circuits given     ACDC [1]
+faithfulness             (m(C) - m(∅)) / (m(full) - m(∅))                             IOI, MIB [2, 3]
+completeness             1 - faithfulness of the complement E \\ C                     [4]
+CPR                      ∫ faithfulness d(size / |E|), larger is better               MIB [3]
+CMD                      ∫ |1 - faithfulness| d(size / |E|), smaller is better        MIB [3]
+Jaccard                  |A ∩ B| / |A ∪ B|, 1 for two empty circuits
+=======================  ===========================================================  ================
+
+C is a circuit, T the official one, E all edges, m a number that grows with the behaviour (the logit
+difference, or minus a loss); m(∅) is the model with every edge patched. MIB measures circuits of ten
+fixed sizes from 0.1 % of the edges on; here curves begin at 0 edges and end at all of them, where
+faithfulness is 0 and 1 by definition, and lie straight between the sizes measured.
+
+[1] Conmy et al. 2023, arXiv 2304.14997. [2] Wang et al. 2022, arXiv 2211.00593.
+[3] Mueller et al. 2025, arXiv 2504.13151. [4] Marks et al. 2024, arXiv 2403.19647.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.integrate import trapezoid
+from sklearn.metrics import roc_auc_score, roc_curve
+
+Point = tuple[float, float]
+
+CONFIDENCE = 0.95
+RESAMPLES = 1000
+
+
+def rates(circuit: Collection[Any], true_edges: Collection[Any], n_edges: int) -> Point:
+    """False and true positive rate of a circuit, in that order.
+
+    Args:
+        circuit: the edges kept.
+        true_edges: the official circuit, neither empty nor all edges.
+        n_edges: edges of the model.
+    """
+    true = set(true_edges)
+    right = len(true & set(circuit))
+    return (len(set(circuit)) - right) / (n_edges - len(true)), right / len(true)
+
+
+def roc_points(scores: ArrayLike, truth: ArrayLike) -> list[Point]:
+    """False and true positive rate at every cut-off of |score|, from (0, 0) to (1, 1).
+
+    Args:
+        scores: ``[edge]``.
+        truth: ``[edge]``, whether the edge is in the official circuit.
+    """
+    false, true, _ = roc_curve(np.asarray(truth), np.abs(scores))
+    return list(zip(false.tolist(), true.tolist(), strict=True))
+
+
+def roc_auc(scores: ArrayLike, truth: ArrayLike) -> float:
+    """Area under `roc_points`: the chance that an edge of the official circuit ranks above another."""
+    return float(roc_auc_score(np.asarray(truth), np.abs(scores)))
+
+
+def pessimistic_auc(points: Iterable[Point]) -> float:
+    """Area under the staircase that rises only where a circuit was measured.
+
+    A search yields one circuit per threshold, not a ranking. Nothing is assumed between them: at a
+    false positive rate x it gets the best true positive rate of the circuits with at most x.
+
+    Args:
+        points: (false, true) positive rates in any order; (1, 1) adds nothing.
+    """
+    area = best = 0.0
+    for false, true in sorted(points):
+        area += (1 - false) * max(0.0, true - best)
+        best = max(best, true)
+    return area
+
+
+def faithfulness(value: ArrayLike, empty: float, full: float) -> Any:
+    """``(value - empty) / (full - empty)``: 0 as with every edge patched, 1 as the whole model.
+
+    NaN where the whole model does no better or worse than with every edge patched.
+    """
+    span = full - empty
+    return (np.asarray(value, dtype=float) - empty) / (span if span else np.nan)
+
+
+def completeness(complement: ArrayLike, empty: float, full: float) -> Any:
+    """1 if nothing of the behaviour is left outside the circuit, 0 if all of it is.
+
+    Args:
+        complement: m with the circuit's own edges patched and all others kept.
+        empty: m with every edge patched.
+        full: m of the whole model.
+    """
+    return 1 - faithfulness(complement, empty, full)
+
+
+def curve(sizes: Sequence[int], values: Sequence[float], n_edges: int) -> list[Point]:
+    """Faithfulness against share of edges, from (0, 0) to (1, 1), in the order of size.
+
+    Circuits of equal size are one point, their mean.
+    """
+    by_size: dict[int, list[float]] = {}
+    for size, value in zip(sizes, values, strict=True):
+        by_size.setdefault(size, []).append(value)
+    by_size |= {0: [0.0], n_edges: [1.0]}
+    return [(size / n_edges, float(np.mean(by_size[size]))) for size in sorted(by_size)]
+
+
+def cpr(points: Sequence[Point]) -> float:
+    """Circuit performance ratio: area under a faithfulness curve."""
+    x, y = zip(*points, strict=True)
+    return float(trapezoid(y, x))
+
+
+def cmd(points: Sequence[Point]) -> float:
+    """Circuit-model distance: area between a faithfulness curve and 1.
+
+    A curve that crosses 1 between two points is split there.
+    """
+    total = 0.0
+    for (x0, y0), (x1, y1) in pairwise(points):
+        a, b = 1 - y0, 1 - y1
+        if a * b >= 0:
+            total += (x1 - x0) * (abs(a) + abs(b)) / 2
+        else:
+            total += (x1 - x0) * (a * a + b * b) / (2 * (abs(a) + abs(b)))
+    return total
+
+
+def jaccard(a: Collection[Any], b: Collection[Any]) -> float:
+    """Size of the intersection over size of the union; 1 for two empty sets."""
+    union = set(a) | set(b)
+    return len(set(a) & set(b)) / len(union) if union else 1.0
+
+
+def mean_pairwise_jaccard(circuits: Sequence[Collection[Any]]) -> float:
+    """Stability: mean Jaccard index over all pairs; NaN for fewer than two circuits."""
+    pairs = [jaccard(a, b) for i, a in enumerate(circuits) for b in circuits[:i]]
+    return float(np.mean(pairs)) if pairs else float("nan")
+
+
+def bootstrap(
+    values: NDArray[np.float64],
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Point:
+    """Percentile interval of a statistic over seeds and prompts (a two-stage bootstrap).
+
+    Each resample draws seeds with replacement, then within each drawn seed its prompts with
+    replacement (Davison & Hinkley 1997, section 3.8). With one seed only prompts are drawn.
+
+    Args:
+        values: ``[seed, prompt, value]``: all that was measured of one prompt stays together.
+        statistic: from means over seeds and prompts, ``[resample, value]``, to ``[resample]``.
+        seed: of the drawing.
+        resamples: how many.
+
+    Returns:
+        Lower and upper end at `CONFIDENCE`; NaN where the statistic never is a number.
+    """
+    rng = np.random.default_rng(seed)
+    seeds, prompts = values.shape[:2]
+    groups = rng.integers(seeds, size=(resamples, seeds, 1))
+    rows = rng.integers(prompts, size=(resamples, seeds, prompts))
+    drawn = statistic(values[groups, rows].mean(axis=(1, 2)))
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn):
+        return float("nan"), float("nan")
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
