@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from pahq_plugin.config import FULL_PRECISION, PAPER_PRECISION, RTN_PRECISION, PrecisionConfig
 from pahq_plugin.errors import ConfigError
@@ -29,12 +30,16 @@ class Method:
         title: a few words for tables.
         kind: ``"search"`` tests edge after edge; the others score all edges at once.
         precision: its fixed precision; ``None`` where the user chooses or there is none to choose.
+        key: of a host algorithm, its key in the host's ``PRUNE_ALGO_DICT``.
+        options: arguments of the host's function to change, such as its number of epochs.
     """
 
     name: str
     title: str
     kind: Kind
     precision: PrecisionConfig | None = None
+    key: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def needs_heads(self) -> bool:
@@ -78,7 +83,7 @@ def get_method(name: str) -> Method:
     if name in OWN_METHODS:
         return OWN_METHODS[name]
     if name in host_keys():
-        return Method(name, name, "host")
+        return Method(name, name, "host", key=name)
     raise ConfigError(f"unknown method {name!r}; known: {', '.join(methods())}")
 
 

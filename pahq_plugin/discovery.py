@@ -37,7 +37,13 @@ from pahq_plugin.host import (
     PromptPairBatch,
     PruneScores,
 )
-from pahq_plugin.host.algorithms import NEEDS_TRUE_EDGES, edge_attribution, host_function, seeded
+from pahq_plugin.host.algorithms import (
+    NEEDS_TRUE_EDGES,
+    SWEEPS,
+    edge_attribution,
+    host_function,
+    seeded,
+)
 from pahq_plugin.host.attribution import integrated_gradients
 from pahq_plugin.host.blocks import unsupported
 from pahq_plugin.host.graph import canonical_edges, check_order, edge_label_of
@@ -63,7 +69,7 @@ UNREMOVED = 10.0
 def discover(
     model: PatchableModel,
     loader: PromptDataLoader,
-    method: str = "pahq",
+    method: str | Method = "pahq",
     threshold: float = DEFAULT_THRESHOLD,
     metric: str | Metric | None = None,
     ablation: str | AblationType = "resample",
@@ -81,7 +87,7 @@ def discover(
     Args:
         model: a factorized host model.
         loader: clean and corrupt prompts of that behaviour.
-        method: one of `methods`.
+        method: one of `methods`, or a `Method` of your own: a host algorithm with other options.
         threshold: a searched edge is removed if and only if its effect is below this (> 0).
         metric: ``"kl_div"`` (default; ``"mse"`` for a model with one output), ``"mse"``,
             ``"logit_diff"``, or a callable ``(logits, clean_logits, batch) -> [prompt]``.
@@ -94,7 +100,8 @@ def discover(
         order: all edges in the order in which to test them; ``None`` for the canonical order.
         true_edges: the official circuit, for host algorithms that need it.
         n_edges: circuit size for methods that score edges: the top ``n_edges`` by magnitude and
-            whatever ties with the last; ``None`` for every edge whose score is not 0.
+            whatever ties with the last; ``None`` for every edge whose score is not 0, and with the
+            host's ACDC for every edge that none of its thresholds removes.
         progress: show a progress bar when a terminal is attached.
         seed: seeds the watch on the guard band and algorithms that draw random numbers.
 
@@ -109,7 +116,7 @@ def discover(
         MetricError: an unknown metric, or one that returns another shape than ``[prompt]`` or
             values that are not finite.
     """
-    chosen = get_method(method)
+    chosen = method if isinstance(method, Method) else get_method(method)
     config = SearchConfig(threshold=threshold, batches=batches, seed=seed)
     kind = ablation_type(ablation)
     given = {
@@ -137,7 +144,7 @@ def discover(
 
     stats = Stats()
     settings: dict[str, Any] = {
-        "method": method,
+        "method": chosen.name,
         "scored": chosen.kind != "search",
         "ablation": kind.name.lower(),
         "batches": batches,
@@ -154,7 +161,6 @@ def discover(
             task = SearchTask(model, loader, prompts, kind, resolve_metric(metric, width))
             with measured(stats, model_device(model)):
                 decisions, engine_used, used = search(task, engine, edges, config, used, stats, progress)
-            stats.forward_equivalents = stats.seconds / forward_seconds(model, prompts)
             settings |= {
                 "threshold": threshold,
                 "metric": task.metric[0],
@@ -164,11 +170,16 @@ def discover(
             }
         else:
             settings["n_edges"] = n_edges
+            if chosen.options:
+                settings["options"] = dict(chosen.options)
             if chosen.kind != "host":
                 check_answers(prompts, width)
             with measured(stats, model_device(model)):
                 scores = _scores(chosen, model, loader, prompts, batches, kind, true_edges)
+            if n_edges is None and chosen.key in SWEEPS:
+                n_edges = sum(int(values.isinf().sum()) for values in scores.values())
             decisions = rank(scores, edges, n_edges)
+        stats.forward_equivalents = stats.seconds / forward_seconds(model, prompts)
     return Discovery(tuple(decisions), settings, stats, model)
 
 
@@ -209,7 +220,7 @@ def check_true_edges(method: Method, model: PatchableModel, true_edges: set[Edge
         GraphError: the official circuit holds an edge that the model lacks.
     """
     if true_edges is None:
-        if method.name == NEEDS_TRUE_EDGES:
+        if method.key == NEEDS_TRUE_EDGES:
             raise ConfigError(
                 f"method {method.name!r} needs true_edges, the official circuit; "
                 "problem.true_edges holds it where one is published"
@@ -329,7 +340,7 @@ def _scores(
     used = first_batches(loader, batches)
     if method.kind == "attribution":
         return edge_attribution(model, used, ablation)
-    return host_function(method.name)(model, used, true_edges)
+    return host_function(method.key, method.options)(model, used, true_edges)
 
 
 def _mean_logit_diff(logits: torch.Tensor, batch: PromptPairBatch) -> torch.Tensor:

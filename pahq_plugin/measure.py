@@ -6,7 +6,9 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -38,6 +40,47 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@dataclass
+class Memory:
+    """Bytes that a block of work took at its peak above what there was before it."""
+
+    above: int = 0
+
+
+@contextmanager
+def memory_above() -> Iterator[Memory]:
+    """Measure the peak of this process's resident memory during the ``with`` block.
+
+    Linux can be told to forget the earlier peak; elsewhere only what exceeds that is seen. On a GPU
+    it is the peak of the allocator.
+    """
+    memory = Memory()
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        _forget_peak()
+        before = _resident_peak()
+    yield memory
+    after = torch.cuda.max_memory_allocated() if cuda else _resident_peak()
+    memory.above = max(0, after - before)
+
+
+def _forget_peak() -> None:
+    with suppress(OSError):  # no Linux, or not allowed in this container
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _resident_peak() -> int:
+    """Peak resident bytes, since `_forget_peak` where that is possible."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return peak_bytes(torch.device("cpu"))
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 @torch.inference_mode()

@@ -35,6 +35,12 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 Point = tuple[float, float]
 
+Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""From means over prompts, ``[draw, value]``, to one number each, ``[draw]``."""
+
+Group = tuple[NDArray[np.float64], Statistic]
+"""What was measured with one seed, ``[prompt, value]``, and the statistic of its means."""
+
 CONFIDENCE = 0.95
 RESAMPLES = 1000
 
@@ -149,20 +155,15 @@ def mean_pairwise_jaccard(circuits: Sequence[Collection[Any]]) -> float:
     return float(np.mean(pairs)) if pairs else float("nan")
 
 
-def bootstrap(
-    values: NDArray[np.float64],
-    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> Point:
-    """Percentile interval of a statistic over seeds and prompts (a two-stage bootstrap).
+def bootstrap(groups: Sequence[Group], seed: int = 0, resamples: int = RESAMPLES) -> Point:
+    """Percentile interval of a statistic's mean over seeds (a two-stage bootstrap).
 
-    Each resample draws seeds with replacement, then within each drawn seed its prompts with
-    replacement (Davison & Hinkley 1997, section 3.8). With one seed only prompts are drawn.
+    Each resample draws seeds with replacement, within each drawn seed its prompts with replacement,
+    and averages the statistics of the seeds (Davison & Hinkley 1997, section 3.8). With one seed only
+    prompts are drawn; with few, the interval says little about other seeds.
 
     Args:
-        values: ``[seed, prompt, value]``: all that was measured of one prompt stays together.
-        statistic: from means over seeds and prompts, ``[resample, value]``, to ``[resample]``.
+        groups: one per seed.
         seed: of the drawing.
         resamples: how many.
 
@@ -170,13 +171,25 @@ def bootstrap(
         Lower and upper end at `CONFIDENCE`; NaN where the statistic never is a number.
     """
     rng = np.random.default_rng(seed)
-    seeds, prompts = values.shape[:2]
-    groups = rng.integers(seeds, size=(resamples, seeds, 1))
-    rows = rng.integers(prompts, size=(resamples, seeds, prompts))
-    drawn = statistic(values[groups, rows].mean(axis=(1, 2)))
-    drawn = drawn[~np.isnan(drawn)]
-    if not len(drawn):
+    draws = resamples * len(groups)
+    table = np.stack([_drawn(rng, values, statistic, draws) for values, statistic in groups])
+    chosen = rng.integers(len(groups), size=draws)
+    means = table[chosen, np.arange(draws)].reshape(resamples, len(groups)).mean(axis=1)
+    means = means[~np.isnan(means)]
+    if not len(means):
         return float("nan"), float("nan")
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _drawn(
+    rng: np.random.Generator, values: NDArray[np.float64], statistic: Statistic, draws: int
+) -> NDArray[np.float64]:
+    """The statistic of as many resamples of the prompts, ``[draw]``.
+
+    The mean over a resample is a weighted mean, the weights being how often each prompt was drawn.
+    """
+    prompts = len(values)
+    weights = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=draws) / prompts
+    return statistic(weights @ values)

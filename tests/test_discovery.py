@@ -20,7 +20,9 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 import pahq_plugin as pahq
+from pahq_plugin.catalogue import Method
 from pahq_plugin.discovery import ENGINES, UNREMOVED, rank
+from pahq_plugin.errors import ConfigError
 from pahq_plugin.host.attribution import integrated_gradients
 from pahq_plugin.host.patching import collect_batches, prepare
 from tests.helpers.architectures import Architecture, build, random_architecture
@@ -407,14 +409,38 @@ def test_the_hosts_acdc_becomes_finite() -> None:
     """Edges that it never removes have an infinite score there."""
     model, prompts = small_edges(), loader()
     result = discover(model, prompts, method="ACDC")
-    expected = PRUNE_ALGO_DICT["ACDC"].func(small_edges(), prompts, None)
+    ordered = small_edges()
+    ordered.edges = canonical_order(ordered)  # type: ignore[assignment]  # the host's is a set
+    expected = PRUNE_ALGO_DICT["ACDC"].func(ordered, prompts, None)
     theirs = scores_by_edge(model, expected)
     finite = max(value for value in theirs.values() if value != math.inf)
     assert math.inf in theirs.values()
+    assert result.circuit == {edge for edge, value in theirs.items() if value == math.inf}
     for edge, value in by_edge(result).items():
         wanted = UNREMOVED * finite if theirs[edge] == math.inf else theirs[edge]
         assert value == pytest.approx(wanted, rel=1e-6)
     assert all(bool(values.isfinite().all()) for values in result.prune_scores.values())
+
+
+def test_options_of_a_host_algorithm() -> None:
+    model, prompts = small_edges(), loader()
+    swept = {"tao_bases": [3], "tao_exps": [-3]}
+    method = Method("one threshold", "", "host", key="ACDC", options=swept)
+    result = discover(model, prompts, method=method)
+    assert result.circuit == discover(model, prompts, method="acdc", threshold=0.003).circuit
+    assert result.settings["method"] == "one threshold" and result.settings["options"] == swept
+    wrong = Method("wrong", "", "host", key="ACDC", options={"taus": [3]})
+    with pytest.raises(ConfigError, match="'ACDC' has no option 'taus'; it has .*tao_bases"):
+        discover(model, prompts, method=wrong)
+
+
+def test_the_hosts_training_curves_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(*_: object, **__: object) -> None:
+        raise AssertionError("a browser window was opened")
+
+    monkeypatch.setattr("plotly.graph_objects.Figure.show", shown)
+    quick = Method("probing", "", "host", key="Subnetwork Edge Probing", options={"epochs": 2})
+    assert discover(small_edges(), loader(), method=quick).circuit
 
 
 # Ranking ------------------------------------------------------------------------------------------

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from auto_circuit.prune_algos import prune_algos
 from auto_circuit.prune_algos.mask_gradient import mask_gradient_prune_scores
 
+from pahq_plugin.errors import ConfigError
+from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.types import (
     AblationType,
     Edge,
@@ -21,6 +26,9 @@ from pahq_plugin.host.types import (
 NEEDS_TRUE_EDGES = prune_algos.GROUND_TRUTH_PRUNE_ALGO.key
 """The one host algorithm that cannot do without the official circuit."""
 
+SWEEPS = frozenset({prune_algos.ACDC_PRUNE_ALGO.key, prune_algos.MSE_ACDC_PRUNE_ALGO.key})
+"""Host algorithms that sweep thresholds; an edge that none of them removes has an infinite score."""
+
 PruneFunction = Callable[[PatchableModel, PromptDataLoader, set[Edge] | None], PruneScores]
 
 
@@ -29,9 +37,45 @@ def host_keys() -> list[str]:
     return list(prune_algos.PRUNE_ALGO_DICT)
 
 
-def host_function(key: str) -> PruneFunction:
-    """The host's function for ``key``."""
-    return prune_algos.PRUNE_ALGO_DICT[key].func
+def host_function(key: str, options: Mapping[str, Any] | None = None) -> PruneFunction:
+    """The host's function for ``key``, with arguments of its own changed.
+
+    Training curves are not drawn: that would open a browser window for each.
+
+    Raises:
+        ConfigError: an option that the algorithm does not have; lists those it has.
+    """
+    function: Any = prune_algos.PRUNE_ALGO_DICT[key].func
+    names = list(inspect.signature(function).parameters)[3:]
+    unknown = [name for name in options or () if name not in names]
+    if unknown:
+        raise ConfigError(f"{key!r} has no option {unknown[0]!r}; it has {', '.join(names) or 'none'}")
+    quiet = {"show_train_graph": False} if "show_train_graph" in names else {}
+    function = partial(function, **(quiet | dict(options or {})))
+    return _in_canonical_order(function) if key in SWEEPS else function
+
+
+def host_options(key: str) -> dict[str, Any]:
+    """The options of a host algorithm that have a value by default, with that value."""
+    parameters = inspect.signature(prune_algos.PRUNE_ALGO_DICT[key].func).parameters
+    return {name: p.default for name, p in list(parameters.items())[3:] if p.default is not p.empty}
+
+
+def _in_canonical_order(function: PruneFunction) -> PruneFunction:
+    """The host's loop sorts ``model.edges`` stably by layer alone; that is a set, whose order
+    changes from process to process."""
+
+    def ordered(
+        model: PatchableModel, loader: PromptDataLoader, true_edges: set[Edge] | None
+    ) -> PruneScores:
+        edges = model.edges
+        model.edges = canonical_edges(model)  # type: ignore[assignment]
+        try:
+            return function(model, loader, true_edges)
+        finally:
+            model.edges = edges
+
+    return ordered
 
 
 def enter_algorithm(key: str, name: str, func: PruneFunction) -> None:

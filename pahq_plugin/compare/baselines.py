@@ -1,0 +1,167 @@
+"""The methods of a comparison by name: ours, the host's, and ours in other precisions.
+
+``pahq@FORMAT`` screens heads and MLPs in one number format, ``unguarded@FORMAT`` decides on what was
+screened without a second look in FP32. Any other name is a key of the host's ``PRUNE_ALGO_DICT``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pahq_plugin.catalogue import OWN_METHODS, Method, get_method, methods
+from pahq_plugin.config import PrecisionConfig
+from pahq_plugin.errors import ConfigError
+from pahq_plugin.formats import FORMATS
+from pahq_plugin.host.algorithms import NEEDS_TRUE_EDGES, SWEEPS
+
+Options = Callable[[str, float | None], dict[str, Any]]
+"""From the problem's metric and the threshold to arguments of a host algorithm."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A method as a comparison runs it.
+
+    Attributes:
+        name: its name in plans and tables.
+        title: a few words.
+        method: what `pahq_plugin.discovery.discover` runs.
+        sweeps: whether it takes a threshold and gives one circuit; others rank all edges.
+        precision: to search in; ``None`` for the method's own.
+        options: of a host algorithm: what depends on the problem.
+        answers: the same where answers are numbers, not token ids; ``None`` if there is no such.
+    """
+
+    name: str
+    title: str
+    method: Method
+    sweeps: bool = False
+    precision: PrecisionConfig | None = None
+    options: Options = lambda metric, threshold: {}
+    answers: Method | None = None
+
+    @property
+    def needs_true_edges(self) -> bool:
+        """Whether it can only run where the circuit is known."""
+        return self.method.key == NEEDS_TRUE_EDGES
+
+    def fitted(
+        self, metric: str, threshold: float | None, token_answers: bool, changed: Mapping[str, Any]
+    ) -> Method:
+        """The method for one problem.
+
+        Args:
+            metric: the problem's loss.
+            threshold: of a method that sweeps.
+            token_answers: whether right and wrong answers are token ids.
+            changed: options of a host algorithm that the plan sets.
+
+        Raises:
+            ConfigError: it needs token ids as answers, or takes no options.
+        """
+        method = self.method
+        if not token_answers and method.kind != "search" and self._reads_answers:
+            if self.answers is None:
+                raise ConfigError(f"{self.name} differentiates logits of answers; these are numbers")
+            method = replace(self.answers, name=method.name)
+        options = self.options(metric, threshold) | dict(changed)
+        if options and not method.key:
+            raise ConfigError(f"{self.name} is no algorithm of the host and takes no options")
+        return replace(method, options={**method.options, **options})
+
+    @property
+    def _reads_answers(self) -> bool:
+        return self.method.kind in ("attribution", "integrated") or self.answers is not None
+
+
+def _host(key: str, name: str, title: str, **options: Any) -> Method:
+    return Method(name, title, "host", key=key, options=options)
+
+
+def _one_threshold(metric: str, threshold: float | None) -> dict[str, Any]:
+    """The host's ACDC at a single threshold instead of its sweep."""
+    return {"tao_bases": [threshold], "tao_exps": [0], "faithfulness_target": metric}
+
+
+def _target(metric: str, threshold: float | None) -> dict[str, Any]:
+    """What probing stays faithful to; for ``mse`` the host compares with the answers."""
+    return {"faithfulness_target": metric}
+
+
+EAP_MSE = _host("Edge Answer Logit MSE Gradient At Clean", "eap", "edge attribution patching (MSE)")
+IG_KEY = "Integrated Edge Gradients (Logit Diff)"
+
+_SEARCHES = [
+    Baseline(name, OWN_METHODS[name].title, OWN_METHODS[name], sweeps=True)
+    for name in ("pahq", "acdc", "pahq-paper", "rtn-q")
+]
+_HOSTS = [
+    Baseline(
+        "host-acdc", "ACDC, the host's own loop", _host("ACDC", "host-acdc", "ACDC of the host"),
+        sweeps=True, options=_one_threshold,
+    ),
+    Baseline("eap", OWN_METHODS["eap"].title, OWN_METHODS["eap"], answers=EAP_MSE),
+    Baseline("eap-ig", OWN_METHODS["eap-ig"].title, OWN_METHODS["eap-ig"]),
+    Baseline(
+        "ig", "integrated gradients over masks, the host's", _host(IG_KEY, "ig", "integrated gradients"),
+        answers=_host(IG_KEY, "ig", "integrated gradients", answer_function="mse"),
+    ),
+    Baseline(
+        "edge-probing", "subnetwork edge probing, the host's",
+        _host("Subnetwork Edge Probing", "edge-probing", "edge probing"), options=_target,
+    ),
+    Baseline(
+        "subnetwork-probing", "subnetwork tree probing, the host's",
+        _host("Subnetwork Tree Probing", "subnetwork-probing", "subnetwork probing"), options=_target,
+    ),
+    Baseline("act-mag", "activation magnitude", _host("Act Mag", "act-mag", "activation magnitude")),
+    Baseline("random", "random scores", _host("Random", "random", "random")),
+    Baseline(
+        "ground-truth", "the published circuit",
+        _host(NEEDS_TRUE_EDGES, "ground-truth", "the published circuit"),
+    ),
+]  # fmt: skip
+
+BASELINES: dict[str, Baseline] = {baseline.name: baseline for baseline in [*_SEARCHES, *_HOSTS]}
+EXACT = "acdc"
+"""The search whose decisions the others are held against."""
+
+PRECISIONS = ("pahq", "unguarded")
+
+
+def baseline_names() -> list[str]:
+    """Names of a comparison's methods, without the host's own keys."""
+    formats = [name for name in FORMATS if name != "fp32"]
+    return [*BASELINES, *(f"{kind}@{name}" for kind in PRECISIONS for name in formats)]
+
+
+def get_baseline(name: str) -> Baseline:
+    """The baseline of that name.
+
+    Raises:
+        ConfigError: no such method; lists the known ones.
+    """
+    if name in BASELINES:
+        return BASELINES[name]
+    kind, at, number_format = name.partition("@")
+    if at and kind in PRECISIONS and number_format in FORMATS and number_format != "fp32":
+        return _in_format(name, kind, number_format)
+    if name in methods() and name not in OWN_METHODS:
+        options = _one_threshold if name in SWEEPS else Baseline.options
+        return Baseline(name, name, get_method(name), sweeps=name in SWEEPS, options=options)
+    raise ConfigError(
+        f"unknown method {name!r}; known: {', '.join(baseline_names())}, or a key of the host"
+    )
+
+
+def _in_format(name: str, kind: str, number_format: str) -> Baseline:
+    """``pahq`` with heads and MLPs in one format; 4 bits are weights under 8-bit activations."""
+    guard = "auto" if kind == "pahq" else 0.0
+    if number_format == "int4":
+        precision = PrecisionConfig(low="int8", mlp="int8", weights="int4", guard=guard)
+    else:
+        precision = PrecisionConfig(low=number_format, mlp=number_format, guard=guard)
+    title = f"{number_format}, {'decided in FP32 near the threshold' if guard else 'no second look'}"
+    return Baseline(name, title, OWN_METHODS["pahq"], sweeps=True, precision=precision)

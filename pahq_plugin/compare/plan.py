@@ -1,0 +1,298 @@
+"""What to compare: problems, methods, thresholds and seeds, from flags or a TOML file.
+
+A plan is a list of runs; a run is a grid. Top-level keys of the file are what every run starts from::
+
+    seeds = [0, 1]
+    thresholds = [0.001, 0.01]
+    problems = ["ioi", { name = "greater-than", batch_size = 16 }]
+
+    [[runs]]
+    methods = ["pahq", "acdc", "eap"]
+
+    [[runs]]                      # a slow baseline on less
+    methods = ["host-acdc"]
+    seeds = [0]
+    thresholds = [0.01]
+
+A file without ``[[runs]]`` is one run. Methods are those of `pahq_plugin.compare.baselines`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pahq_plugin.errors import ConfigError
+from pahq_plugin.files import installed_version
+
+THRESHOLDS = (0.0003, 0.001, 0.003, 0.01, 0.03)
+PROFILES = ("reduced", "full")
+
+SETTINGS = ("problems", "methods", "thresholds", "seeds", "batches", "ablation", "options")
+PROBLEM_SETTINGS = ("name", "model", "prompts", "batch_size", "positional")
+
+
+@dataclass(frozen=True)
+class ProblemSpec:
+    """Arguments of ``load_problem`` but the seed.
+
+    Attributes:
+        name: a problem's name.
+        model: a hub model; ``None`` for the problem's own.
+        prompts: a prompt file.
+        batch_size: prompts per batch.
+        positional: edges of single positions.
+    """
+
+    name: str
+    model: str | None = None
+    prompts: str | None = None
+    batch_size: int | None = None
+    positional: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name, with the hub model if there is one, and what else is not the default."""
+        parts = [self.name, self.model or "", Path(self.prompts).stem if self.prompts else ""]
+        parts += ["positions" if self.positional else ""]
+        return " ".join(filter(None, parts))
+
+
+@dataclass(frozen=True)
+class Search:
+    """One method once: the unit of work, run in a process of its own.
+
+    Attributes:
+        problem: what to search.
+        method: a name of `pahq_plugin.compare.baselines`.
+        threshold: of methods that take one.
+        seed: of prompts and method.
+        batches: batches of prompts to search with; ``None`` for all.
+        ablation: a host ablation type's name.
+        options: changed arguments of a host algorithm.
+    """
+
+    problem: ProblemSpec
+    method: str
+    threshold: float | None
+    seed: int
+    batches: int | None = 1
+    ablation: str = "resample"
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def key(self) -> dict[str, Any]:
+        """All that its result depends on, as JSON values; the content of a prompt file included."""
+        key: dict[str, Any] = asdict(self) | {"version": installed_version("pahq-plugin")}
+        if self.problem.prompts:
+            content = Path(self.problem.prompts).read_bytes()
+            key["problem"]["prompts"] = hashlib.sha256(content).hexdigest()
+        return key
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its result: readable, and different for every `key`."""
+        named = [self.problem.label, self.method, f"{self.threshold:g}" if self.threshold else ""]
+        name = " ".join(filter(None, [*named, f"seed {self.seed}"]))
+        return f"{slug(name)}-{digest_of(self.key())}"
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        at = f" at {self.threshold:g}" if self.threshold else ""
+        return f"{self.method} on {self.problem.label}{at}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Searches to run, and how they are judged.
+
+    Attributes:
+        searches: in the order given, none twice.
+        test_batches: held-out batches to judge circuits on; ``None`` for all.
+        title: of the report.
+        note: a sentence on what was left out, for the report.
+    """
+
+    searches: tuple[Search, ...]
+    test_batches: int | None = None
+    title: str = "Circuits by patching, compared"
+    note: str = ""
+
+    @property
+    def problems(self) -> list[ProblemSpec]:
+        """In the order of first use."""
+        return list(dict.fromkeys(search.problem for search in self.searches))
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "title": self.title,
+            "note": self.note,
+            "test_batches": self.test_batches,
+            "searches": [search.key() for search in self.searches],
+        }
+
+
+def digest_of(value: object) -> str:
+    """Ten hexadecimal digits of a JSON value."""
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+
+
+def slug(name: str) -> str:
+    """Letters, digits, dots and dashes of a name, so that it cannot lead out of a folder."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in ".-") else "-" for c in name)
+    return kept.strip(".-")[:80]
+
+
+def read_plan(file: Path) -> Plan:
+    """The plan in a TOML file; prompt files are looked for beside it.
+
+    Raises:
+        ConfigError: no readable TOML, an unknown key, or a value of the wrong type or range.
+    """
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{file} is no readable TOML: {error}") from error
+    try:
+        return make_plan(content, file.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def profile(name: str) -> Plan:
+    """A plan that comes with the package: ``"reduced"`` (minutes) or ``"full"``.
+
+    Raises:
+        ConfigError: no such profile.
+    """
+    if name not in PROFILES:
+        raise ConfigError(f"unknown profile {name!r}; known: {', '.join(PROFILES)}")
+    file = resources.files("pahq_plugin.compare") / "plans" / f"{name}.toml"
+    return make_plan(tomllib.loads(file.read_text(encoding="utf-8")), Path())
+
+
+def make_plan(content: Mapping[str, Any], folder: Path) -> Plan:
+    """A plan from the values of a TOML file.
+
+    Args:
+        content: see the head of this module.
+        folder: where relative prompt files are.
+
+    Raises:
+        ConfigError: an unknown key, or a value of the wrong type or range; names it.
+    """
+    known = {*SETTINGS, "runs", "title", "note", "test_batches"}
+    _refuse_unknown(content, known, "the plan")
+    shared = {name: content[name] for name in SETTINGS if name in content}
+    runs = content.get("runs", [{}])
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+        raise ConfigError("runs must be tables: [[runs]]")
+    searches: dict[str, Search] = {}
+    for run in runs:
+        _refuse_unknown(run, set(SETTINGS), "a run")
+        for search in _searches(shared | run, folder):
+            searches.setdefault(search.folder, search)
+    return Plan(
+        tuple(searches.values()),
+        test_batches=_count(content.get("test_batches"), "test_batches"),
+        title=_text(content.get("title", Plan.title), "title"),
+        note=_text(content.get("note", ""), "note"),
+    )
+
+
+def _searches(run: Mapping[str, Any], folder: Path) -> list[Search]:
+    """The searches of one run."""
+    from pahq_plugin.compare.baselines import get_baseline
+
+    problems = [_problem(value, folder) for value in _list(run, "problems")]
+    baselines = [get_baseline(_text(name, "a method")) for name in _list(run, "methods")]
+    thresholds = [_threshold(value) for value in _list(run, "thresholds", THRESHOLDS)]
+    seeds = [_seed(value) for value in _list(run, "seeds", (0,))]
+    batches = _count(run.get("batches", 1), "batches")
+    ablation = _text(run.get("ablation", "resample"), "ablation")
+    options = run.get("options", {})
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"options must hold finite numbers, texts and lists: {error}") from error
+    if not isinstance(options, dict):
+        raise ConfigError(f"options must be a table, not {options!r}")
+    return [
+        Search(problem, baseline.name, threshold, seed, batches, ablation, options)
+        for problem, baseline, seed in product(problems, baselines, seeds)
+        for threshold in (thresholds if baseline.sweeps else [None])
+    ]
+
+
+def _problem(value: object, folder: Path) -> ProblemSpec:
+    """A problem's name, or a table of `PROBLEM_SETTINGS`."""
+    from pahq_plugin.zoo.problems import problem_names
+
+    given: Any = {"name": value} if isinstance(value, str) else value
+    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+        raise ConfigError(f"a problem must be a name or a table with a name, not {value!r}")
+    _refuse_unknown(given, set(PROBLEM_SETTINGS), "a problem")
+    if given["name"] not in problem_names():
+        raise ConfigError(f"no problem {given['name']!r}; known: {', '.join(problem_names())}")
+    prompts = given.get("prompts")
+    if prompts is not None:
+        file = folder / _text(prompts, "prompts")
+        if not file.is_file():
+            raise ConfigError(f"no prompt file {file}")
+        given = given | {"prompts": str(file.resolve())}
+    if given.get("model") is not None:
+        _text(given["model"], "model")
+    if not isinstance(given.get("positional", False), bool):
+        raise ConfigError(f"positional must be true or false, not {given['positional']!r}")
+    size = given.get("batch_size")
+    if size is not None and (type(size) is not int or size < 1):
+        raise ConfigError(f"batch_size must be an integer above 0, not {size!r}")
+    return ProblemSpec(**given)
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(given.keys() - known)
+    if unknown:
+        raise ConfigError(f"{where} has no key {unknown[0]!r}; it takes {', '.join(sorted(known))}")
+
+
+def _list(run: Mapping[str, Any], name: str, default: tuple[Any, ...] | None = None) -> list[Any]:
+    value = run.get(name, default)
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ConfigError(f"{name} must be a list with at least one entry, not {value!r}")
+    return list(value)
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} must be a string, not {value!r}")
+    return value
+
+
+def _threshold(value: object) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value < float("inf"):  # type: ignore[operator]
+        raise ConfigError(f"a threshold must be a number above 0, not {value!r}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _seed(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ConfigError(f"a seed must be an integer of at least 0, not {value!r}")
+    return value
+
+
+def _count(value: object, name: str) -> int | None:
+    """A number of batches; 0 stands for all, ``None``."""
+    if value is not None and (type(value) is not int or value < 0):
+        raise ConfigError(f"{name} must be 0 (all) or an integer above it, not {value!r}")
+    return value or None
