@@ -25,7 +25,6 @@ faithfulness is 0 and 1 by definition, and lie straight between the sizes measur
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -110,37 +109,44 @@ def completeness(complement: ArrayLike, empty: float, full: float) -> Any:
     return 1 - faithfulness(complement, empty, full)
 
 
-def curve(sizes: Sequence[int], values: Sequence[float], n_edges: int) -> list[Point]:
+def curve(
+    sizes: Sequence[int], values: ArrayLike, n_edges: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Faithfulness against share of edges, from (0, 0) to (1, 1), in the order of size.
 
     Circuits of equal size are one point, their mean.
+
+    Args:
+        sizes: ``[circuit]``.
+        values: faithfulness, ``[..., circuit]``.
+        n_edges: edges of the model.
+
+    Returns:
+        Shares ``[point]`` and faithfulness ``[..., point]``.
     """
-    by_size: dict[int, list[float]] = {}
-    for size, value in zip(sizes, values, strict=True):
-        by_size.setdefault(size, []).append(value)
-    by_size |= {0: [0.0], n_edges: [1.0]}
-    return [(size / n_edges, float(np.mean(by_size[size]))) for size in sorted(by_size)]
+    given = np.asarray(values, dtype=float)
+    columns = {0: np.zeros(given.shape[:-1]), n_edges: np.ones(given.shape[:-1])}
+    for size in set(sizes) - columns.keys():
+        columns[size] = given[..., [i for i, s in enumerate(sizes) if s == size]].mean(axis=-1)
+    x = np.array(sorted(columns))
+    return x / n_edges, np.stack([columns[size] for size in x], axis=-1)
 
 
-def cpr(points: Sequence[Point]) -> float:
-    """Circuit performance ratio: area under a faithfulness curve."""
-    x, y = zip(*points, strict=True)
-    return float(trapezoid(y, x))
+def cpr(x: ArrayLike, y: ArrayLike) -> Any:
+    """Circuit performance ratio: area under faithfulness curves ``[..., point]``, ``[...]``."""
+    return trapezoid(np.asarray(y), np.asarray(x), axis=-1)
 
 
-def cmd(points: Sequence[Point]) -> float:
-    """Circuit-model distance: area between a faithfulness curve and 1.
+def cmd(x: ArrayLike, y: ArrayLike) -> Any:
+    """Circuit-model distance: area between faithfulness curves ``[..., point]`` and 1, ``[...]``.
 
-    A curve that crosses 1 between two points is split there.
+    A line from one side of 1 to the other encloses two triangles.
     """
-    total = 0.0
-    for (x0, y0), (x1, y1) in pairwise(points):
-        a, b = 1 - y0, 1 - y1
-        if a * b >= 0:
-            total += (x1 - x0) * (abs(a) + abs(b)) / 2
-        else:
-            total += (x1 - x0) * (a * a + b * b) / (2 * (abs(a) + abs(b)))
-    return total
+    off = 1 - np.asarray(y)
+    a, b = off[..., :-1], off[..., 1:]
+    both = np.abs(a) + np.abs(b)
+    crossing = (a**2 + b**2) / np.where(both > 0, both, 1)
+    return (np.diff(x) * np.where(a * b < 0, crossing, both) / 2).sum(axis=-1)
 
 
 def jaccard(a: Collection[Any], b: Collection[Any]) -> float:

@@ -1,0 +1,222 @@
+"""What a sweep left in its folder, as tidy tables: one row per search, one per judged circuit.
+
+Everything but `costs` is the same for equal plans, however often the sweep was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pahq_plugin import measures
+from pahq_plugin.compare.baselines import EXACT, get_baseline
+from pahq_plugin.compare.plan import Plan, Search
+from pahq_plugin.compare.sweep import is_found, judgements_of
+from pahq_plugin.compare.task import cost
+from pahq_plugin.errors import ResultError
+from pahq_plugin.records import RESULT_FILE, read_record
+
+Name = tuple[str, int | None]
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one search found.
+
+    Attributes:
+        search: what was run.
+        record: content of its ``result.json``.
+        cost: its stats, and bytes above those of the loaded model.
+    """
+
+    search: Search
+    record: Mapping[str, Any]
+    cost: Mapping[str, Any]
+
+    @cached_property
+    def circuit(self) -> frozenset[Name]:
+        """The edges kept."""
+        return frozenset((d["edge"], d["seq_idx"]) for d in self.record["decisions"] if d["kept"])
+
+    @cached_property
+    def scores(self) -> dict[Name, float]:
+        """Effect or score of every edge."""
+        return {(d["edge"], d["seq_idx"]): d["effect"] for d in self.record["decisions"]}
+
+    @property
+    def edges(self) -> int:
+        """Edges of the model."""
+        return len(self.record["decisions"])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Circuits of one method on held-out prompts, see `pahq_plugin.compare.task.judge`."""
+
+    record: Mapping[str, Any]
+
+    @cached_property
+    def m_column(self) -> int:
+        """Column of what faithfulness is measured in: the logit difference, or minus the loss."""
+        return 1 if len(self.record["measures"]) > 1 else 0
+
+    def m(self, rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+        """The behaviour per prompt, larger = more of it, ``[prompt]``."""
+        column = np.array(rows)[:, self.m_column]
+        return column if self.m_column else -column
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """Mean behaviour with every edge patched, and of the whole model."""
+        return float(self.m(self.record["empty"]).mean()), float(self.m(self.record["whole"]).mean())
+
+    def faithfulness(self, rows: Sequence[Sequence[float]]) -> float:
+        """Of a circuit's rows."""
+        return float(measures.faithfulness(self.m(rows).mean(), *self.ends))
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything that tables are made of."""
+
+    findings: tuple[Finding, ...]
+    judged: tuple[Judged, ...]
+
+    def exact_for(self, search: Search) -> Finding | None:
+        """The FP32 search with the same problem, threshold and seed, if there is one."""
+        return self._by_search.get((search.problem, EXACT, search.threshold, search.seed))
+
+    @cached_property
+    def _by_search(self) -> dict[tuple[Any, ...], Finding]:
+        return {
+            (f.search.problem, f.search.method, f.search.threshold, f.search.seed): f
+            for f in self.findings
+        }
+
+    @cached_property
+    def true_edges(self) -> dict[str, frozenset[Name]]:
+        """Official circuits by problem label, where known."""
+        return {
+            judged.record["problem"]: frozenset((n, p) for n, p in judged.record["true_edges"])
+            for judged in self.judged
+            if judged.record["true_edges"] is not None
+        }
+
+
+def read_material(plan: Plan, folder: Path) -> Material:
+    """Read what a sweep left.
+
+    Raises:
+        ResultError: a file is damaged; says which one to delete.
+    """
+    found, judged = folder / "found", folder / "judged"
+    findings = tuple(
+        Finding(search, read_record(found / search.folder / RESULT_FILE), cost(found / search.folder))
+        for search in plan.searches
+        if is_found(search, found)
+    )
+    files = [judged / judgement.file for judgement in judgements_of(plan, found)]
+    return Material(findings, tuple(Judged(_read(file)) for file in files if file.is_file()))
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ResultError(f"{file} is damaged; delete it and run again: {error}") from error
+
+
+def searches(material: Material) -> pd.DataFrame:
+    """One row per search: what it kept, against the FP32 search and the official circuit.
+
+    ``differing`` counts edges that only one of the two keeps, ``exact_share`` the share of decisions
+    taken on FP32 numbers; both are of searches only.
+    """
+    return pd.DataFrame([_search_row(finding, material) for finding in material.findings])
+
+
+def _search_row(finding: Finding, material: Material) -> dict[str, Any]:
+    search, circuit = finding.search, finding.circuit
+    sweeps = get_baseline(search.method).sweeps
+    exact = material.exact_for(search) if sweeps else None
+    true = material.true_edges.get(search.problem.label)
+    false_rate, true_rate = (
+        measures.rates(circuit, true, finding.edges) if true and sweeps else (None, None)
+    )
+    return {
+        **_keys(search),
+        "edges": finding.edges,
+        "kept": len(circuit),
+        "differing": len(circuit ^ exact.circuit) if exact else None,
+        "jaccard": measures.jaccard(circuit, exact.circuit) if exact else None,
+        "exact_share": np.mean([d["exact"] for d in finding.record["decisions"]]) if sweeps else None,
+        "false_rate": false_rate,
+        "true_rate": true_rate,
+    }
+
+
+def costs(material: Material) -> pd.DataFrame:
+    """One row per search: what it cost."""
+    rows = []
+    for finding in material.findings:
+        spent = finding.cost
+        rows.append(
+            {
+                **_keys(finding.search),
+                "seconds": spent["seconds"],
+                "forward_equivalents": spent["forward_equivalents"],
+                "evaluations": spent["evaluations"],
+                "re_evaluations": spent["re_evaluations"],
+                "extra_mib": spent["extra_bytes"] / MIB,
+                "peak_mib": spent["peak_bytes"] / MIB,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def circuits(material: Material) -> pd.DataFrame:
+    """One row per judged circuit, averaged over held-out prompts.
+
+    A row of a ranking with a threshold is its circuit of the size that the FP32 search has there.
+    """
+    rows = []
+    for judged in material.judged:
+        record = judged.record
+        for circuit in record["circuits"]:
+            means = np.array(circuit["inside"]).mean(axis=0)
+            outside = circuit.get("outside")
+            rows.append(
+                {
+                    "problem": record["problem"],
+                    "method": record["method"],
+                    "threshold": circuit["threshold"],
+                    "seed": record["seed"],
+                    "size": circuit["size"],
+                    "share": circuit["size"] / record["edges"],
+                    "metric": record["metric"],
+                    "loss": means[0],
+                    "logit_diff": means[1] if len(means) > 1 else None,
+                    "accuracy": means[2] if len(means) > 1 else None,
+                    "faithfulness": judged.faithfulness(circuit["inside"]),
+                    "completeness": 1 - judged.faithfulness(outside) if outside else None,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _keys(search: Search) -> dict[str, Any]:
+    return {
+        "problem": search.problem.label,
+        "method": search.method,
+        "threshold": search.threshold,
+        "seed": search.seed,
+    }

@@ -1,0 +1,331 @@
+"""The tables people read: one row per problem and method, and what precision changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pahq_plugin import measures
+from pahq_plugin.compare.baselines import EXACT, get_baseline
+from pahq_plugin.compare.frames import Finding, Judged, Material, Name
+from pahq_plugin.registry import UNREMOVED
+
+TOP_HEADS = 5
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def columns(self, name: str) -> dict[str, float]:
+        """As three columns of a table."""
+        return {name: self.mean, f"{name}_low": self.low, f"{name}_high": self.high}
+
+
+def estimate(groups: Sequence[measures.Group]) -> Estimate:
+    """Mean over seeds of a statistic of the prompts' means, with a bootstrap interval."""
+    means = [float(statistic(values.mean(axis=0)[None])[0]) for values, statistic in groups]
+    return Estimate(float(np.mean(means)), *measures.bootstrap(groups))
+
+
+def over_seeds(values: Iterable[float]) -> Estimate:
+    """Of one number per seed."""
+    return estimate([(np.array([[value]]), lambda means: means[:, 0]) for value in values])
+
+
+def summary(material: Material) -> pd.DataFrame:
+    """One row per problem and method, over all thresholds and seeds.
+
+    ======================  ====================================================================
+    column                  meaning
+    ======================  ====================================================================
+    searches, thresholds    how many there are
+    roc_auc                 of the ranking; of a search: by the smallest threshold that removes
+    pessimistic_auc         of the circuits, one per threshold or cut-off
+    cpr, cmd                areas of the faithfulness curve, held-out prompts
+    seed_stability          mean Jaccard index between seeds, at each threshold
+    threshold_stability     mean Jaccard index of circuits of neighbouring thresholds
+    differing, decisions    edges that only this search or only the FP32 one keeps; of how many
+    ======================  ====================================================================
+
+    ``_low`` and ``_high`` are the ends of 95 % intervals.
+    """
+    rows = []
+    for (problem, method), findings in _by_problem_and_method(material.findings):
+        judged = [j for j in material.judged if _is_of(j, problem, method)]
+        rows.append(
+            {
+                "problem": problem,
+                "method": method,
+                "searches": len(findings),
+                "thresholds": len({f.search.threshold for f in findings}),
+                "edges": findings[0].edges,
+                **_roc_columns(findings, material.true_edges.get(problem)),
+                **_area_columns(judged),
+                **_stability(findings),
+                **_differing(findings, material),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _by_problem_and_method(
+    findings: Sequence[Finding],
+) -> list[tuple[tuple[str, str], list[Finding]]]:
+    """In the order of first appearance."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        key = (finding.search.problem.label, finding.search.method)
+        groups.setdefault(key, []).append(finding)
+    return list(groups.items())
+
+
+def _is_of(judged: Judged, problem: str, method: str) -> bool:
+    return (judged.record["problem"], judged.record["method"]) == (problem, method)
+
+
+def by_seed(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Findings of each seed, thresholds ascending."""
+    ordered = sorted(findings, key=lambda f: (f.search.seed, f.search.threshold or 0))
+    return [list(group) for _, group in groupby(ordered, key=lambda f: f.search.seed)]
+
+
+def ranking_scores(findings: Sequence[Finding]) -> dict[Name, float]:
+    """A score for every edge, from one seed's searches.
+
+    Of a search, as in `pahq_plugin.registry`: the smallest threshold that removes the edge, ten times
+    the largest if none does.
+    """
+    if not get_baseline(findings[0].search.method).sweeps:
+        return {name: abs(score) for name, score in findings[0].scores.items()}
+    thresholds = [finding.search.threshold or 0.0 for finding in findings]
+    scores = dict.fromkeys(findings[0].scores, UNREMOVED * max(thresholds))
+    for finding in sorted(findings, key=lambda f: -(f.search.threshold or 0)):
+        removed = scores.keys() - finding.circuit
+        scores |= dict.fromkeys(removed, finding.search.threshold or 0.0)
+    return scores
+
+
+def roc(findings: Sequence[Finding], true: frozenset[Name]) -> list[measures.Point]:
+    """Points of one seed: a circuit per threshold, or every cut-off of a ranking."""
+    if get_baseline(findings[0].search.method).sweeps:
+        return sorted(measures.rates(f.circuit, true, f.edges) for f in findings)
+    scores = ranking_scores(findings)
+    return measures.roc_points(list(scores.values()), [name in true for name in scores])
+
+
+def _roc_columns(findings: Sequence[Finding], true: frozenset[Name] | None) -> dict[str, Any]:
+    if true is None:
+        return {}
+    areas, pessimistic = [], []
+    for group in by_seed(findings):
+        scores = ranking_scores(group)
+        areas.append(measures.roc_auc(list(scores.values()), [name in true for name in scores]))
+        pessimistic.append(measures.pessimistic_auc(roc(group, true)))
+    return over_seeds(areas).columns("roc_auc") | over_seeds(pessimistic).columns("pessimistic_auc")
+
+
+def _area_columns(judged: Sequence[Judged]) -> dict[str, Any]:
+    """CPR and CMD, the curve drawn anew for every resample of the prompts."""
+    if not judged:
+        return {}
+    columns: dict[str, Any] = {}
+    for name, area in (("cpr", measures.cpr), ("cmd", measures.cmd)):
+        columns |= estimate([curve_group(j, area) for j in judged]).columns(name)
+    return columns
+
+
+def curve_group(judged: Judged, area: Any) -> measures.Group:
+    """What one seed measured of every prompt, and the area of its mean curve."""
+    circuits = judged.record["circuits"]
+    sizes, n_edges = [circuit["size"] for circuit in circuits], judged.record["edges"]
+    rows = [judged.record["empty"], judged.record["whole"], *(c["inside"] for c in circuits)]
+    values = np.stack([judged.m(row) for row in rows], axis=1)  # [prompt, value]
+
+    def statistic(means: Any) -> Any:
+        empty, whole = means[:, 0:1], means[:, 1:2]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            faithful = (means[:, 2:] - empty) / (whole - empty)
+        return area(*measures.curve(sizes, faithful, n_edges))
+
+    return values, statistic
+
+
+def _stability(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Agreement of a method with itself."""
+    if not get_baseline(findings[0].search.method).sweeps:
+        return {}
+    thresholds = sorted({f.search.threshold for f in findings if f.search.threshold})
+    between_seeds = [
+        measures.mean_pairwise_jaccard([f.circuit for f in findings if f.search.threshold == t])
+        for t in thresholds
+    ]
+    neighbours = [
+        measures.jaccard(a.circuit, b.circuit) for group in by_seed(findings) for a, b in pairwise(group)
+    ]
+    return {"seed_stability": _mean(between_seeds), "threshold_stability": _mean(neighbours)}
+
+
+def _differing(findings: Sequence[Finding], material: Material) -> dict[str, Any]:
+    """Decisions that differ from the FP32 search's, over all thresholds and seeds."""
+    pairs = [
+        (finding, exact)
+        for finding in findings
+        if get_baseline(finding.search.method).sweeps
+        and (exact := material.exact_for(finding.search)) is not None
+    ]
+    if not pairs:
+        return {}
+    return {
+        "differing": sum(len(finding.circuit ^ exact.circuit) for finding, exact in pairs),
+        "decisions": sum(finding.edges for finding, _ in pairs),
+    }
+
+
+def at_threshold(material: Material, threshold: float) -> pd.DataFrame:
+    """One row per problem and method: the circuits at one threshold, on held-out prompts.
+
+    Of a ranking, the circuits of the FP32 search's size. Intervals are over prompts and seeds.
+    """
+    rows = []
+    keys = dict.fromkeys((j.record["problem"], j.record["method"]) for j in material.judged)
+    for problem, method in keys:
+        pairs = [
+            (judged, circuit)
+            for judged in material.judged
+            if _is_of(judged, problem, method)
+            for circuit in judged.record["circuits"]
+            if circuit["threshold"] == threshold
+        ]
+        if pairs:
+            rows.append(
+                {"problem": problem, "method": method, "threshold": threshold} | _circuit_columns(pairs)
+            )
+    return pd.DataFrame(rows)
+
+
+def _circuit_columns(pairs: Sequence[tuple[Judged, dict[str, Any]]]) -> dict[str, Any]:
+    columns: dict[str, Any] = {"size": float(np.mean([circuit["size"] for _, circuit in pairs]))}
+    for index, name in enumerate(pairs[0][0].record["measures"]):
+        shown = "accuracy" if name == "correct" else name
+        columns |= estimate([_column_group(circuit["inside"], index) for _, circuit in pairs]).columns(
+            shown
+        )
+    for name, side in (("faithfulness", "inside"), ("completeness", "outside")):
+        groups = [_faithful_group(judged, circuit[side], side) for judged, circuit in pairs]
+        columns |= estimate(groups).columns(name)
+    return columns
+
+
+def _column_group(rows: Sequence[Sequence[float]], index: int) -> measures.Group:
+    return np.array(rows)[:, index : index + 1], lambda means: means[:, 0]
+
+
+def _faithful_group(judged: Judged, rows: Any, side: str) -> measures.Group:
+    values = np.stack(
+        [judged.m(judged.record["empty"]), judged.m(judged.record["whole"]), judged.m(rows)], axis=1
+    )
+
+    def statistic(means: Any) -> Any:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = (means[:, 2] - means[:, 0]) / (means[:, 1] - means[:, 0])
+        return share if side == "inside" else 1 - share
+
+    return values, statistic
+
+
+def precision_study(material: Material) -> pd.DataFrame:
+    """What precision changes in the conclusions: one row per format, problem and threshold.
+
+    Every method that sweeps is held against the FP32 search of equal problem, threshold and seed.
+
+    ================  ==========================================================================
+    column            meaning
+    ================  ==========================================================================
+    differing, worst  edges that only one of the two keeps: mean and most over the seeds
+    jaccard           of the circuits
+    heads_lost        heads with a kept edge in FP32 and none here, mean
+    heads_gained      the other way round
+    top_heads         of the five heads with the largest sum of outgoing effects, how many agree
+    faithfulness_off  |faithfulness - FP32's| on held-out prompts, mean
+    exact_share       share of decisions taken on FP32 numbers
+    ================  ==========================================================================
+    """
+    faithful = {
+        (j.record["problem"], j.record["method"], j.record["seed"], c["threshold"]): j.faithfulness(
+            c["inside"]
+        )
+        for j in material.judged
+        for c in j.record["circuits"]
+    }
+    rows = []
+    for finding in material.findings:
+        search = finding.search
+        exact = material.exact_for(search)
+        if not get_baseline(search.method).sweeps or exact is None or search.method == EXACT:
+            continue
+        ours, theirs = heads(finding.circuit), heads(exact.circuit)
+        key = (search.problem.label, search.method, search.seed, search.threshold)
+        reference = (key[0], EXACT, *key[2:])
+        off = abs(faithful.get(key, np.nan) - faithful.get(reference, np.nan))
+        rows.append(
+            {
+                "problem": key[0],
+                "method": key[1],
+                "threshold": search.threshold,
+                "differing": len(finding.circuit ^ exact.circuit),
+                "jaccard": measures.jaccard(finding.circuit, exact.circuit),
+                "heads_lost": len(theirs - ours),
+                "heads_gained": len(ours - theirs),
+                "top_heads": len(top_heads(finding) & top_heads(exact)),
+                "faithfulness_off": off,
+                "exact_share": np.mean([d["exact"] for d in finding.record["decisions"]]),
+            }
+        )
+    if not rows:
+        return pd.DataFrame()
+    grouped = pd.DataFrame(rows).groupby(["problem", "method", "threshold"], sort=False)
+    table = grouped.mean()
+    table.insert(1, "worst", grouped["differing"].max())
+    table.insert(0, "searches", grouped.size())
+    return table.reset_index()
+
+
+def heads(circuit: Iterable[Name]) -> set[str]:
+    """Attention heads that an edge of the circuit leaves or enters: names such as ``"A1.3"``."""
+    ends = (end for name, _ in circuit for end in name.split("->"))
+    return {head_of(end) for end in ends if is_head(end)}
+
+
+def is_head(node: str) -> bool:
+    """Whether a node's name is that of an attention head, with or without its slot."""
+    return node[:1] == "A" and node[1:2].isdigit()
+
+
+def head_of(node: str) -> str:
+    """A head's name without the slot Q, K or V."""
+    return node.removesuffix(".Q").removesuffix(".K").removesuffix(".V")
+
+
+def top_heads(finding: Finding) -> set[str]:
+    """The heads whose kept outgoing edges have the largest sums of |effect|."""
+    sums: dict[str, float] = {}
+    for name in finding.circuit:
+        source = name[0].split("->")[0]
+        if is_head(source):
+            sums[source] = sums.get(source, 0.0) + abs(finding.scores[name])
+    return set(sorted(sums, key=lambda head: (-sums[head], head))[:TOP_HEADS])
+
+
+def _mean(values: Sequence[float]) -> float:
+    given = [value for value in values if not np.isnan(value)]
+    return float(np.mean(given)) if given else float("nan")
