@@ -14,9 +14,10 @@ Jaccard                  |A ∩ B| / |A ∪ B|, 1 for two empty circuits
 =======================  ===========================================================  ================
 
 C is a circuit, T the official one, E all edges, m a number that grows with the behaviour (the logit
-difference, or minus a loss); m(∅) is the model with every edge patched. MIB measures circuits of ten
-fixed sizes from 0.1 % of the edges on; here curves begin at 0 edges and end at all of them, where
-faithfulness is 0 and 1 by definition, and lie straight between the sizes measured.
+difference as in MIB, or minus the loss that searches keep low); m(∅) is the model with every edge
+patched. MIB measures circuits of ten fixed sizes from 0.1 % of the edges on; here curves begin at 0
+edges and end at all of them, where faithfulness is 0 and 1 by definition, and lie straight between
+the sizes measured.
 
 [1] Conmy et al. 2023, arXiv 2304.14997. [2] Wang et al. 2022, arXiv 2211.00593.
 [3] Mueller et al. 2025, arXiv 2504.13151. [4] Marks et al. 2024, arXiv 2403.19647.
@@ -89,16 +90,17 @@ def pessimistic_auc(points: Iterable[Point]) -> float:
     return area
 
 
-def faithfulness(value: ArrayLike, empty: float, full: float) -> Any:
+def faithfulness(value: ArrayLike, empty: ArrayLike, full: ArrayLike) -> Any:
     """``(value - empty) / (full - empty)``: 0 as with every edge patched, 1 as the whole model.
 
-    NaN where the whole model does no better or worse than with every edge patched.
+    Arrays are broadcast. NaN where the whole model does exactly as with every edge patched.
     """
+    value, empty, full = (np.asarray(x, dtype=float) for x in (value, empty, full))
     span = full - empty
-    return (np.asarray(value, dtype=float) - empty) / (span if span else np.nan)
+    return (value - empty) / np.where(span == 0, np.nan, span)
 
 
-def completeness(complement: ArrayLike, empty: float, full: float) -> Any:
+def completeness(complement: ArrayLike, empty: ArrayLike, full: ArrayLike) -> Any:
     """1 if nothing of the behaviour is left outside the circuit, 0 if all of it is.
 
     Args:

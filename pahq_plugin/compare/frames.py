@@ -27,6 +27,9 @@ from pahq_plugin.records import RESULT_FILE, read_record
 Name = tuple[str, int | None]
 MIB = 2**20
 
+BEHAVIOURS = ("loss", "logit_diff")
+"""Measures in which faithfulness is stated: what searches keep low, and what MIB measures."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -64,24 +67,22 @@ class Judged:
 
     record: Mapping[str, Any]
 
-    @cached_property
-    def m_column(self) -> int:
-        """Column of what faithfulness is measured in: the logit difference, or minus the loss."""
-        return 1 if len(self.record["measures"]) > 1 else 0
+    @property
+    def behaviours(self) -> list[str]:
+        """What faithfulness can be measured in: minus the loss, and the logit difference."""
+        return [name for name in BEHAVIOURS if name in self.record["measures"]]
 
-    def m(self, rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-        """The behaviour per prompt, larger = more of it, ``[prompt]``."""
-        column = np.array(rows)[:, self.m_column]
-        return column if self.m_column else -column
+    def behaviour(self, name: str, rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+        """The behaviour of each prompt, larger = more of it, ``[prompt]``."""
+        column = np.array(rows)[:, self.record["measures"].index(name)]
+        return -column if name == "loss" else column
 
-    @cached_property
-    def ends(self) -> tuple[float, float]:
-        """Mean behaviour with every edge patched, and of the whole model."""
-        return float(self.m(self.record["empty"]).mean()), float(self.m(self.record["whole"]).mean())
-
-    def faithfulness(self, rows: Sequence[Sequence[float]]) -> float:
-        """Of a circuit's rows."""
-        return float(measures.faithfulness(self.m(rows).mean(), *self.ends))
+    def faithfulness(self, name: str, rows: Sequence[Sequence[float]]) -> float:
+        """Of a circuit's rows, in one of `behaviours`."""
+        means = [
+            self.behaviour(name, r).mean() for r in (rows, self.record["empty"], self.record["whole"])
+        ]
+        return float(measures.faithfulness(*means))
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,8 @@ def costs(material: Material) -> pd.DataFrame:
 def circuits(material: Material) -> pd.DataFrame:
     """One row per judged circuit, averaged over held-out prompts.
 
-    A row of a ranking with a threshold is its circuit of the size that the FP32 search has there.
+    Faithfulness and completeness are stated in minus the loss and in the logit difference. A row of a
+    ranking with a threshold is its circuit of the size that the FP32 search has there.
     """
     rows = []
     for judged in material.judged:
@@ -206,8 +208,15 @@ def circuits(material: Material) -> pd.DataFrame:
                     "loss": means[0],
                     "logit_diff": means[1] if len(means) > 1 else None,
                     "accuracy": means[2] if len(means) > 1 else None,
-                    "faithfulness": judged.faithfulness(circuit["inside"]),
-                    "completeness": 1 - judged.faithfulness(outside) if outside else None,
+                    **{
+                        f"faithfulness_{name}": judged.faithfulness(name, circuit["inside"])
+                        for name in judged.behaviours
+                    },
+                    **{
+                        f"completeness_{name}": 1 - judged.faithfulness(name, outside)
+                        for name in judged.behaviours
+                        if outside
+                    },
                 }
             )
     return pd.DataFrame(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
@@ -51,7 +51,7 @@ def summary(material: Material) -> pd.DataFrame:
     searches, thresholds    how many there are
     roc_auc                 of the ranking; of a search: by the smallest threshold that removes
     pessimistic_auc         of the circuits, one per threshold or cut-off
-    cpr, cmd                areas of the faithfulness curve, held-out prompts
+    cpr_*, cmd_*            areas of the faithfulness curve, held-out prompts
     seed_stability          mean Jaccard index between seeds, at each threshold
     threshold_stability     mean Jaccard index of circuits of neighbouring thresholds
     differing, decisions    edges that only this search or only the FP32 one keeps; of how many
@@ -139,22 +139,22 @@ def _area_columns(judged: Sequence[Judged]) -> dict[str, Any]:
     if not judged:
         return {}
     columns: dict[str, Any] = {}
-    for name, area in (("cpr", measures.cpr), ("cmd", measures.cmd)):
-        columns |= estimate([curve_group(j, area) for j in judged]).columns(name)
+    for behaviour in judged[0].behaviours:
+        for name, area in (("cpr", measures.cpr), ("cmd", measures.cmd)):
+            groups = [curve_group(j, behaviour, area) for j in judged]
+            columns |= estimate(groups).columns(f"{name}_{behaviour}")
     return columns
 
 
-def curve_group(judged: Judged, area: Any) -> measures.Group:
+def curve_group(judged: Judged, behaviour: str, area: Any) -> measures.Group:
     """What one seed measured of every prompt, and the area of its mean curve."""
     circuits = judged.record["circuits"]
     sizes, n_edges = [circuit["size"] for circuit in circuits], judged.record["edges"]
     rows = [judged.record["empty"], judged.record["whole"], *(c["inside"] for c in circuits)]
-    values = np.stack([judged.m(row) for row in rows], axis=1)  # [prompt, value]
+    values = np.stack([judged.behaviour(behaviour, row) for row in rows], axis=1)  # [prompt, value]
 
     def statistic(means: Any) -> Any:
-        empty, whole = means[:, 0:1], means[:, 1:2]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            faithful = (means[:, 2:] - empty) / (whole - empty)
+        faithful = measures.faithfulness(means[:, 2:], means[:, 0:1], means[:, 1:2])
         return area(*measures.curve(sizes, faithful, n_edges))
 
     return values, statistic
@@ -220,9 +220,10 @@ def _circuit_columns(pairs: Sequence[tuple[Judged, dict[str, Any]]]) -> dict[str
         columns |= estimate([_column_group(circuit["inside"], index) for _, circuit in pairs]).columns(
             shown
         )
-    for name, side in (("faithfulness", "inside"), ("completeness", "outside")):
-        groups = [_faithful_group(judged, circuit[side], side) for judged, circuit in pairs]
-        columns |= estimate(groups).columns(name)
+    for behaviour in pairs[0][0].behaviours:
+        for name, side in (("faithfulness", "inside"), ("completeness", "outside")):
+            groups = [_share_group(judged, behaviour, circuit, side) for judged, circuit in pairs]
+            columns |= estimate(groups).columns(f"{name}_{behaviour}")
     return columns
 
 
@@ -230,17 +231,13 @@ def _column_group(rows: Sequence[Sequence[float]], index: int) -> measures.Group
     return np.array(rows)[:, index : index + 1], lambda means: means[:, 0]
 
 
-def _faithful_group(judged: Judged, rows: Any, side: str) -> measures.Group:
-    values = np.stack(
-        [judged.m(judged.record["empty"]), judged.m(judged.record["whole"]), judged.m(rows)], axis=1
-    )
-
-    def statistic(means: Any) -> Any:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = (means[:, 2] - means[:, 0]) / (means[:, 1] - means[:, 0])
-        return share if side == "inside" else 1 - share
-
-    return values, statistic
+def _share_group(
+    judged: Judged, behaviour: str, circuit: Mapping[str, Any], side: str
+) -> measures.Group:
+    rows = [judged.record["empty"], judged.record["whole"], circuit[side]]
+    values = np.stack([judged.behaviour(behaviour, r) for r in rows], axis=1)
+    measure = measures.faithfulness if side == "inside" else measures.completeness
+    return values, lambda means: measure(means[:, 2], means[:, 0], means[:, 1])
 
 
 def precision_study(material: Material) -> pd.DataFrame:
@@ -256,13 +253,13 @@ def precision_study(material: Material) -> pd.DataFrame:
     heads_lost        heads with a kept edge in FP32 and none here, mean
     heads_gained      the other way round
     top_heads         of the five heads with the largest sum of outgoing effects, how many agree
-    faithfulness_off  |faithfulness - FP32's| on held-out prompts, mean
+    faithfulness_off  |faithfulness - FP32's|, in minus the loss, on held-out prompts, mean
     exact_share       share of decisions taken on FP32 numbers
     ================  ==========================================================================
     """
     faithful = {
         (j.record["problem"], j.record["method"], j.record["seed"], c["threshold"]): j.faithfulness(
-            c["inside"]
+            "loss", c["inside"]
         )
         for j in material.judged
         for c in j.record["circuits"]
@@ -294,10 +291,8 @@ def precision_study(material: Material) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame()
     grouped = pd.DataFrame(rows).groupby(["problem", "method", "threshold"], sort=False)
-    table = grouped.mean()
-    table.insert(1, "worst", grouped["differing"].max())
-    table.insert(0, "searches", grouped.size())
-    return table.reset_index()
+    extra = {"searches": grouped.size(), "worst": grouped["differing"].max()}
+    return grouped.mean().assign(**extra).reset_index()
 
 
 def heads(circuit: Iterable[Name]) -> set[str]:
