@@ -1,0 +1,109 @@
+"""A chart as a value: what is drawn, apart from who draws it.
+
+`pahq_plugin.report.interactive` draws charts for the page, `pahq_plugin.report.static` for papers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pahq_plugin.compare.baselines import BASELINES
+
+Kind = Literal["lines", "bars"]
+Step = Literal["straight", "stairs"]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one method looks everywhere: colour, dash and marker all differ, for those who do not see
+    colours."""
+
+    color: str
+    dash: Literal["solid", "dash", "dot", "dashdot"]
+    marker: Literal["circle", "square", "diamond", "x", "triangle-up", "cross"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One method's points.
+
+    Attributes:
+        name: of the method.
+        x: numbers; of bars, the lengths.
+        y: numbers; of bars, the names of the bars.
+        low, high: ends of intervals around y (of bars: around x); empty for none.
+        step: how points are joined.
+        notes: what to say about each point.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float] | Sequence[str]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    step: Step = "straight"
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart.
+
+    Attributes:
+        ident: names its files and its place in the page.
+        title: what it shows.
+        caption: how to read it.
+        x_label, y_label: with units.
+        series: one per method.
+        kind: lines with points, or horizontal bars.
+        x_log: whether the horizontal axis is logarithmic.
+        y_range: of the vertical axis; ``None`` for all data.
+    """
+
+    ident: str
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series] = field(default_factory=tuple)
+    kind: Kind = "lines"
+    x_log: bool = False
+    y_range: tuple[float, float] | None = None
+
+
+# Okabe & Ito's palette, dark enough on white; black for FP32, which everything is held against.
+STYLES: dict[str, Style] = {
+    "pahq": Style("#c2410c", "solid", "circle"),
+    "acdc": Style("#111111", "dash", "x"),
+    "host-acdc": Style("#6b7280", "dot", "cross"),
+    "pahq-paper": Style("#a16207", "dashdot", "triangle-up"),
+    "rtn-q": Style("#b0186f", "dot", "square"),
+    "eap": Style("#0063a6", "solid", "square"),
+    "eap-ig": Style("#0284c7", "dash", "diamond"),
+    "ig": Style("#0f766e", "dashdot", "circle"),
+    "edge-probing": Style("#4d7c0f", "solid", "triangle-up"),
+    "subnetwork-probing": Style("#15803d", "dash", "cross"),
+    "act-mag": Style("#7c3aed", "dot", "diamond"),
+    "random": Style("#9ca3af", "dash", "circle"),
+    "ground-truth": Style("#be123c", "dashdot", "x"),
+}
+_OTHERS = (
+    Style("#0063a6", "solid", "circle"),
+    Style("#c2410c", "dash", "square"),
+    Style("#15803d", "dot", "diamond"),
+    Style("#7c3aed", "dashdot", "triangle-up"),
+    Style("#b0186f", "solid", "x"),
+    Style("#a16207", "dash", "cross"),
+)
+
+
+def style(name: str, place: int = 0) -> Style:
+    """The style of a method; of one that has none of its own, by its place in the chart."""
+    return STYLES.get(name) or _OTHERS[place % len(_OTHERS)]
+
+
+def title_of(method: str) -> str:
+    """A few words about a method."""
+    return BASELINES[method].title if method in BASELINES else method

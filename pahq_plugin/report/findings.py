@@ -1,0 +1,85 @@
+"""What a comparison says, in sentences that follow from its tables, for better or worse."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from pahq_plugin.compare.baselines import EXACT
+from pahq_plugin.report.charts import BEHAVIOUR_NAMES, Frames
+
+OURS, RIVAL, HOST = "pahq", "eap", "host-acdc"
+
+
+def findings(frames: Frames) -> list[str]:
+    """All sentences that the tables allow, in the order in which they matter."""
+    sentences = [same_circuits(frames), *rates(frames)]
+    for problem in dict.fromkeys(frames.points["problem"]):
+        sentences += small_end(problem, frames)
+    return [sentence for sentence in sentences if sentence]
+
+
+def same_circuits(frames: Frames) -> str:
+    """Whether ``pahq`` finds what FP32 ACDC finds."""
+    rows = frames.searches[frames.searches["method"] == OURS].dropna(subset=["differing"])
+    if rows.empty:
+        return ""
+    equal = int((rows["differing"] == 0).sum())
+    decisions, differing = int(rows["edges"].sum()), int(rows["differing"].sum())
+    if equal == len(rows):
+        return (
+            f"{OURS} found the circuit of {EXACT} in FP32, edge for edge, in all {equal} searches "
+            f"({decisions:,} decisions), so its faithfulness is the same."
+        )
+    return (
+        f"{OURS} found the circuit of {EXACT} in FP32 in {equal} of {len(rows)} searches; "
+        f"{differing:,} of {decisions:,} decisions differ. It should in all: please report this."
+    )
+
+
+def rates(frames: Frames) -> list[str]:
+    """ROC areas where the circuit is known."""
+    if "roc_auc" not in frames.summary:
+        return []
+    known = frames.summary.dropna(subset=["roc_auc"])
+    sentences = []
+    for problem, rows in known.groupby("problem", sort=False):
+        areas = dict(zip(rows["method"], rows["roc_auc"], strict=True))
+        shown = ", ".join(
+            f"{name} {areas[name]:.3f}"
+            for name in ("ground-truth", OURS, EXACT, HOST, RIVAL, "eap-ig")
+            if name in areas
+        )
+        sentence = f"On {problem}, where the circuit is known, ROC AUC: {shown}."
+        if OURS in areas and HOST in areas and areas[OURS] < areas[HOST]:
+            sentence += f" {OURS} lies below the host's loop."
+        sentences.append(sentence)
+    return sentences
+
+
+def small_end(problem: str, frames: Frames) -> list[str]:
+    """``pahq`` against EAP where circuits are small: at the largest threshold, at equal size."""
+    points = frames.points[frames.points["problem"] == problem]
+    ours, rival = (points[points["method"] == name] for name in (OURS, RIVAL))
+    if ours.empty or rival.empty:
+        return []
+    threshold = ours["threshold"].max()
+    a, b = (rows[rows["threshold"] == threshold] for rows in (ours, rival))
+    if a.empty or b.empty:
+        return []
+    return [
+        _versus(problem, behaviour, a.iloc[0], b.iloc[0])
+        for behaviour in BEHAVIOUR_NAMES
+        if f"faithfulness_{behaviour}" in a and not pd.isna(a.iloc[0][f"faithfulness_{behaviour}"])
+    ]
+
+
+def _versus(problem: str, behaviour: str, ours: pd.Series, rival: pd.Series) -> str:
+    key = f"faithfulness_{behaviour}"
+    better = ours[key] > rival[key]
+    apart = ours[f"{key}_low"] > rival[f"{key}_high"] or rival[f"{key}_low"] > ours[f"{key}_high"]
+    relation = "lies above" if better else "equals" if ours[key] == rival[key] else "does NOT lie above"
+    return (
+        f"On {problem} at the small end ({ours['size']:.0f} edges, in {BEHAVIOUR_NAMES[behaviour]}) "
+        f"{OURS} {relation} {RIVAL}: faithfulness {ours[key]:.2f} against {rival[key]:.2f}"
+        f"{'' if apart else ', within the intervals'}."
+    )

@@ -1,0 +1,131 @@
+"""Charts for the page, drawn by plotly in the browser.
+
+A chart is a ``<figure>`` with its data beside it as JSON; `SCRIPT` draws all of them once the page is
+there. plotly's own code goes into the page, so that nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from pahq_plugin.report.chart import Chart, Series, style
+
+FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#1f2937"}
+HEIGHT = 380
+
+SCRIPT = """
+for (const place of document.querySelectorAll(".chart")) {
+  const drawn = JSON.parse(place.parentElement.querySelector("script").textContent);
+  Plotly.newPlot(place, drawn.data, drawn.layout, {
+    responsive: true, displaylogo: false,
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    toImageButtonOptions: { format: "svg", filename: place.id },
+  });
+}
+"""
+"""Draws every chart of the page."""
+
+
+def library() -> str:
+    """plotly's code, 4.6 MB."""
+    return get_plotlyjs().replace("</script", "<\\/script")
+
+
+def figure(chart: Chart) -> str:
+    """The chart as HTML: a drawing, its caption, and its data for those who cannot see it."""
+    drawn = json_for_html({"data": _traces(chart), "layout": _layout(chart)})
+    label = html.escape(f"{chart.title}. {chart.caption}", quote=True)
+    return (
+        f'<figure class="plot"><div class="chart" id="{chart.ident}" role="img" aria-label="{label}">'
+        f'</div><script type="application/json">{drawn}</script>'
+        f"<figcaption><strong>{html.escape(chart.title)}.</strong> {html.escape(chart.caption)}"
+        f"</figcaption></figure>"
+    )
+
+
+def json_for_html(value: Any) -> str:
+    """JSON that can stand inside a ``<script>`` element whatever texts it holds."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _traces(chart: Chart) -> list[dict[str, Any]]:
+    draw = _bars if chart.kind == "bars" else _line
+    return [draw(series, place) for place, series in enumerate(chart.series)]
+
+
+def _line(series: Series, place: int) -> dict[str, Any]:
+    look = style(series.name, place)
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "lines" if len(series.x) > 30 else "lines+markers",
+        "name": series.name,
+        "x": list(series.x),
+        "y": list(series.y),
+        "line": {"color": look.color, "dash": look.dash, "width": 2},
+        "marker": {"symbol": look.marker, "size": 7},
+        "text": list(series.notes),
+        "hovertemplate": "%{y:.4g} at %{x:.3g}" + ("<br>%{text}" if series.notes else ""),
+    }
+    if series.step == "stairs":
+        trace["line"]["shape"] = "hv"
+    if series.low:
+        trace["error_y"] = _errors(series.y, series.low, series.high)
+    return trace
+
+
+def _bars(series: Series, place: int) -> dict[str, Any]:
+    trace: dict[str, Any] = {
+        "type": "bar",
+        "orientation": "h",
+        "name": series.name,
+        "x": list(series.x),
+        "y": list(series.y),
+        "marker": {"color": [style(str(name), i).color for i, name in enumerate(series.y)]},
+        "text": list(series.notes),
+        "textposition": "none",
+        "hovertemplate": "%{y}: %{x:.3g}" + ("<br>%{text}" if series.notes else "") + "<extra></extra>",
+    }
+    if series.low:
+        trace["error_x"] = _errors(series.x, series.low, series.high)
+    return trace
+
+
+def _errors(values: Any, low: Any, high: Any) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [h - v for v, h in zip(values, high, strict=True)],
+        "arrayminus": [v - b for v, b in zip(values, low, strict=True)],
+        "thickness": 1,
+        "width": 2,
+    }
+
+
+def _layout(chart: Chart) -> dict[str, Any]:
+    x: dict[str, Any] = {"title": {"text": chart.x_label}, "gridcolor": "#e5e7eb", "automargin": True}
+    y: dict[str, Any] = {"title": {"text": chart.y_label}, "gridcolor": "#e5e7eb", "automargin": True}
+    if chart.x_log:
+        x |= {"type": "log", "dtick": 1, "exponentformat": "power"}
+    if chart.y_range:
+        y["range"] = list(chart.y_range)
+    if chart.kind == "bars":
+        y |= {"autorange": "reversed", "title": {"text": ""}}
+    return {
+        "font": FONT,
+        "height": HEIGHT,
+        "margin": {"l": 60, "r": 16, "t": 16, "b": 48},
+        "paper_bgcolor": "#ffffff",
+        "plot_bgcolor": "#ffffff",
+        "showlegend": chart.kind != "bars",
+        "legend": {"orientation": "h", "y": -0.22, "yanchor": "top", "font": {"size": 12}},
+        "hovermode": "closest",
+        "xaxis": x,
+        "yaxis": y,
+    }

@@ -1,0 +1,99 @@
+"""Charts as files for papers: PNG and SVG, drawn by matplotlib."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pahq_plugin.report.chart import Chart, Series, style
+
+SIZE = (6.4, 4.0)
+"""Inches."""
+DPI = 200
+DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+MARKERS = {"circle": "o", "square": "s", "diamond": "D", "x": "x", "triangle-up": "^", "cross": "+"}
+SETTINGS: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e7eb",
+    "grid.linewidth": 0.6,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "pahq",  # equal charts give equal bytes
+}
+
+
+def write_chart(chart: Chart, folder: Path) -> list[Path]:
+    """Draw a chart into ``IDENT.png`` and ``IDENT.svg``; returns both paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with rc_context(SETTINGS):
+        figure = draw(chart)
+        files = [folder / f"{chart.ident}.{suffix}" for suffix in ("png", "svg")]
+        for file in files:
+            _write(figure, file)
+    return files
+
+
+def draw(chart: Chart) -> Figure:
+    """The chart as a figure of matplotlib."""
+    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for place, series in enumerate(chart.series):
+        (_bars if chart.kind == "bars" else _line)(axes, series, place)
+    axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
+    if chart.x_log:
+        axes.set_xscale("log")
+    if chart.y_range:
+        axes.set_ylim(*chart.y_range)
+    if chart.kind == "bars":
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+    else:
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _line(axes: Any, series: Series, place: int) -> None:
+    look = style(series.name, place)
+    drawn: dict[str, Any] = {"color": look.color, "linestyle": DASHES[look.dash], "marker": MARKERS[look.marker]}
+    drawn |= {"markersize": 4, "linewidth": 1.4, "label": series.name}
+    if len(series.x) > 30:
+        drawn["marker"] = None
+    if series.step == "stairs":
+        axes.step(series.x, series.y, where="post", **drawn)
+    else:
+        axes.plot(series.x, series.y, **drawn)
+    if series.low:
+        axes.fill_between(series.x, series.low, series.high, color=look.color, alpha=0.12, linewidth=0)
+
+
+def _bars(axes: Any, series: Series, place: int) -> None:
+    colors = [style(str(name), i).color for i, name in enumerate(series.y)]
+    errors = None
+    if series.low:
+        below = [x - low for x, low in zip(series.x, series.low, strict=True)]
+        above = [high - x for x, high in zip(series.x, series.high, strict=True)]
+        errors = [below, above]
+    axes.barh(series.y, series.x, color=colors, xerr=errors, ecolor="#374151", capsize=2)
+
+
+def _write(figure: Figure, file: Path) -> None:
+    """Whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=file.suffix)
+    os.close(handle)
+    try:
+        metadata = {"Date": None} if file.suffix == ".svg" else {}
+        figure.savefig(temporary, metadata=metadata)
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
