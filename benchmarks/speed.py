@@ -37,7 +37,7 @@ import pahq_plugin as pahq
 from benchmarks.models import CASES, Case, load
 from pahq_plugin.files import write_text
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.measure import forward_seconds
+from pahq_plugin.measure import cpu_name, forward_seconds
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 SAMPLE = 24
@@ -200,15 +200,6 @@ def context() -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
     }
-
-
-def cpu_name() -> str:
-    """The processor's name as Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
 
 
 def save(path: Path, row: dict) -> dict[str, dict]:

@@ -6,14 +6,14 @@ Errors are one line on standard error and an exit code other than 0; ``--debug``
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pahq_plugin.errors import ConfigError, PahqError
+from pahq_plugin.errors import ConfigError
+from pahq_plugin.report.command import compare
+from pahq_plugin.terminal import Debug, Json, Top, one_line_errors, print_json
 
 app = typer.Typer(
     name="pahq",
@@ -22,10 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Top = Annotated[int, typer.Option(help="How many of the strongest edges to list.", min=0)]
 
 
 @app.command()
@@ -144,6 +140,9 @@ def show(
             print_record(record, stats, top)
 
 
+app.command()(compare)
+
+
 @app.command()
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
     """Say what is installed, which number formats are fast here, and what is missing."""
@@ -165,44 +164,6 @@ def main() -> None:
     for entry in entry_points(group="pahq.commands"):
         app.command(entry.name)(entry.load())
     app()
-
-
-class one_line_errors:
-    """A context that turns an error raised on purpose into one line and exit code 1."""
-
-    def __init__(self, debug: bool) -> None:
-        self._debug = debug
-
-    def __enter__(self) -> None:
-        _quieten()
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, traceback: Any) -> None:
-        if error is None or self._debug or isinstance(error, (typer.Exit, SystemExit)):
-            return
-        if isinstance(error, KeyboardInterrupt):
-            typer.secho("interrupted", err=True)
-            raise typer.Exit(130) from None
-        if isinstance(error, (PahqError, OSError, MemoryError)):
-            message = " ".join(str(error).split()) or type(error).__name__
-            typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
-            raise typer.Exit(1) from None
-        message = " ".join(str(error).split())
-        typer.secho(
-            f"error: unexpected {type(error).__name__}: {message}; --debug shows where",
-            fg=typer.colors.RED,
-            err=True,
-        )
-        raise typer.Exit(2) from None
-
-
-def _quieten() -> None:
-    """Keep the log lines of libraries out of the tables."""
-    import logging
-    import warnings
-
-    logging.getLogger().setLevel(logging.ERROR)
-    logging.getLogger("pahq_plugin").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module=r"(?!pahq_plugin)")
 
 
 def _check_folder(out: Path | None, force: bool) -> None:
@@ -243,8 +204,3 @@ def _guard(text: str | None) -> str | float | None:
         return float(text)
     except ValueError:
         raise ConfigError(f"--guard {text!r} must be auto or a number, for example 0.3") from None
-
-
-def print_json(record: object) -> None:
-    """Print one JSON document."""
-    sys.stdout.write(json.dumps(record, indent=1) + "\n")

@@ -1,7 +1,8 @@
-"""Time and memory of a run."""
+"""Time and memory of a run, and what it ran on."""
 
 from __future__ import annotations
 
+import platform
 import resource
 import sys
 import time
@@ -97,3 +98,12 @@ def forward_seconds(model: PatchableModel, batches: list[PromptPairBatch]) -> fl
                 torch.cuda.synchronize(batches[0].clean.device)
             times.append(time.perf_counter() - start)
     return median(times[1:])
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -89,6 +90,16 @@ def cost(stats: dict[str, Any]) -> str:
             f"evaluations, {stats['re_evaluations']:,} edges decided again in FP32"
         )
     return f"{line}, peak memory {stats['peak_bytes'] / 2**20:,.0f} MiB"
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose cells are text already; the first column names the row."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table)
 
 
 def print_examination(found: dict[str, Any]) -> None:

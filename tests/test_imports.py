@@ -26,6 +26,7 @@ ORDER = (
     "shapes",
     "files",
     "progress",
+    "terminal",
     "measures",
     "formats",
     "kernels",
@@ -60,6 +61,7 @@ ORDER = (
     "compare",
     "doctor",
     "tables",
+    "report",
     ROOT,  # names taken from the root package
     "cli",
     "__main__",

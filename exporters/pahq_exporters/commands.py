@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pahq_plugin.cli import Debug, Json, one_line_errors, print_json
 from pahq_plugin.errors import ConfigError
+from pahq_plugin.terminal import Debug, Json, one_line_errors, print_json
 
 if TYPE_CHECKING:
     from pahq_plugin.host import PatchableModel

@@ -20,7 +20,7 @@ from pahq_plugin import measures
 from pahq_plugin.compare.baselines import EXACT, get_baseline
 from pahq_plugin.compare.plan import Plan, Search
 from pahq_plugin.compare.sweep import is_found, judgements_of
-from pahq_plugin.compare.task import cost
+from pahq_plugin.compare.task import cost, cut
 from pahq_plugin.errors import ResultError
 from pahq_plugin.records import RESULT_FILE, read_record
 
@@ -102,6 +102,16 @@ class Material:
             (f.search.problem, f.search.method, f.search.threshold, f.search.seed): f
             for f in self.findings
         }
+
+    def cut_at(self, finding: Finding, threshold: float) -> frozenset[Name] | None:
+        """Of a ranking, the edges kept at the size of the FP32 circuit; ``None`` for a search."""
+        search = finding.search
+        if get_baseline(search.method).sweeps:
+            return None
+        exact = self._by_search.get((search.problem, EXACT, threshold, search.seed))
+        if exact is None:
+            return finding.circuit
+        return frozenset(cut(finding.record["decisions"], len(exact.circuit)))
 
     @cached_property
     def true_edges(self) -> dict[str, frozenset[Name]]:

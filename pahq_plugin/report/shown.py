@@ -74,7 +74,7 @@ def decimals(value: Any, places: int = 3) -> str:
     """With a fixed number of decimals; a dash for a missing one."""
     if value is None or pd.isna(value):
         return ABSENT
-    return f"{value + 0:.{places}f}".replace("-0.000", "0.000") if places == 3 else f"{value:.{places}f}"
+    return f"{round(float(value), places) + 0.0:.{places}f}"  # + 0.0 turns -0.0 into 0.0
 
 
 def interval(row: pd.Series, name: str, places: int = 2) -> str:
@@ -95,6 +95,35 @@ def rendered(frame: pd.DataFrame, cells: dict[str, Cell], ident: str, title: str
     return Table(
         ident, title, caption, [names[i] for i in kept], [[row[i] for i in kept] for row in rows]
     )
+
+
+def across(frames: Frames) -> Table:
+    """One row per method over all problems: the table for a README."""
+    rows = frames.summary[frames.summary["method"].isin(plain(frames.summary["method"]))]
+    grouped = rows.groupby("method", sort=False)
+    means = grouped.mean(numeric_only=True)
+    for name in ("differing", "decisions"):
+        means[name] = grouped[name].sum(min_count=1)
+    means["problems"] = grouped.size()
+    spent = frames.costs.groupby(["problem", "method"])[["forward_equivalents", "extra_mib"]].median()
+    middle = spent.groupby("method").median()
+    cells: dict[str, Cell] = {
+        "method": lambda r: r["method"],
+        "problems": lambda r: number(r["problems"]),
+        "differs from FP32": _differs,
+        "ROC AUC": lambda r: decimals(r.get("roc_auc")),
+        "CPR, -loss": lambda r: decimals(r.get("cpr_loss"), 2),
+        "CMD, -loss": lambda r: decimals(r.get("cmd_loss"), 2),
+        "CPR, logit diff": lambda r: decimals(r.get("cpr_logit_diff"), 2),
+        "CMD, logit diff": lambda r: decimals(r.get("cmd_logit_diff"), 2),
+        "plain forwards": lambda r: number(middle["forward_equivalents"][r["method"]], 2),
+        "MiB": lambda r: number(middle["extra_mib"][r["method"]], 2),
+    }
+    return rendered(
+        means.reset_index(), cells, "across", "All methods over all problems",
+        "Means over the problems that a method ran on (ROC AUC: those with a known circuit). One "
+        "run's time in plain forwards and its MiB above the loaded model: medians over problems.",
+    )  # fmt: skip
 
 
 def overview(problem: str, frames: Frames) -> Table:
@@ -119,8 +148,8 @@ def overview(problem: str, frames: Frames) -> Table:
     }
     return rendered(
         rows, cells, f"overview-{problem}", f"All methods, {problem}",
-        "Means over seeds with 95 % intervals. Seconds, plain forwards of the same prompts, and MiB above "
-        "the loaded model: the median run.",
+        "Means over seeds with 95 % intervals. Seconds, plain forwards of the same prompts, and "
+        "MiB above the loaded model: the median run.",
     )  # fmt: skip
 
 

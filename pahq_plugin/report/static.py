@@ -63,7 +63,11 @@ def draw(chart: Chart) -> Figure:
 
 def _line(axes: Any, series: Series, place: int) -> None:
     look = style(series.name, place)
-    drawn: dict[str, Any] = {"color": look.color, "linestyle": DASHES[look.dash], "marker": MARKERS[look.marker]}
+    drawn: dict[str, Any] = {
+        "color": look.color,
+        "linestyle": DASHES[look.dash],
+        "marker": MARKERS[look.marker],
+    }
     drawn |= {"markersize": 4, "linewidth": 1.4, "label": series.name}
     if len(series.x) > 30:
         drawn["marker"] = None

@@ -1,0 +1,180 @@
+"""The report as one HTML page that fetches nothing.
+
+What was found comes first, in sentences; then what was compared and left out; then each problem with
+its charts, tables and circuits; then what precision changes; then definitions.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from pahq_plugin.compare.frames import Finding, Material
+from pahq_plugin.compare.plan import Plan, slug
+from pahq_plugin.report import interactive, shown
+from pahq_plugin.report.charts import Frames, plain, precision_charts, problem_charts
+from pahq_plugin.report.circuit_graph import circuit_data, viewer, viewer_assets
+from pahq_plugin.report.definitions import DEFINITIONS
+from pahq_plugin.report.findings import findings
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a page is made of.
+
+    Attributes:
+        plan: what was compared.
+        material: results.
+        frames: tables of them.
+        left_out: sentences on what was reduced, refused or failed.
+        facts: name and value of what the figures depend on: machine, versions, processes.
+    """
+
+    plan: Plan
+    material: Material
+    frames: Frames
+    left_out: Sequence[str]
+    facts: Sequence[tuple[str, str]]
+
+    @property
+    def problems(self) -> list[str]:
+        """Labels, in the order of the plan."""
+        return list(dict.fromkeys(self.frames.searches["problem"]))
+
+
+def page(report: Report) -> str:
+    """The whole page."""
+    css, script = viewer_assets()
+    title = html.escape(report.plan.title)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f"<title>{title}</title>\n<style>{css}\n{_asset('report.css')}</style>\n</head>\n<body>\n"
+        f'<a class="skip" href="#content">Skip to the content</a>\n'
+        f'<header class="report-head"><h1>{title}</h1>{_navigation(report)}</header>\n'
+        f'<main id="content" class="report">\n{_body(report)}</main>\n'
+        f"<script>{interactive.library()}</script>\n<script>{interactive.SCRIPT}</script>\n"
+        f"<script>{script}</script>\n</body>\n</html>\n"
+    )
+
+
+def _asset(name: str) -> str:
+    return (resources.files("pahq_plugin.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _navigation(report: Report) -> str:
+    links = [("found", "What was found"), ("compared", "What was compared")]
+    links += [(slug(problem), problem) for problem in report.problems]
+    links += [("precision", "Precision")] if not report.frames.study.empty else []
+    links += [("definitions", "Definitions")]
+    items = "".join(f'<li><a href="#{ident}">{html.escape(name)}</a></li>' for ident, name in links)
+    return f'<nav aria-label="Sections"><ul>{items}</ul></nav>'
+
+
+def _body(report: Report) -> str:
+    sections = [
+        _section("found", "What was found", _list(findings(report.frames)) + _summary(report)),
+        _section("compared", "What was compared", _compared(report)),
+        *(_problem(problem, report) for problem in report.problems),
+        _precision(report),
+        _section("definitions", "Definitions", _definitions()),
+    ]
+    return "\n".join(filter(None, sections))
+
+
+def _section(ident: str, title: str, content: str) -> str:
+    return (
+        f'<section id="{ident}" aria-labelledby="{ident}-title"><h2 id="{ident}-title">'
+        f"{html.escape(title)}</h2>{content}</section>"
+    )
+
+
+def _list(sentences: Iterable[str]) -> str:
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+    return f"<ul>{items}</ul>" if items else "<p>Nothing.</p>"
+
+
+def _summary(report: Report) -> str:
+    return shown.across(report.frames).html()
+
+
+def _compared(report: Report) -> str:
+    facts = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
+        for name, value in report.facts
+    )
+    note = f"<p>{html.escape(report.plan.note)}</p>" if report.plan.note else ""
+    left_out = "<h3>Reduced or left out</h3>" + note + _list(report.left_out)
+    return f'<dl class="facts">{facts}</dl>{left_out if note or report.left_out else ""}'
+
+
+def _problem(problem: str, report: Report) -> str:
+    frames = report.frames
+    charts = "".join(map(interactive.figure, problem_charts(problem, report.material, frames)))
+    threshold = reference_threshold(problem, report)
+    content = f'<div class="plots">{charts}</div>' + shown.overview(problem, frames).html()
+    if threshold is not None:
+        content += shown.circuits_at(problem, threshold, frames).html()
+        circuits = circuits_to_show(problem, threshold, report.material)
+        content += f"<h3>Circuits at {threshold:g}</h3>" + viewer(circuits, f"graph-{slug(problem)}")
+    return _section(slug(problem), problem, content)
+
+
+def reference_threshold(problem: str, report: Report) -> float | None:
+    """The middle one of the thresholds that circuits were judged at; ``None`` if there is none."""
+    points = report.frames.points
+    values = sorted(set(points[points["problem"] == problem]["threshold"])) if len(points) else []
+    return values[len(values) // 2] if values else None
+
+
+def circuits_to_show(problem: str, threshold: float, material: Material) -> list[dict[str, Any]]:
+    """One circuit per method, of the first seed; rankings are cut at the size of FP32's."""
+    own = [f for f in material.findings if f.search.problem.label == problem]
+    seed = min(finding.search.seed for finding in own)
+    chosen: dict[str, dict[str, Any]] = {}
+    for finding in own:
+        search = finding.search
+        if search.seed == seed and search.threshold in (None, threshold):
+            chosen.setdefault(search.method, circuit_data(_cut(finding, threshold, material)))
+    return [chosen[method] for method in plain(chosen)]
+
+
+def _cut(finding: Finding, threshold: float, material: Material) -> dict[str, Any]:
+    """The record of a search as it is; of a ranking, with the edges kept that the judge kept."""
+    record = dict(finding.record)
+    kept = material.cut_at(finding, threshold)
+    if kept is not None:
+        record["decisions"] = [
+            d | {"kept": (d["edge"], d["seq_idx"]) in kept} for d in record["decisions"]
+        ]
+    return record
+
+
+def _precision(report: Report) -> str:
+    if report.frames.study.empty:
+        return ""
+    charts = "".join(map(interactive.figure, precision_charts(report.frames)))
+    tables = "".join(
+        f"<details><summary>{html.escape(problem)}, by threshold</summary>"
+        f"{shown.study(report.frames, problem).html()}</details>"
+        for problem in report.problems
+        if (report.frames.study["problem"] == problem).any()
+    )
+    content = shown.study(report.frames).html() + f'<div class="plots">{charts}</div>' + tables
+    return _section("precision", "What precision changes", content)
+
+
+def _definitions() -> str:
+    items = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(text)}"
+        + (f' <span class="source">{html.escape(source)}.</span>' if source else "")
+        + "</dd></div>"
+        for name, text, source in DEFINITIONS
+    )
+    return f'<dl class="definitions">{items}</dl>'

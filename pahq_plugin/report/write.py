@@ -1,0 +1,176 @@
+"""Writes a comparison's folder: tables, plots and the page.
+
+====================  ==============================================================================
+in the folder         holds
+====================  ==============================================================================
+``report.html``       the page
+``tables/``           tidy tables as CSV and JSON, readable ones as Markdown
+``plots/``            every chart as PNG and SVG
+====================  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import pandas as pd
+
+from pahq_plugin.compare import frames as tidy
+from pahq_plugin.compare import summary
+from pahq_plugin.compare.baselines import get_baseline
+from pahq_plugin.compare.frames import Material, read_material
+from pahq_plugin.compare.plan import Plan
+from pahq_plugin.compare.sweep import Outcome
+from pahq_plugin.errors import ConfigError
+from pahq_plugin.files import installed_version, write_text
+from pahq_plugin.host.algorithms import host_options
+from pahq_plugin.measure import cpu_name
+from pahq_plugin.progress import progress_bar
+from pahq_plugin.report import shown
+from pahq_plugin.report.charts import Frames, precision_charts, problem_charts
+from pahq_plugin.report.comparison_page import Report, page, reference_threshold
+from pahq_plugin.report.static import write_chart
+
+REPORT_FILE = "report.html"
+PACKAGES = ("pahq-plugin", "auto-circuit", "transformer-lens", "torch")
+COSTLY = ("integrated_grad_samples", "epochs")
+"""Options of the host's algorithms that a plan lowers to save time."""
+
+
+def write_report(plan: Plan, folder: Path, outcome: Outcome, how: str, progress: bool = True) -> Report:
+    """Write tables, plots and page of what lies in a folder.
+
+    Args:
+        plan: what was compared.
+        folder: of the sweep.
+        outcome: what could not be done.
+        how: processes and threads, for the page.
+        progress: show a bar when a terminal is attached.
+
+    Returns:
+        What the page was made of.
+
+    Raises:
+        ConfigError: nothing was found, so there is nothing to report.
+        ResultError: a file is damaged.
+    """
+    material = read_material(plan, folder)
+    if not material.findings:
+        reasons = [*outcome.refused.values(), *outcome.failed.values()]
+        raise ConfigError(f"nothing to report: {reasons[0] if reasons else 'no search was run'}")
+    frames = make_frames(material)
+    left_out = [*reductions(plan, material), *troubles(outcome)]
+    report = Report(plan, material, frames, left_out, list(_facts(plan, material, how)))
+    write_tables(report, folder / "tables")
+    charts = [
+        *(chart for problem in report.problems for chart in problem_charts(problem, material, frames)),
+        *precision_charts(frames),
+    ]
+    with progress_bar("plots", len(charts), progress) as bar:
+        for done, chart in enumerate(charts, start=1):
+            write_chart(chart, folder / "plots")
+            bar(done, chart.ident)
+    write_text(folder / REPORT_FILE, page(report))
+    return report
+
+
+def make_frames(material: Material) -> Frames:
+    """All tables of a comparison."""
+    circuits = tidy.circuits(material)
+    thresholds = sorted(circuits["threshold"].dropna().unique()) if len(circuits) else []
+    points = [summary.at_threshold(material, float(threshold)) for threshold in thresholds]
+    empty = pd.DataFrame(columns=["problem", "method", "threshold"])
+    return Frames(
+        searches=tidy.searches(material),
+        costs=tidy.costs(material),
+        circuits=circuits,
+        summary=summary.summary(material),
+        points=pd.concat(points, ignore_index=True) if points else empty,
+        study=summary.precision_study(material),
+    )
+
+
+def write_tables(report: Report, folder: Path) -> None:
+    """Tidy tables as CSV and JSON, readable ones as Markdown."""
+    for name, frame in vars(report.frames).items():
+        write_text(folder / f"{name}.csv", frame.to_csv(index=False))
+        write_text(folder / f"{name}.json", frame.to_json(orient="records", indent=1) + "\n")
+    for table in shown_tables(report):
+        write_text(folder / f"{table.ident.replace(' ', '-')}.md", table.markdown())
+
+
+def shown_tables(report: Report) -> Iterator[shown.Table]:
+    """Every readable table."""
+    yield shown.across(report.frames)
+    for problem in report.problems:
+        yield shown.overview(problem, report.frames)
+        threshold = reference_threshold(problem, report)
+        if threshold is not None:
+            yield shown.circuits_at(problem, threshold, report.frames)
+    if not report.frames.study.empty:
+        yield shown.study(report.frames)
+
+
+def reductions(plan: Plan, material: Material) -> Iterator[str]:
+    """What was done less of than the method or its fellows do by default."""
+    yield from _lowered_options(material)
+    for problem in plan.problems:
+        searches = [s for s in plan.searches if s.problem == problem]
+        seeds = {s.seed for s in searches}
+        thresholds = {s.threshold for s in searches if s.threshold}
+        for method in dict.fromkeys(s.method for s in searches):
+            own = [s for s in searches if s.method == method]
+            fewer = [
+                f"{len(used)} of {len(all_used)} {name}"
+                for name, used, all_used in (
+                    ("seeds", {s.seed for s in own}, seeds),
+                    ("thresholds", {s.threshold for s in own if s.threshold}, thresholds),
+                )
+                if 0 < len(used) < len(all_used)
+            ]
+            if fewer and "@" not in method:
+                yield f"{method} on {problem.label}: {' and '.join(fewer)}."
+
+
+def _lowered_options(material: Material) -> Iterator[str]:
+    """Options of host algorithms below their default, each once."""
+    seen = set()
+    for finding in material.findings:
+        method = finding.search.method
+        key = get_baseline(method).method.key
+        for name in COSTLY:
+            used = finding.cost["options"].get(name)
+            usual = host_options(key).get(name) if key else None
+            if used is not None and usual is not None and used < usual and (method, used) not in seen:
+                seen.add((method, used))
+                yield f"{method}: {name.replace('_', ' ')} {used:,} instead of the host's {usual:,}."
+
+
+def troubles(outcome: Outcome) -> Iterator[str]:
+    """What could not be done, and why."""
+    for label, reason in outcome.refused.items():
+        yield f"Not possible: {label}: {reason}."
+    for label, reason in outcome.failed.items():
+        yield f"FAILED: {label}: {reason}."
+
+
+def _facts(plan: Plan, material: Material, how: str) -> Iterator[tuple[str, str]]:
+    searches = plan.searches
+    batches = {s.batches for s in searches}
+    prompts = [len(judged.record["whole"]) for judged in material.judged]
+    yield "Methods", ", ".join(dict.fromkeys(s.method for s in searches))
+    yield "Seeds", ", ".join(map(str, sorted({s.seed for s in searches})))
+    yield (
+        "Thresholds",
+        ", ".join(f"{t:g}" for t in sorted({s.threshold for s in searches if s.threshold})),
+    )
+    searched = ", ".join("all batches" if b is None else f"{b} batch(es)" for b in batches)
+    judged = f"{min(prompts, default=0)} to {max(prompts, default=0)} others"
+    yield "Prompts", f"to search with: {searched}, the same for every method; to judge with: {judged}"
+    yield "Searches", f"{len(material.findings):,}, each in a process of its own"
+    yield "Machine", f"{cpu_name()}; {how}"
+    yield "Versions", ", ".join(f"{name} {installed_version(name) or '?'}" for name in PACKAGES)
+    yield "Written", f"{date.today().isoformat()}, Python {platform.python_version()}"
