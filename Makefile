@@ -13,7 +13,7 @@ PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-full check clean
+.PHONY: help install demo report report-full test test-full check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,12 @@ install: $(STAMP) ## make .venv and install the project into it
 demo: $(STAMP) ## find the IOI circuit of the bundled model and show it
 	HF_HUB_OFFLINE=1 $(BIN)/pahq discover ioi --out runs/demo --force
 	HF_HUB_OFFLINE=1 $(BIN)/pahq show runs/demo
+
+report: $(STAMP) ## compare all methods, reduced (minutes on two cores): runs/report/report.html
+	HF_HUB_OFFLINE=1 $(BIN)/pahq compare --profile reduced --processes $(JOBS) --out runs/report
+
+report-full: $(STAMP) ## the same at full size (hours): runs/report-full/report.html
+	HF_HUB_OFFLINE=1 $(BIN)/pahq compare --profile full --processes $(JOBS) --out runs/report-full
 
 test: $(STAMP) ## all tests but the whole acceptance grids (ARGS="-k name" to choose)
 	$(PYTEST) -m "not full"
