@@ -1,0 +1,1 @@
+"""Saved results as pictures: web pages that need nothing but a browser, and Graphviz files."""

@@ -1,0 +1,153 @@
+"""The nodes behind edge labels, and where a picture of the circuit puts them.
+
+Results hold labels such as ``"A0.1->A1.3.Q"``, so that nothing here needs a model. Queries, keys and
+values are inputs of one head node. Positions follow from all edges of a model, kept or not: a head
+stands at the same place in every circuit of that model, and two pictures can be laid side by side.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from typing import Literal, NamedTuple
+
+from pahq_plugin.errors import ResultError
+
+NodeKind = Literal["head", "mlp", "input", "output", "other"]
+
+INPUT, OUTPUT = "Resid Start", "Resid End"
+HEAD = re.compile(r"A(\d+)\.(\d+)")
+MLP = re.compile(r"MLP (\d+)")
+DESTINATION = re.compile(r"(A\d+\.\d+)\.([QKV])")
+
+ROW_HEIGHT = 74
+NODE_GAP = 24
+LONGEST_LABEL = 18
+LETTER_WIDTH = 8
+LEAST_WIDTH: dict[NodeKind, int] = {"head": 50, "mlp": 74, "input": 106, "output": 98, "other": 50}
+
+
+class Ends(NamedTuple):
+    """Where an edge starts and ends; ``slot`` is Q, K or V where the head's inputs are separate."""
+
+    source: str
+    destination: str
+    slot: str | None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node in its place: the centre, with y growing downwards, and a width that fits the label."""
+
+    name: str
+    label: str
+    kind: NodeKind
+    block: int | None
+    x: float
+    y: float
+    width: int
+
+
+def ends(label: str) -> Ends:
+    """``"A0.1->A1.3.Q"`` as source node, destination node and slot."""
+    source, _, destination = label.partition("->")
+    match = DESTINATION.fullmatch(destination)
+    return Ends(source, match[1], match[2]) if match else Ends(source, destination, None)
+
+
+def kind_of(name: str) -> NodeKind:
+    """What part of a transformer has that name; ``"other"`` for names of other models."""
+    if HEAD.fullmatch(name):
+        return "head"
+    if MLP.fullmatch(name):
+        return "mlp"
+    return "input" if name == INPUT else "output" if name == OUTPUT else "other"
+
+
+def layout(labels: Iterable[str]) -> list[Node]:
+    """The nodes of a model's edges, in their places, from the input up and from left to right.
+
+    Raises:
+        ResultError: the edges run in a circle.
+    """
+    edges = [ends(label) for label in labels]
+    names = list(dict.fromkeys(name for edge in edges for name in edge[:2]))
+    if all(kind_of(name) != "other" for name in names):
+        return _transformer(names)
+    return _layered(names, edges)
+
+
+def _transformer(names: Sequence[str]) -> list[Node]:
+    """A row of heads for each block and its MLP above, between input and output; a column a head."""
+    heads = [tuple(map(int, match.groups())) for name in names if (match := HEAD.fullmatch(name))]
+    blocks = [block for name in names if (block := block_of(name)) is not None]
+    columns = 1 + max((head for _, head in heads), default=0)
+    top = 2 * (1 + max(blocks, default=-1)) + 1
+    pitch = max((_width(name) for name in names if HEAD.fullmatch(name)), default=0) + NODE_GAP
+
+    lane = 0.0 if columns % 2 == 0 else pitch / 2  # between two columns, so that no head is in the way
+
+    def place(name: str) -> tuple[int, float]:
+        block = block_of(name)
+        if block is None:
+            return (0 if name == INPUT else top), lane
+        match = HEAD.fullmatch(name)
+        if match is None:
+            return 2 * block + 2, lane
+        return 2 * block + 1, (int(match[2]) - (columns - 1) / 2) * pitch
+
+    return _placed({name: place(name) for name in names})
+
+
+def _layered(names: Sequence[str], edges: Sequence[Ends]) -> list[Node]:
+    """Each node above everything that it reads: its row is the longest path from an input."""
+    reads: dict[str, set[str]] = {name: set() for name in names}
+    for edge in edges:
+        reads[edge.destination].add(edge.source)
+    row: dict[str, int] = {}
+    try:
+        for name in TopologicalSorter(reads).static_order():
+            row[name] = 1 + max((row[source] for source in reads[name]), default=-1)
+    except CycleError as error:
+        raise ResultError(f"the edges run in a circle: {' -> '.join(error.args[1])}") from None
+    rows: dict[int, list[str]] = {}
+    for name in sorted(names, key=natural_order):
+        rows.setdefault(row[name], []).append(name)
+    pitch = max(map(_width, names), default=0) + NODE_GAP
+    return _placed({
+        name: (height, (column - (len(members) - 1) / 2) * pitch)
+        for height, members in rows.items()
+        for column, name in enumerate(members)
+    })  # fmt: skip
+
+
+def _placed(places: dict[str, tuple[int, float]]) -> list[Node]:
+    """Nodes from their rows, counted upwards, and positions in the row."""
+    order = sorted(places, key=lambda name: (*places[name], natural_order(name)))
+    return [
+        Node(name, _shortened(name), kind_of(name), block_of(name),
+             places[name][1], -ROW_HEIGHT * places[name][0], _width(name))
+        for name in order
+    ]  # fmt: skip
+
+
+def block_of(name: str) -> int | None:
+    """Index of the transformer block that holds a head or an MLP."""
+    match = HEAD.fullmatch(name) or MLP.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts ``B2`` before ``B10``."""
+    pieces = re.split(r"([0-9]+)", name)
+    return [(1, int(piece), "") if piece.isdecimal() else (0, 0, piece) for piece in pieces]
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…"
+
+
+def _width(name: str) -> int:
+    return max(LEAST_WIDTH[kind_of(name)], LETTER_WIDTH * len(_shortened(name)) + 16)
