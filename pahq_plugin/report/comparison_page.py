@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from pahq_plugin.compare.frames import Finding, Material
@@ -19,8 +18,7 @@ from pahq_plugin.report.charts import Frames, plain, precision_charts, problem_c
 from pahq_plugin.report.circuit_graph import circuit_data, viewer, viewer_assets
 from pahq_plugin.report.definitions import DEFINITIONS
 from pahq_plugin.report.findings import findings
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
+from pahq_plugin.report.page import asset, page
 
 
 @dataclass(frozen=True)
@@ -47,25 +45,15 @@ class Report:
         return list(dict.fromkeys(self.frames.searches["problem"]))
 
 
-def page(report: Report) -> str:
+def comparison_page(report: Report) -> str:
     """The whole page."""
     css, script = viewer_assets()
-    title = html.escape(report.plan.title)
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f"<title>{title}</title>\n<style>{css}\n{_asset('report.css')}</style>\n</head>\n<body>\n"
-        f'<a class="skip" href="#content">Skip to the content</a>\n'
-        f'<header class="report-head"><h1>{title}</h1>{_navigation(report)}</header>\n'
-        f'<main id="content" class="report">\n{_body(report)}</main>\n'
-        f"<script>{interactive.library()}</script>\n<script>{interactive.SCRIPT}</script>\n"
-        f"<script>{script}</script>\n</body>\n</html>\n"
+    return page(
+        report.plan.title,
+        _navigation(report) + _body(report),
+        css=css + asset("report.css"),
+        js=interactive.library() + interactive.SCRIPT + script,
     )
-
-
-def _asset(name: str) -> str:
-    return (resources.files("pahq_plugin.report") / "assets" / name).read_text(encoding="utf-8")
 
 
 def _navigation(report: Report) -> str:
@@ -74,7 +62,7 @@ def _navigation(report: Report) -> str:
     links += [("precision", "Precision")] if not report.frames.study.empty else []
     links += [("definitions", "Definitions")]
     items = "".join(f'<li><a href="#{ident}">{html.escape(name)}</a></li>' for ident, name in links)
-    return f'<nav aria-label="Sections"><ul>{items}</ul></nav>'
+    return f'<nav class="sections" aria-label="Sections"><ul>{items}</ul></nav>'
 
 
 def _body(report: Report) -> str:
@@ -89,10 +77,9 @@ def _body(report: Report) -> str:
 
 
 def _section(ident: str, title: str, content: str) -> str:
-    return (
-        f'<section id="{ident}" aria-labelledby="{ident}-title"><h2 id="{ident}-title">'
-        f"{html.escape(title)}</h2>{content}</section>"
-    )
+    heading = f'<h2 id="{ident}-title">{html.escape(title)}</h2>'
+    opening = f'<section class="report-section" id="{ident}" aria-labelledby="{ident}-title">'
+    return f"{opening}{heading}{content}</section>"
 
 
 def _list(sentences: Iterable[str]) -> str:

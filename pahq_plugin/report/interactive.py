@@ -7,12 +7,12 @@ there. plotly's own code goes into the page, so that nothing is fetched.
 from __future__ import annotations
 
 import html
-import json
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
 from pahq_plugin.report.chart import Chart, Series, style
+from pahq_plugin.report.page import json_text
 
 FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#1f2937"}
 HEIGHT = 380
@@ -31,13 +31,13 @@ for (const place of document.querySelectorAll(".chart")) {
 
 
 def library() -> str:
-    """plotly's code, 4.6 MB."""
+    """plotly's code, 4.6 MB; nothing in it may end the ``<script>`` that it is put in."""
     return get_plotlyjs().replace("</script", "<\\/script")
 
 
 def figure(chart: Chart) -> str:
     """The chart as HTML: a drawing, its caption, and its data for those who cannot see it."""
-    drawn = json_for_html({"data": _traces(chart), "layout": _layout(chart)})
+    drawn = json_text({"data": _traces(chart), "layout": _layout(chart)})
     label = html.escape(f"{chart.title}. {chart.caption}", quote=True)
     return (
         f'<figure class="plot"><div class="chart" id="{chart.ident}" role="img" aria-label="{label}">'
@@ -45,14 +45,6 @@ def figure(chart: Chart) -> str:
         f"<figcaption><strong>{html.escape(chart.title)}.</strong> {html.escape(chart.caption)}"
         f"</figcaption></figure>"
     )
-
-
-def json_for_html(value: Any) -> str:
-    """JSON that can stand inside a ``<script>`` element whatever texts it holds."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
 
 
 def _traces(chart: Chart) -> list[dict[str, Any]]:

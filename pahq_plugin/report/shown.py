@@ -50,7 +50,7 @@ class Table:
         )
         label = html.escape(self.title, quote=True)
         return (
-            f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>'
+            f'<div class="wide" role="region" tabindex="0" aria-label="{label}"><table>'
             f"<caption><strong>{html.escape(self.title)}.</strong> {html.escape(self.caption)}</caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )

@@ -31,7 +31,7 @@ from pahq_plugin.measure import cpu_name
 from pahq_plugin.progress import progress_bar
 from pahq_plugin.report import shown
 from pahq_plugin.report.charts import Frames, precision_charts, problem_charts
-from pahq_plugin.report.comparison_page import Report, page, reference_threshold
+from pahq_plugin.report.comparison_page import Report, comparison_page, reference_threshold
 from pahq_plugin.report.static import write_chart
 
 REPORT_FILE = "report.html"
@@ -73,7 +73,7 @@ def write_report(plan: Plan, folder: Path, outcome: Outcome, how: str, progress:
         for done, chart in enumerate(charts, start=1):
             write_chart(chart, folder / "plots")
             bar(done, chart.ident)
-    write_text(folder / REPORT_FILE, page(report))
+    write_text(folder / REPORT_FILE, comparison_page(report))
     return report
 
 
