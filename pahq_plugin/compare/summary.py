@@ -252,7 +252,8 @@ def precision_study(material: Material) -> pd.DataFrame:
     jaccard           of the circuits
     heads_lost        heads with a kept edge in FP32 and none here, mean
     heads_gained      the other way round
-    top_heads         of the five heads with the largest sum of outgoing effects, how many agree
+    top_heads         of the FP32 circuit's five heads with the largest sums of outgoing effects (or
+                      as many as it has), the share that is among the five here; 1 if it has none
     faithfulness_off  |faithfulness - FP32's|, in minus the loss, on held-out prompts, mean
     exact_share       share of decisions taken on FP32 numbers
     ================  ==========================================================================
@@ -283,7 +284,7 @@ def precision_study(material: Material) -> pd.DataFrame:
                 "jaccard": measures.jaccard(finding.circuit, exact.circuit),
                 "heads_lost": len(theirs - ours),
                 "heads_gained": len(ours - theirs),
-                "top_heads": len(top_heads(finding) & top_heads(exact)),
+                "top_heads": share_of(top_heads(exact), top_heads(finding)),
                 "faithfulness_off": off,
                 "exact_share": np.mean([d["exact"] for d in finding.record["decisions"]]),
             }
@@ -293,6 +294,11 @@ def precision_study(material: Material) -> pd.DataFrame:
     grouped = pd.DataFrame(rows).groupby(["problem", "method", "threshold"], sort=False)
     extra = {"searches": grouped.size(), "worst": grouped["differing"].max()}
     return grouped.mean().assign(**extra).reset_index()
+
+
+def share_of(wanted: set[str], given: set[str]) -> float:
+    """The share of ``wanted`` that is ``given``; 1 where nothing is wanted."""
+    return len(wanted & given) / len(wanted) if wanted else 1.0
 
 
 def heads(circuit: Iterable[Name]) -> set[str]:

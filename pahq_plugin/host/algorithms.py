@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -50,8 +51,10 @@ def host_function(key: str, options: Mapping[str, Any] | None = None) -> PruneFu
     unknown = [name for name in options or () if name not in names]
     if unknown:
         raise ConfigError(f"{key!r} has no option {unknown[0]!r}; it has {', '.join(names) or 'none'}")
-    quiet = {"show_train_graph": False} if "show_train_graph" in names else {}
-    function = partial(function, **(quiet | dict(options or {})))
+    trains = "show_train_graph" in names
+    function = partial(function, **({"show_train_graph": False} if trains else {}), **(options or {}))
+    if trains:
+        return _with_adam(function)
     return _in_canonical_order(function) if key in SWEEPS else function
 
 
@@ -59,6 +62,23 @@ def host_options(key: str) -> dict[str, Any]:
     """The options of a host algorithm that have a value by default, with that value."""
     parameters = inspect.signature(prune_algos.PRUNE_ALGO_DICT[key].func).parameters
     return {name: p.default for name, p in list(parameters.items())[3:] if p.default is not p.empty}
+
+
+def _with_adam(function: PruneFunction) -> PruneFunction:
+    """The host reads ``torch.optim.adam``, a module that recent PyTorch no longer shows."""
+
+    def lent(
+        model: PatchableModel, loader: PromptDataLoader, true_edges: set[Edge] | None
+    ) -> PruneScores:
+        if hasattr(torch.optim, "adam"):
+            return function(model, loader, true_edges)
+        torch.optim.adam = import_module("torch.optim.adam")  # type: ignore[attr-defined]
+        try:
+            return function(model, loader, true_edges)
+        finally:
+            del torch.optim.adam  # type: ignore[attr-defined]
+
+    return lent
 
 
 def _in_canonical_order(function: PruneFunction) -> PruneFunction:

@@ -96,6 +96,9 @@ _OTHERS = (
     Style("#7c3aed", "dashdot", "triangle-up"),
     Style("#b0186f", "solid", "x"),
     Style("#a16207", "dash", "cross"),
+    Style("#111111", "dot", "circle"),
+    Style("#0f766e", "dashdot", "square"),
+    Style("#6b7280", "solid", "diamond"),
 )
 
 

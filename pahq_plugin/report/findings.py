@@ -13,8 +13,7 @@ OURS, RIVAL, HOST = "pahq", "eap", "host-acdc"
 def findings(frames: Frames) -> list[str]:
     """All sentences that the tables allow, in the order in which they matter."""
     sentences = [same_circuits(frames), *rates(frames)]
-    for problem in dict.fromkeys(frames.points["problem"]):
-        sentences += small_end(problem, frames)
+    sentences += [small_end(problem, frames) for problem in dict.fromkeys(frames.searches["problem"])]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -56,30 +55,31 @@ def rates(frames: Frames) -> list[str]:
     return sentences
 
 
-def small_end(problem: str, frames: Frames) -> list[str]:
+def small_end(problem: str, frames: Frames) -> str:
     """``pahq`` against EAP where circuits are small: at the largest threshold, at equal size."""
     points = frames.points[frames.points["problem"] == problem]
     ours, rival = (points[points["method"] == name] for name in (OURS, RIVAL))
-    if ours.empty or rival.empty:
-        return []
-    threshold = ours["threshold"].max()
-    a, b = (rows[rows["threshold"] == threshold] for rows in (ours, rival))
-    if a.empty or b.empty:
-        return []
-    return [
-        _versus(problem, behaviour, a.iloc[0], b.iloc[0])
-        for behaviour in BEHAVIOUR_NAMES
-        if f"faithfulness_{behaviour}" in a and not pd.isna(a.iloc[0][f"faithfulness_{behaviour}"])
+    shared = set(ours["threshold"]) & set(rival["threshold"])
+    if not shared:
+        return ""
+    a, b = (rows[rows["threshold"] == max(shared)].iloc[0] for rows in (ours, rival))
+    compared = [
+        _versus(name, f"faithfulness_{behaviour}", a, b)
+        for behaviour, name in BEHAVIOUR_NAMES.items()
+        if not pd.isna(a.get(f"faithfulness_{behaviour}"))
     ]
-
-
-def _versus(problem: str, behaviour: str, ours: pd.Series, rival: pd.Series) -> str:
-    key = f"faithfulness_{behaviour}"
-    better = ours[key] > rival[key]
-    apart = ours[f"{key}_low"] > rival[f"{key}_high"] or rival[f"{key}_low"] > ours[f"{key}_high"]
-    relation = "lies above" if better else "equals" if ours[key] == rival[key] else "does NOT lie above"
     return (
-        f"On {problem} at the small end ({ours['size']:.0f} edges, in {BEHAVIOUR_NAMES[behaviour]}) "
-        f"{OURS} {relation} {RIVAL}: faithfulness {ours[key]:.2f} against {rival[key]:.2f}"
-        f"{'' if apart else ', within the intervals'}."
+        f"On {problem}, where circuits are small (threshold {max(shared):g}, {a['size']:.0f} edges), "
+        f"the faithfulness of {OURS} {', and '.join(compared)}."
     )
+
+
+def _versus(name: str, key: str, ours: pd.Series, rival: pd.Series) -> str:
+    a, b = float(ours[key]), float(rival[key])
+    apart = ours[f"{key}_low"] > rival[f"{key}_high"] or rival[f"{key}_low"] > ours[f"{key}_high"]
+    if a == b:
+        relation = "equals"
+    else:
+        relation = "lies above" if a > b else "does NOT lie above"
+    doubt = "" if apart or a == b else "; intervals overlap"
+    return f"{relation} that of {RIVAL} in {name} ({a:.2f} against {b:.2f}{doubt})"

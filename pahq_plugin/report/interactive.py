@@ -101,8 +101,9 @@ def _errors(values: Any, low: Any, high: Any) -> dict[str, Any]:
 
 
 def _layout(chart: Chart) -> dict[str, Any]:
-    x: dict[str, Any] = {"title": {"text": chart.x_label}, "gridcolor": "#e5e7eb", "automargin": True}
-    y: dict[str, Any] = {"title": {"text": chart.y_label}, "gridcolor": "#e5e7eb", "automargin": True}
+    shared = {"gridcolor": "#e5e7eb", "automargin": True, "tickfont": {"size": 12}}
+    x: dict[str, Any] = {"title": {"text": chart.x_label}, **shared}
+    y: dict[str, Any] = {"title": {"text": chart.y_label}, **shared}
     if chart.x_log:
         x |= {"type": "log", "dtick": 1, "exponentformat": "power"}
     if chart.y_range:
@@ -116,7 +117,7 @@ def _layout(chart: Chart) -> dict[str, Any]:
         "paper_bgcolor": "#ffffff",
         "plot_bgcolor": "#ffffff",
         "showlegend": chart.kind != "bars",
-        "legend": {"orientation": "h", "y": -0.22, "yanchor": "top", "font": {"size": 12}},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
         "hovermode": "closest",
         "xaxis": x,
         "yaxis": y,

@@ -197,7 +197,7 @@ def study(frames: Frames, problem: str | None = None) -> Table:
         "Jaccard": lambda r: decimals(r["jaccard"]),
         "heads lost": lambda r: decimals(r["heads_lost"], 2),
         "heads gained": lambda r: decimals(r["heads_gained"], 2),
-        "same top five heads": lambda r: decimals(r["top_heads"], 2),
+        "same top heads": lambda r: f"{100 * r['top_heads']:.0f} %",
         "faithfulness off by": lambda r: decimals(r["faithfulness_off"]),
         "decided in FP32": lambda r: f"{100 * r['exact_share']:.0f} %",
     }
@@ -205,8 +205,9 @@ def study(frames: Frames, problem: str | None = None) -> Table:
     return rendered(
         means.reset_index(), cells, f"precision-{problem}" if problem else "precision",
         f"What precision changes in the conclusions{where}",
-        "Against the FP32 search of equal problem, threshold and seed; means. Heads lost: heads with a "
-        "kept edge in FP32 and none here. Top five: heads by the sum of their outgoing effects.",
+        "Against the FP32 search of equal problem, threshold and seed; means. Heads lost: heads "
+        "with a kept edge in FP32 and none here. Top heads: the five with the largest sums of "
+        "outgoing effects.",
     )  # fmt: skip
 
 

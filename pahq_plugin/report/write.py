@@ -12,7 +12,7 @@ in the folder         holds
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -20,9 +20,9 @@ import pandas as pd
 
 from pahq_plugin.compare import frames as tidy
 from pahq_plugin.compare import summary
-from pahq_plugin.compare.baselines import get_baseline
+from pahq_plugin.compare.baselines import BASELINES, get_baseline
 from pahq_plugin.compare.frames import Material, read_material
-from pahq_plugin.compare.plan import Plan
+from pahq_plugin.compare.plan import Plan, Search
 from pahq_plugin.compare.sweep import Outcome
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.files import installed_version, write_text
@@ -117,22 +117,37 @@ def shown_tables(report: Report) -> Iterator[shown.Table]:
 def reductions(plan: Plan, material: Material) -> Iterator[str]:
     """What was done less of than the method or its fellows do by default."""
     yield from _lowered_options(material)
+    fewer: dict[str, list[str]] = {}
     for problem in plan.problems:
-        searches = [s for s in plan.searches if s.problem == problem]
-        seeds = {s.seed for s in searches}
-        thresholds = {s.threshold for s in searches if s.threshold}
-        for method in dict.fromkeys(s.method for s in searches):
-            own = [s for s in searches if s.method == method]
-            fewer = [
-                f"{len(used)} of {len(all_used)} {name}"
-                for name, used, all_used in (
-                    ("seeds", {s.seed for s in own}, seeds),
-                    ("thresholds", {s.threshold for s in own if s.threshold}, thresholds),
-                )
-                if 0 < len(used) < len(all_used)
-            ]
-            if fewer and "@" not in method:
-                yield f"{method} on {problem.label}: {' and '.join(fewer)}."
+        searches = [search for search in plan.searches if search.problem == problem]
+        for method in dict.fromkeys(search.method for search in searches):
+            what = _fewer([s for s in searches if s.method == method], searches)
+            if what and "@" not in method:
+                fewer.setdefault(f"{method}: {what}", []).append(problem.label)
+    for what, problems in fewer.items():
+        yield f"{what} ({', '.join(problems)})."
+    methods = {search.method for search in plan.searches}
+    for problem in plan.problems:
+        own = {search.method for search in plan.searches if search.problem == problem}
+        missing = [name for name in BASELINES if name in methods - own]
+        if missing:
+            yield f"Not run on {problem.label}: {', '.join(missing)}."
+
+
+def _fewer(own: Sequence[Search], fellows: Sequence[Search]) -> str:
+    """Of how many seeds and thresholds a method had how many, if fewer."""
+    return " and ".join(
+        f"{len(used)} of {len(available)} {name}"
+        for name, used, available in (
+            ("seeds", {s.seed for s in own}, {s.seed for s in fellows}),
+            *([("thresholds", _thresholds(own), _thresholds(fellows))] if _thresholds(own) else []),
+        )
+        if len(used) < len(available)
+    )
+
+
+def _thresholds(searches: Iterable[Search]) -> set[float]:
+    return {search.threshold for search in searches if search.threshold}
 
 
 def _lowered_options(material: Material) -> Iterator[str]:
@@ -165,7 +180,7 @@ def _facts(plan: Plan, material: Material, how: str) -> Iterator[tuple[str, str]
     yield "Seeds", ", ".join(map(str, sorted({s.seed for s in searches})))
     yield (
         "Thresholds",
-        ", ".join(f"{t:g}" for t in sorted({s.threshold for s in searches if s.threshold})),
+        ", ".join(f"{t:g}" for t in sorted(_thresholds(searches))),
     )
     searched = ", ".join("all batches" if b is None else f"{b} batch(es)" for b in batches)
     judged = f"{min(prompts, default=0)} to {max(prompts, default=0)} others"
