@@ -78,8 +78,7 @@ def _versus(name: str, key: str, ours: pd.Series, rival: pd.Series) -> str:
     a, b = float(ours[key]), float(rival[key])
     apart = ours[f"{key}_low"] > rival[f"{key}_high"] or rival[f"{key}_low"] > ours[f"{key}_high"]
     if a == b:
-        relation = "equals"
-    else:
-        relation = "lies above" if a > b else "does NOT lie above"
-    doubt = "" if apart or a == b else "; intervals overlap"
+        return f"equals that of {RIVAL} in {name} ({a:.2f})"
+    relation = "lies above" if a > b else "does NOT lie above"
+    doubt = "" if apart else "; intervals overlap"
     return f"{relation} that of {RIVAL} in {name} ({a:.2f} against {b:.2f}{doubt})"
