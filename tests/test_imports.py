@@ -57,6 +57,7 @@ ORDER = (
     "zoo",
     "doctor",
     "tables",
+    "report",
     ROOT,  # names taken from the root package
     "cli",
     "__main__",

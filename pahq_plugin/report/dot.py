@@ -62,7 +62,9 @@ def _rows(nodes: list[Node]) -> list[list[Node]]:
 
 def _rank(row: list[Node]) -> str:
     """The nodes of one row, at one height."""
-    members = " ".join(f"{quoted(node.name)} [label={quoted(node.name)}, {SHAPES[node.kind]}];" for node in row)
+    members = " ".join(
+        f"{quoted(node.name)} [label={quoted(node.name)}, {SHAPES[node.kind]}];" for node in row
+    )
     return f"  {{ rank=same; {members} }}"
 
 
