@@ -48,6 +48,8 @@ class Drawing:
         """
         if as_json and self.wanted:
             raise ConfigError("--json prints the result; leave out --html, --dot and --open")
+        if self.dot == STANDARD_OUTPUT and (self.show or self.html):
+            raise ConfigError("--dot - prints the graph alone; name a file beside --html or --open")
         if self.compare is not None and not (self.show or self.html):
             raise ConfigError("--compare draws two circuits; add --html FILE or --open")
         for file in (self.html, self._dot_file()):
