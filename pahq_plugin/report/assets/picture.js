@@ -73,8 +73,17 @@ class Picture {
       drawn.classList.toggle("unused", !used);
       drawn.toggleAttribute("hidden", !used && !allNodes);
     }
+    this.name();
     this.svg.style.setProperty("--edge-opacity", parts.length > CROWDED ? 0.55 : 0.9);
     this.light([]);
+  }
+
+  /** Names what is shown for screen readers. */
+  name() {
+    const shown = this.edges.filter((edge) => edge.shown.length);
+    for (const target of [...this.nodes.values(), ...shown]) {
+      target.drawn.setAttribute("aria-label", spoken(described(target, this.circuit.data.measure)));
+    }
   }
 
   /** Gives an edge the looks of the strongest of its parts that are shown. */

@@ -34,7 +34,8 @@ function styledCopy(svg) {
     if (style.display === "none" || made.classList.contains("hit")) left.push(made);
     for (const name of KEPT_STYLES) {
       const value = style.getPropertyValue(name);
-      if (value !== "none" || name === "fill") made.setAttribute(name, value);
+      if (value === "none" && name !== "fill") made.removeAttribute(name);
+      else made.setAttribute(name, value);
     }
     for (const name of ["class", "role", "tabindex", "aria-label"]) made.removeAttribute(name);
   });

@@ -146,9 +146,7 @@ class Viewer {
       picture.light(target && other < this.chosen.length ? picture.counterparts(target) : [], Boolean(target));
     });
     if (!target) return this.tooltips[index].hide();
-    const description = described(target, this.chosen[index].data.measure);
-    target.drawn.setAttribute("aria-label", spoken(description));
-    return this.tooltips[index].show(description, place);
+    return this.tooltips[index].show(described(target, this.chosen[index].data.measure), place);
   }
 
   lightLabel(label) {
