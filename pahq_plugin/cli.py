@@ -123,15 +123,27 @@ def discover(
 @app.command()
 def show(
     result: Annotated[Path, typer.Argument(help="Folder of a saved result.")],
+    html: Annotated[Path | None, typer.Option(help="Write an interactive picture, a web page.")] = None,
+    dot: Annotated[str | None, typer.Option(help="Write a Graphviz file; - prints it.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="Folder of a result to show beside it in the picture.")
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the picture in a browser.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace files that are there already.")] = False,
     top: Top = 20,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Print a saved result; the model is not loaded."""
+    """Print a saved result, or draw it; the model is not loaded."""
     with one_line_errors(debug):
         from pahq_plugin.records import read_record, read_stats, result_file
+        from pahq_plugin.report.drawing import Drawing
         from pahq_plugin.tables import print_record
 
+        drawing = Drawing(html=html, dot=dot, compare=compare, show=open_page, force=force)
+        drawing.check(as_json)
+        if drawing.wanted:
+            return drawing.write(result, say=typer.echo)
         file = result_file(result)
         record, stats = read_record(file), read_stats(file.parent)
         if as_json:

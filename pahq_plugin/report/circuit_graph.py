@@ -16,9 +16,9 @@ from pahq_plugin.tables import label, strongest, summary
 SCRIPTS = (
     "elements.js",
     "circuits.js",
+    "tooltip.js",
     "picture.js",
     "camera.js",
-    "tooltip.js",
     "navigation.js",
     "edge_table.js",
     "legend.js",

@@ -62,9 +62,8 @@ def _rows(nodes: list[Node]) -> list[list[Node]]:
 
 def _rank(row: list[Node]) -> str:
     """The nodes of one row, at one height."""
-    members = " ".join(
-        f"{quoted(node.name)} [label={quoted(node.name)}, {SHAPES[node.kind]}];" for node in row
-    )
+    names = [(quoted(node.name), SHAPES[node.kind]) for node in row]
+    members = " ".join(f"{name} [label={name}, {shape}];" for name, shape in names)
     return f"  {{ rank=same; {members} }}"
 
 

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 POSITIVE = ("#7fb2d9", "#4f8fc4", "#2d6aa8", "#164a86", "#082a58")
 NEGATIVE = ("#e0a768", "#cc7f36", "#ab5a17", "#833f0c", "#572706")
 
-DECADES = 4.0
-"""What is smaller than the largest effect by more than this looks the same: the faintest."""
+LEAST_DECADES, MOST_DECADES = 1.0, 4.0
+"""What the scale covers below the largest effect: effects of nearly one size look nearly the same, and
+one tiny effect does not make all others look large."""
 
 THINNEST, THICKEST = 0.9, 5.5
 
@@ -24,16 +25,14 @@ class EffectScale:
     def __init__(self, effects: Iterable[float]) -> None:
         sizes = [abs(effect) for effect in effects if effect]
         self.largest = max(sizes, default=0.0)
-        self.smallest = max(min(sizes, default=0.0), self.largest * 10**-DECADES)
+        self.smallest = max(min(sizes, default=0.0), self.largest * 10**-MOST_DECADES)
+        self._start = min(self.smallest, self.largest * 10**-LEAST_DECADES)
 
     def strength(self, effect: float) -> float:
-        """0 for the weakest effect and for none, 1 for the strongest, the logarithm in between."""
-        size = abs(effect)
-        if not size or size < self.smallest:
+        """0 where the scale starts and for no effect, 1 for the largest, the logarithm in between."""
+        if abs(effect) <= self._start or not self._start:
             return 0.0
-        if self.smallest == self.largest:
-            return 1.0
-        return math.log(size / self.smallest) / math.log(self.largest / self.smallest)
+        return math.log(abs(effect) / self._start) / math.log(self.largest / self._start)
 
     def colour(self, effect: float) -> str:
         """As ``#rrggbb``."""

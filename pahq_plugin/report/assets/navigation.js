@@ -20,6 +20,7 @@ class Navigation {
   }
 
   stopAt(drawn) {
+    if (drawn === this.stop) return; // without its tab stop for a moment it would lose the focus
     this.stop?.removeAttribute("tabindex");
     this.stop = drawn;
     drawn.setAttribute("tabindex", "0");

@@ -73,8 +73,17 @@ class Picture {
       drawn.classList.toggle("unused", !used);
       drawn.toggleAttribute("hidden", !used && !allNodes);
     }
+    this.name();
     this.svg.style.setProperty("--edge-opacity", parts.length > CROWDED ? 0.55 : 0.9);
     this.light([]);
+  }
+
+  /** Names what is shown for screen readers. */
+  name() {
+    const shown = this.edges.filter((edge) => edge.shown.length);
+    for (const target of [...this.nodes.values(), ...shown]) {
+      target.drawn.setAttribute("aria-label", spoken(described(target, this.circuit.data.measure)));
+    }
   }
 
   /** Gives an edge the looks of the strongest of its parts that are shown. */
@@ -89,10 +98,10 @@ class Picture {
     edge.line.setAttribute("stroke-dasharray", dash);
   }
 
-  /** Sets off some nodes and edges from the others; an empty list sets off none. */
-  light(targets) {
+  /** Sets off some nodes and edges from the others, which fade. */
+  light(targets, fade = targets.length > 0) {
     for (const drawn of this.svg.querySelectorAll(".lit")) drawn.classList.remove("lit");
-    this.svg.classList.toggle("lighting", targets.length > 0);
+    this.svg.classList.toggle("lighting", fade);
     for (const target of targets) for (const drawn of this.around(target)) drawn.classList.add("lit");
   }
 
@@ -182,8 +191,9 @@ function curve(source, destination, parts) {
     + (slots.length ? slots.reduce((a, b) => a + b) / slots.length : limited(-drift * 0.1, destination.width * 0.3));
   const endY = destination.y + NODE_HEIGHT / 2;
   const rise = startY - endY;
-  const skips = rise > 5 * NODE_HEIGHT && Math.abs(drift) < 30;
-  const side = source.kind === "head" ? Math.sign(source.x || 1) : source.block % 2 ? 1 : -1;
+  const steep = Math.abs(drift) < 45;
+  const skips = steep && rise > (drift ? 3 : 5) * NODE_HEIGHT; // between two MLPs nothing is in the way
+  const side = source.kind === "head" ? Math.sign(source.x || -1) : source.block % 2 ? 1 : -1;
   const bow = skips ? side * Math.min(36 + rise * 0.16, 150) : 0;
   const pull = Math.max(rise * 0.45, 20);
   const points = [startX + bow, startY - pull, endX + bow, endY + pull, endX, endY];

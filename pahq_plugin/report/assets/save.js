@@ -2,7 +2,7 @@
 
 const KEPT_STYLES = [
   "fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linecap", "opacity", "display",
-  "font-family", "font-size", "font-weight", "text-anchor",
+  "font-family", "font-size", "font-weight", "text-anchor", "transform",
 ];
 
 function savedPicture(svgs, titles) {
@@ -32,7 +32,11 @@ function styledCopy(svg) {
   copy.querySelectorAll("*").forEach((made, index) => {
     const style = getComputedStyle(originals[index]);
     if (style.display === "none" || made.classList.contains("hit")) left.push(made);
-    for (const name of KEPT_STYLES) made.setAttribute(name, style.getPropertyValue(name));
+    for (const name of KEPT_STYLES) {
+      const value = style.getPropertyValue(name);
+      if (value === "none" && name !== "fill") made.removeAttribute(name);
+      else made.setAttribute(name, value);
+    }
     for (const name of ["class", "role", "tabindex", "aria-label"]) made.removeAttribute(name);
   });
   for (const made of left) made.remove();

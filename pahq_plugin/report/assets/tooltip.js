@@ -29,7 +29,7 @@ function describedNode({ node, incoming, outgoing }, measure) {
     .sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect)).slice(0, 3)
     .map((part) => [arrowed(part.label), `${measure} ${digits(part.effect)}`]);
   return {
-    heading: `${node.name}, ${KINDS[node.kind]}: ${count(incoming)} in, ${count(outgoing)} out`,
+    heading: `${node.name}${node.kind === "mlp" ? "" : `, ${KINDS[node.kind]}`}: ${count(incoming)} in, ${count(outgoing)} out`,
     rows: [...strongest(outgoing), ...strongest(incoming)],
   };
 }
@@ -59,7 +59,7 @@ class Tooltip {
     this.box.hidden = false;
     const stage = this.box.parentElement.getBoundingClientRect();
     const { offsetWidth: width, offsetHeight: height } = this.box;
-    const left = Math.max(0, Math.min(x - stage.left + 14, stage.width - width));
+    const left = Math.max(0, Math.min(x - stage.left + 14, stage.width - width - 8));
     const below = y - stage.top + 18;
     const top = below + height > stage.height ? y - stage.top - height - 14 : below;
     this.box.style.transform = `translate(${Math.round(left)}px, ${Math.round(Math.max(0, top))}px)`;

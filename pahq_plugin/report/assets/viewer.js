@@ -143,18 +143,16 @@ class Viewer {
   pointed(index, drawn, place) {
     const target = drawn?.closest(".node, .edge")?.target;
     this.pictures.forEach((picture, other) => {
-      picture.light(target && other < this.chosen.length ? picture.counterparts(target) : []);
+      picture.light(target && other < this.chosen.length ? picture.counterparts(target) : [], Boolean(target));
     });
     if (!target) return this.tooltips[index].hide();
-    const description = described(target, this.chosen[index].data.measure);
-    target.drawn.setAttribute("aria-label", spoken(description));
-    return this.tooltips[index].show(description, place);
+    return this.tooltips[index].show(described(target, this.chosen[index].data.measure), place);
   }
 
   lightLabel(label) {
     for (const picture of this.pictures.slice(0, this.chosen.length)) {
       const edge = label === null ? undefined : picture.edgeOf(label);
-      picture.light(edge ? [edge] : []);
+      picture.light(edge ? [edge] : [], label !== null);
     }
   }
 
