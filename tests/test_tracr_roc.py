@@ -1,4 +1,4 @@
-"""ROC AUC against the official circuits of the two Tracr problems (acceptance A6)."""
+"""ROC AUC against the official circuits of the two Tracr problems (acceptances A6 and E3)."""
 
 from __future__ import annotations
 
@@ -92,6 +92,10 @@ def areas(problem: pahq.Problem, thresholds: list[float]) -> dict[str, float]:
     )
     found["eap"] = area(problem, attribution.prune_scores)
     found[HOST_LOOP] = area(problem, host_scores(problem, thresholds))
+    known = pahq.discover(
+        problem.model, problem.train_loader, method="Official Circuit", true_edges=problem.true_edges
+    )
+    found["the circuit itself"] = area(problem, known.prune_scores)
     return found
 
 
@@ -128,6 +132,7 @@ def test_areas(
     assert len(thresholds) >= 5
     assert found["pahq"] == found["acdc"] == found[HOST_LOOP]
     assert found["acdc"] > 0.9
+    assert found["the circuit itself"] == 1.0
     assert all(0 <= value <= 1 for value in found.values())
 
 

@@ -26,6 +26,8 @@ from pahq_plugin.records import RESULT_FILE, read_record
 
 Name = tuple[str, int | None]
 MIB = 2**20
+CIRCUIT_COLUMNS = ["problem", "method", "threshold", "seed", "size", "share", "metric", "loss"]
+"""Those that `circuits` always has."""
 
 BEHAVIOURS = ("loss", "logit_diff")
 """Measures in which faithfulness is stated: what searches keep low, and what MIB measures."""
@@ -229,7 +231,7 @@ def circuits(material: Material) -> pd.DataFrame:
                     },
                 }
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=CIRCUIT_COLUMNS)
 
 
 def _keys(search: Search) -> dict[str, Any]:
