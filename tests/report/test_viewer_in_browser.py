@@ -325,7 +325,7 @@ def test_the_saved_picture_stands_alone(shown: Open, tmp_path: Path) -> None:
     ("record", "text"),
     [
         (record_of([]), "Showing 0 of 0 edges."),
-        (record_of([decision("a->b", 1.0, False)]), "Showing 0 of 1 edges."),
+        (record_of([decision("a->b", 1.0, False)]), "Showing 0 of 0 edges."),
         (record_of([decision("a->b", 1.0)]), "Showing 1 of 1 edge."),
         (record_of(decision(f"a->b{n}", 0.5) for n in range(3)), "Showing 3 of 3 edges."),
         (record_of(decision(f"a->b{n}", 0.0) for n in range(3)), "Showing 3 of 3 edges."),
@@ -335,7 +335,6 @@ def test_the_saved_picture_stands_alone(shown: Open, tmp_path: Path) -> None:
     ids=["no nodes", "none kept", "one", "equal", "zero", "extreme", "twenty"],
 )
 def test_circuits_of_any_kind_are_shown(shown: Open, record: dict[str, Any], text: str) -> None:
-    text = text.replace("0 of 1 edges", "0 of 0 edges")
     with shown(record, record, compare=True) as page:
         page.get_by_label("Compare with").select_option("nothing")
         expect(status(page)).to_have_text(text)
@@ -344,9 +343,7 @@ def test_circuits_of_any_kind_are_shown(shown: Open, record: dict[str, Any], tex
             set_slider(page, step)
         for name in ("Zoom in", "Zoom out", "Fit"):
             page.get_by_role("button", name=name).click()
-        page.keyboard.press("Tab")
-        page.keyboard.press("Tab")
-        for key in ("ArrowUp", "Enter", "ArrowLeft", "Escape", "ArrowDown", "Enter", "Enter"):
+        for key in ("Tab", "Tab", "ArrowUp", "Enter", "ArrowLeft", "Escape", "ArrowDown", "Enter", "Enter"):
             page.keyboard.press(key)
         assert page.locator(".hit[d*=NaN], .line[d*=NaN], [viewBox*=NaN]").count() == 0
 
