@@ -142,10 +142,12 @@ function groups(parts, membership) {
 }
 
 function boundsOf(nodes) {
-  const left = Math.min(-LEAST_HALF, ...nodes.map(({ x, width }) => x - width / 2)) - 64;
-  const right = Math.max(LEAST_HALF, ...nodes.map(({ x, width }) => x + width / 2)) + 64;
+  const left = Math.min(...nodes.map(({ x, width }) => x - width / 2));
+  const right = Math.max(...nodes.map(({ x, width }) => x + width / 2));
+  const middle = nodes.length ? (left + right) / 2 : 0;
+  const half = Math.max(LEAST_HALF, nodes.length ? (right - left) / 2 : 0) + 64;
   const top = Math.min(0, ...nodes.map(({ y }) => y)) - NODE_HEIGHT;
-  return { x: left, y: top, width: right - left, height: NODE_HEIGHT - top };
+  return { x: middle - half, y: top, width: 2 * half, height: NODE_HEIGHT - top };
 }
 
 /** A pale band with its name behind the heads and the MLP of each block. */
