@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -44,10 +44,15 @@ def opened(browser: Browser, file: Path, width: int = 1200, height: int = 900) -
     context.set_default_timeout(5_000)
     page = context.new_page()
     faults: list[str] = []
+
+    def refuse(dialog: Dialog) -> None:
+        faults.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
     page.on("pageerror", lambda error: faults.append(f"error: {error}"))
     page.on("console", lambda message: faults.append(f"console: {message.text}"))
     page.on("request", lambda request: faults.extend(_foreign(request.url, file)))
-    page.on("dialog", lambda dialog: (faults.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("dialog", refuse)
     try:
         page.goto(file.as_uri())
         yield page

@@ -45,19 +45,22 @@ def test_a_small_circuit_in_full() -> None:
         decision("Resid Start->A0.0.Q", -1.0, seq_idx=2),
         decision("MLP 0->Resid End", 0.5, kept=False),
     ], scored=True)  # fmt: skip
+    head, mlp = 'style="rounded,filled", fillcolor="#ffffff"', 'style=filled, fillcolor="#eceef2"'
     assert circuit_dot(record).splitlines() == [
         "digraph circuit {",
-        '  graph [rankdir=BT, label="2 of 3 edges kept by eap, resample ablation, model tiny", labelloc=b];',
+        '  graph [rankdir=BT, label="2 of 3 edges kept by eap, resample ablation, '
+        'model tiny", labelloc=b];',
         '  node [fontname="Helvetica", color="#4a5160"];',
         '  edge [fontname="Helvetica", fontsize=9];',
-        '  { rank=same; "Resid Start" [label="Resid Start", shape=invhouse, style=filled, fillcolor="#ffffff"]; }',
-        '  { rank=same; "A0.0" [label="A0.0", shape=box, style="rounded,filled", fillcolor="#ffffff"]; }',
-        '  { rank=same; "MLP 0" [label="MLP 0", shape=box, style=filled, fillcolor="#eceef2"]; }',
+        '  { rank=same; "Resid Start" [label="Resid Start", shape=invhouse, '
+        'style=filled, fillcolor="#ffffff"]; }',
+        f'  {{ rank=same; "A0.0" [label="A0.0", shape=box, {head}]; }}',
+        f'  {{ rank=same; "MLP 0" [label="MLP 0", shape=box, {mlp}]; }}',
         '  "Resid Start" -> "A0.0" [label="Q @2", tooltip="Resid Start->A0.0.Q @2: -1", '
         'color="#572706", penwidth=5.5, style=dashed];',
         '  "A0.0" -> "MLP 0" [label="", tooltip="A0.0->MLP 0: 0.1", color="#7fb2d9", penwidth=0.9];',
         "}",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 
 from pahq_plugin.errors import ResultError
-from pahq_plugin.report.nodes import (
-    ROW_HEIGHT, block_of, ends, kind_of, layout, natural_order,
-)  # fmt: skip
+from pahq_plugin.report.nodes import ROW_HEIGHT, block_of, ends, kind_of, layout, natural_order
 from tests.helpers.records import acyclic_records, transformer_edges
 
 
@@ -72,7 +71,7 @@ def test_heads_stand_in_columns_and_mlps_between_them() -> None:
 def test_nodes_do_not_overlap(n_layers: int, n_heads: int) -> None:
     nodes = layout(transformer_edges(n_layers, n_heads))
     assert all(len(node.name) * 7 < node.width for node in nodes)
-    for left, right in zip(nodes, nodes[1:], strict=False):
+    for left, right in pairwise(nodes):
         if left.y == right.y:
             assert right.x - left.x > (left.width + right.width) / 2
 
@@ -106,7 +105,7 @@ def test_long_names_are_shortened_and_kept() -> None:
 
 @pytest.mark.parametrize("labels", [["a->b", "b->a"], ["a->a"]])
 def test_a_circle_is_refused(labels: list[str]) -> None:
-    with pytest.raises(ResultError, match="circle: .*a"):
+    with pytest.raises(ResultError, match=r"circle: .*a"):
         layout(labels)
 
 

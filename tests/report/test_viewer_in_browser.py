@@ -289,8 +289,7 @@ def test_zoom_and_pan(shown: Open) -> None:
         page.keyboard.down("Control")
         page.mouse.wheel(0, -100)
         page.keyboard.up("Control")
-        page.wait_for_function("([svg, old]) => svg.getAttribute('viewBox') !== old",
-                               arg=[svg.element_handle(), " ".join(f"{n:.2f}" for n in whole)])  # fmt: skip
+        expect(svg).not_to_have_attribute("viewBox", " ".join(f"{n:.2f}" for n in whole))
         assert view()[2] == pytest.approx(whole[2] / 1.3, abs=0.1)
         before = view()
         box = svg.bounding_box()
@@ -326,7 +325,7 @@ def test_the_saved_picture_stands_alone(shown: Open, tmp_path: Path) -> None:
     ("record", "text"),
     [
         (record_of([]), "Showing 0 of 0 edges."),
-        (record_of([decision("a->b", 1.0, False)]), "Showing 0 of 1 edges."),
+        (record_of([decision("a->b", 1.0, False)]), "Showing 0 of 0 edges."),
         (record_of([decision("a->b", 1.0)]), "Showing 1 of 1 edge."),
         (record_of(decision(f"a->b{n}", 0.5) for n in range(3)), "Showing 3 of 3 edges."),
         (record_of(decision(f"a->b{n}", 0.0) for n in range(3)), "Showing 3 of 3 edges."),
@@ -336,7 +335,6 @@ def test_the_saved_picture_stands_alone(shown: Open, tmp_path: Path) -> None:
     ids=["no nodes", "none kept", "one", "equal", "zero", "extreme", "twenty"],
 )
 def test_circuits_of_any_kind_are_shown(shown: Open, record: dict[str, Any], text: str) -> None:
-    text = text.replace("0 of 1 edges", "0 of 0 edges")
     with shown(record, record, compare=True) as page:
         page.get_by_label("Compare with").select_option("nothing")
         expect(status(page)).to_have_text(text)
@@ -345,9 +343,7 @@ def test_circuits_of_any_kind_are_shown(shown: Open, record: dict[str, Any], tex
             set_slider(page, step)
         for name in ("Zoom in", "Zoom out", "Fit"):
             page.get_by_role("button", name=name).click()
-        page.keyboard.press("Tab")
-        page.keyboard.press("Tab")
-        for key in ("ArrowUp", "Enter", "ArrowLeft", "Escape", "ArrowDown", "Enter", "Enter"):
+        for key in ("Tab", "Tab", "ArrowUp", "Enter", "ArrowLeft", "Escape", "Enter", "Enter"):
             page.keyboard.press(key)
         assert page.locator(".hit[d*=NaN], .line[d*=NaN], [viewBox*=NaN]").count() == 0
 

@@ -4,6 +4,7 @@ const NODE_HEIGHT = 30;
 const PORTS = { Q: -0.28, K: 0, V: 0.28 }; // where inputs enter a head, in widths from its middle
 const DASHES = { both: "none", "only-a": "9 4", "only-b": "2 4" };
 const NEGATIVE_DASH = "6 4";
+const LEAST_HALF = 120; // half the width of narrow circuits, so that edges have room to bow
 const CROWDED = 250; // edges from which lines become translucent
 
 class Picture {
@@ -141,10 +142,12 @@ function groups(parts, membership) {
 }
 
 function boundsOf(nodes) {
-  const left = Math.min(0, ...nodes.map(({ x, width }) => x - width / 2)) - 64;
-  const right = Math.max(0, ...nodes.map(({ x, width }) => x + width / 2)) + 64;
+  const left = Math.min(...nodes.map(({ x, width }) => x - width / 2));
+  const right = Math.max(...nodes.map(({ x, width }) => x + width / 2));
+  const middle = nodes.length ? (left + right) / 2 : 0;
+  const half = Math.max(LEAST_HALF, nodes.length ? (right - left) / 2 : 0) + 64;
   const top = Math.min(0, ...nodes.map(({ y }) => y)) - NODE_HEIGHT;
-  return { x: left, y: top, width: right - left, height: NODE_HEIGHT - top };
+  return { x: middle - half, y: top, width: 2 * half, height: NODE_HEIGHT - top };
 }
 
 /** A pale band with its name behind the heads and the MLP of each block. */
