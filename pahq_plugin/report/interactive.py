@@ -13,9 +13,12 @@ from plotly.offline import get_plotlyjs
 
 from pahq_plugin.report.chart import Chart, Series, style
 from pahq_plugin.report.page import json_text
+from pahq_plugin.report.shown import ABSENT, Table, number
 
 FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#1f2937"}
 HEIGHT = 380
+MOST_ROWS = 20
+"""Points of a series that its table lists."""
 
 SCRIPT = """
 for (const place of document.querySelectorAll(".chart")) {
@@ -40,11 +43,31 @@ def figure(chart: Chart) -> str:
     drawn = json_text({"data": _traces(chart), "layout": _layout(chart)})
     label = html.escape(f"{chart.title}. {chart.caption}", quote=True)
     return (
-        f'<figure class="plot"><div class="chart" id="{chart.ident}" role="img" aria-label="{label}">'
+        f'<figure class="plot"><div class="chart" id="{chart.ident}" role="group" aria-label="{label}">'
         f'</div><script type="application/json">{drawn}</script>'
         f"<figcaption><strong>{html.escape(chart.title)}.</strong> {html.escape(chart.caption)}"
-        f"</figcaption></figure>"
+        f"</figcaption><details><summary>The numbers</summary>{numbers(chart).html()}</details></figure>"
     )
+
+
+def numbers(chart: Chart) -> Table:
+    """A chart's points as a table; of long series, some of them."""
+    bars = chart.kind == "bars"
+    rows = []
+    for series in chart.series:
+        for i in _some(len(series.x)):
+            ends = f"{series.low[i]:.3g} to {series.high[i]:.3g}" if series.low else ABSENT
+            x, y = number(series.x[i]), series.y[i]
+            rows.append([str(y), x, ends] if bars else [series.name, x, number(y), ends])
+    columns = ["method", *([] if bars else [chart.x_label]), chart.x_label if bars else chart.y_label]
+    return Table("", f"The numbers of: {chart.title}", "", [*columns, "interval"], rows)
+
+
+def _some(length: int) -> list[int]:
+    """Indices of at most `MOST_ROWS` points, evenly spread, with both ends."""
+    if length <= MOST_ROWS:
+        return list(range(length))
+    return [round(i * (length - 1) / (MOST_ROWS - 1)) for i in range(MOST_ROWS)]
 
 
 def _traces(chart: Chart) -> list[dict[str, Any]]:
