@@ -43,6 +43,7 @@ from pahq_plugin.host.algorithms import (
     edge_attribution,
     host_function,
     seeded,
+    sized_as_the_truth,
 )
 from pahq_plugin.host.attribution import integrated_gradients
 from pahq_plugin.host.blocks import unsupported
@@ -220,6 +221,11 @@ def check_true_edges(method: Method, model: PatchableModel, true_edges: set[Edge
         GraphError: the official circuit holds an edge that the model lacks.
     """
     if true_edges is None:
+        if method.key and sized_as_the_truth(method.key, method.options):
+            raise ConfigError(
+                f"method {method.name!r} looks for a circuit of the size of true_edges, the official "
+                "circuit; where none is published give it the option circuit_sizes, such as [100]"
+            )
         if method.key == NEEDS_TRUE_EDGES:
             raise ConfigError(
                 f"method {method.name!r} needs true_edges, the official circuit; "

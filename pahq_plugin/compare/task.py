@@ -94,7 +94,7 @@ def find(search: Search, folder: Path, threads: int) -> None:
             method=method,
             precision=baseline.precision,
             batches=search.batches,
-            true_edges=problem.true_edges if baseline.needs_true_edges else None,
+            true_edges=problem.true_edges if "true_edges" in method.uses else None,
             progress=False,
             seed=search.seed,
             **arguments,

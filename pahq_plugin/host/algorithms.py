@@ -64,6 +64,11 @@ def host_options(key: str) -> dict[str, Any]:
     return {name: p.default for name, p in list(parameters.items())[3:] if p.default is not p.empty}
 
 
+def sized_as_the_truth(key: str, options: Mapping[str, Any]) -> bool:
+    """Whether a host algorithm looks for a circuit of the official one's size."""
+    return "true_size" in (host_options(key) | dict(options)).get("circuit_sizes", ())
+
+
 def _with_adam(function: PruneFunction) -> PruneFunction:
     """The host reads ``torch.optim.adam``, a module that recent PyTorch no longer shows."""
 

@@ -102,7 +102,7 @@ def across(frames: Frames) -> Table:
     rows = frames.summary[frames.summary["method"].isin(plain(frames.summary["method"]))]
     grouped = rows.groupby("method", sort=False)
     means = grouped.mean(numeric_only=True)
-    for name in ("differing", "decisions"):
+    for name in {"differing", "decisions"} & set(rows.columns):
         means[name] = grouped[name].sum(min_count=1)
     means["problems"] = grouped.size()
     spent = frames.costs.groupby(["problem", "method"])[["forward_equivalents", "extra_mib"]].median()
