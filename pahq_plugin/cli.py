@@ -15,6 +15,9 @@ from pahq_plugin.errors import ConfigError
 from pahq_plugin.report.command import compare
 from pahq_plugin.terminal import Debug, Json, Top, one_line_errors, print_json
 
+CHECKPOINT = "checkpoint.safetensors"
+"""In the folder of a result, as long as the search goes on."""
+
 app = typer.Typer(
     name="pahq",
     help="Find circuits in transformers by patching, screened in mixed precision.",
@@ -53,6 +56,10 @@ def discover(
     n_edges: Annotated[int | None, typer.Option(help="Circuit size of score methods.")] = None,
     positional: Annotated[bool, typer.Option(help="Edges at each token position.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of prompts and of the search.")] = 0,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="File to go on from; default: one in the --out folder.")
+    ] = None,
+    checkpoint_every: Annotated[float, typer.Option(help="Seconds between two writes.", min=0)] = 30.0,
     out: Annotated[Path | None, typer.Option(help="Folder to save the result in.")] = None,
     force: Annotated[bool, typer.Option(help="Replace a result that is in the folder.")] = False,
     top: Top = 20,
@@ -78,6 +85,7 @@ def discover(
         from pahq_plugin.catalogue import get_method
 
         uses = get_method(method).uses
+        own = out / CHECKPOINT if out is not None and "checkpoint" in uses else None
         result = run(
             loaded.model,
             loaded.train_loader,
@@ -102,11 +110,15 @@ def discover(
             batches=batches or None,
             true_edges=loaded.true_edges if "true_edges" in uses else None,
             n_edges=n_edges,
+            checkpoint=checkpoint or own,
             progress=not as_json,
             seed=seed,
+            checkpoint_every=checkpoint_every,
         )
         if out is not None:
             result.save(out)
+            if own is not None and checkpoint is None:
+                own.unlink(missing_ok=True)
         from dataclasses import asdict
 
         from pahq_plugin.tables import print_record

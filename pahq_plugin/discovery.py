@@ -8,26 +8,22 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from pahq_plugin.backend import mixed_precision, model_device
+from pahq_plugin.backend import model_device
 from pahq_plugin.catalogue import Method, get_method, refuse_unused
+from pahq_plugin.checkpoint import EVERY, Checkpoint
 from pahq_plugin.config import (
     DEFAULT_THRESHOLD,
     FULL_PRECISION,
     PrecisionConfig,
     SearchConfig,
-    default_precision,
 )
-from pahq_plugin.engine import Engine
-from pahq_plugin.engine.host import HostEngine
-from pahq_plugin.engine.incremental import IncrementalEngine
 from pahq_plugin.errors import ConfigError, GraphError
 from pahq_plugin.host import (
     AblationType,
@@ -46,22 +42,24 @@ from pahq_plugin.host.algorithms import (
     sized_as_the_truth,
 )
 from pahq_plugin.host.attribution import integrated_gradients
-from pahq_plugin.host.blocks import unsupported
 from pahq_plugin.host.graph import canonical_edges, check_order, edge_label_of
 from pahq_plugin.host.model import borrowed, check_patchable, check_transformer
-from pahq_plugin.host.patching import check_one_length, collect_batches, first_batches, prepare
-from pahq_plugin.hybrid import calibrate, configured
+from pahq_plugin.host.patching import (
+    check_one_length,
+    collect_batches,
+    first_batches,
+    prepare,
+)
 from pahq_plugin.measure import forward_seconds, measured
 from pahq_plugin.metrics import Metric, check_answers, logit_diff, resolve_metric
-from pahq_plugin.plugins import engine_factory, engine_names
+from pahq_plugin.plugins import engine_names
 from pahq_plugin.policy import check_parts
-from pahq_plugin.progress import progress_bar
 from pahq_plugin.result import Decision, Discovery, Stats
-from pahq_plugin.search import Sweep, make_guard
+from pahq_plugin.search import Snapshot
+from pahq_plugin.searching import ENGINES, SearchTask, engine_precision, run_identity, search
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("auto", "incremental", "host")
 EAP_IG_STEPS = 5
 UNREMOVED = 10.0
 """A score that a host algorithm leaves at infinity becomes this many times the largest finite one."""
@@ -80,8 +78,10 @@ def discover(
     order: Sequence[Edge] | None = None,
     true_edges: set[Edge] | None = None,
     n_edges: int | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
     seed: int = 0,
+    checkpoint_every: float = EVERY,
 ) -> Discovery:
     """Find the circuit of a behaviour.
 
@@ -103,8 +103,11 @@ def discover(
         n_edges: circuit size for methods that score edges: the top ``n_edges`` by magnitude and
             whatever ties with the last; ``None`` for every edge whose score is not 0, and with the
             host's ACDC for every edge that none of its thresholds removes.
+        checkpoint: a file to which a search writes how far it is, and from which it goes on if the
+            file is there: to the same decisions, bit for bit, at equal settings and threads.
         progress: show a progress bar when a terminal is attached.
         seed: seeds the watch on the guard band and algorithms that draw random numbers.
+        checkpoint_every: seconds between two writes; one more is made when the run is interrupted.
 
     Returns:
         The circuit, its decisions and prune scores. The model is given back as it was.
@@ -114,6 +117,7 @@ def discover(
         ModelError: a model whose edges cannot be patched truthfully.
         PromptError: no prompts, or prompts that do not fit the model.
         GraphError: an ``order`` that is no permutation of the model's edges.
+        CheckpointError: a checkpoint that is damaged, of another run, or in use.
         MetricError: an unknown metric, or one that returns another shape than ``[prompt]`` or
             values that are not finite.
     """
@@ -129,6 +133,7 @@ def discover(
         "order": order is not None,
         "true_edges": true_edges is not None,
         "n_edges": n_edges is not None,
+        "checkpoint": checkpoint is not None,
     }
     refuse_unused(chosen, given)
     if engine not in ENGINES and engine not in engine_names():
@@ -158,10 +163,18 @@ def discover(
     width = _output_width(model, prompts[0].clean)
     with seeded(seed), borrowed(model):
         if chosen.kind == "search":
-            used = chosen.precision or precision or _default_precision(engine, model)
+            used = chosen.precision or precision or engine_precision(engine, model)
             task = SearchTask(model, loader, prompts, kind, resolve_metric(metric, width))
-            with measured(stats, model_device(model)):
-                decisions, engine_used, used = search(task, engine, edges, config, used, stats, progress)
+            held: AbstractContextManager[Snapshot | None] = nullcontext()
+            show = None
+            if checkpoint is not None:
+                identity = settings | run_identity(task, edges, used, engine, threshold)
+                kept = Checkpoint(checkpoint, identity, edges, threshold, checkpoint_every)
+                held, show = kept.held(), kept.take
+            with held as start, measured(stats, model_device(model)):
+                decisions, engine_used, used = search(
+                    task, engine, edges, config, used, stats, progress, start, show
+                )
             settings |= {
                 "threshold": threshold,
                 "metric": task.metric[0],
@@ -182,13 +195,6 @@ def discover(
             decisions = rank(scores, edges, n_edges)
         stats.forward_equivalents = stats.seconds / forward_seconds(model, prompts)
     return Discovery(tuple(decisions), settings, stats, model)
-
-
-def _default_precision(engine: str, model: PatchableModel) -> PrecisionConfig:
-    device = model_device(model)
-    if engine in ENGINES:
-        return default_precision(device)
-    return engine_factory(engine).default_precision(device)
 
 
 def ablation_type(ablation: str | AblationType) -> AblationType:
@@ -235,93 +241,6 @@ def check_true_edges(method: Method, model: PatchableModel, true_edges: set[Edge
     foreign = [edge for edge in true_edges if edge not in model.edges]
     if foreign:
         raise GraphError(f"true_edges holds {edge_label_of(foreign[0])}, which is no edge of this model")
-
-
-@dataclass(frozen=True)
-class SearchTask:
-    """What a search measures: a borrowed model, its prompts, the ablation and the metric."""
-
-    model: PatchableModel
-    loader: PromptDataLoader
-    prompts: list[PromptPairBatch]
-    ablation: AblationType
-    metric: tuple[str, Metric]
-
-
-def search(
-    task: SearchTask,
-    engine_name: str,
-    edges: Sequence[Edge],
-    config: SearchConfig,
-    precision: PrecisionConfig,
-    stats: Stats,
-    progress: bool,
-) -> tuple[list[Decision], str, PrecisionConfig]:
-    """One ACDC sweep; adds its cost to ``stats``. Returns engine and precision used, too."""
-    with ExitStack() as stack:
-        engine = make_engine(task, engine_name, precision, stack)
-        if precision.policy == "hybrid" and not precision.formats and engine.screens:
-            precision = _calibrated(engine, task.model.cfg, edges, config, precision, stats, progress)
-        bar = stack.enter_context(progress_bar("edges", len(edges), progress))
-        guard = make_guard(engine, edges, config.threshold, precision.guard, config.seed)
-        sweep = Sweep(
-            engine, edges, config.threshold, guard, config.seed,
-            progress=lambda done, kept: bar(done, f"{kept} kept"),
-        )  # fmt: skip
-        decisions = sweep.run()
-        sweep.record(stats)
-        return decisions, engine.name, precision
-
-
-def _calibrated(
-    engine: Engine,
-    cfg: Any,
-    edges: Sequence[Edge],
-    config: SearchConfig,
-    precision: PrecisionConfig,
-    stats: Stats,
-    progress: bool,
-) -> PrecisionConfig:
-    """The formats that the hybrid policy chooses; adds the parts' sensitivities to ``stats``."""
-    with progress_bar("parts", len(configured(precision, cfg)), progress) as bar:
-        chosen, assignment = calibrate(
-            engine, edges, precision, cfg, config.threshold, config.seed,
-            progress=lambda done, _: bar(done, "measured"),
-        )  # fmt: skip
-    stats.sensitivity = assignment.errors
-    return chosen
-
-
-def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: ExitStack) -> Engine:
-    """The engine of that name; ``"auto"`` takes the incremental one where it applies.
-
-    Contexts that the engine needs for as long as it lives are entered on ``stack``.
-    """
-    if name not in ENGINES:
-        screening = FULL_PRECISION if precision.guard == math.inf else precision
-        made = engine_factory(name)(
-            task, screening, lambda: make_engine(task, "auto", FULL_PRECISION, stack)
-        )
-        return stack.enter_context(closing(made)) if hasattr(made, "close") else made  # type: ignore[type-var]
-    model, loader, prompts = task.model, task.loader, task.prompts
-    objection = unsupported(model) or _uneven(prompts)
-    if name == "incremental" and objection:
-        log.warning("engine='incremental' cannot do %s; using engine='host'", objection)
-    # Where every decision is wanted exact, screening first would be wasted.
-    screening = None if precision.is_exact or precision.guard == math.inf else precision
-    if name != "host" and not objection:
-        return IncrementalEngine(model, loader, prompts, task.ablation, task.metric, screening)
-    prepared = prepare(model, loader, prompts, task.ablation)  # before the model is lent
-    if precision.guard != 0 and precision.masters == "auto":
-        precision = replace(precision, masters="device")  # they are needed for every exact decision
-    backend = stack.enter_context(mixed_precision(model, precision)) if screening else None
-    return HostEngine(model, prepared, task.metric, backend)
-
-
-def _uneven(prompts: Sequence[PromptPairBatch]) -> str | None:
-    """Why the incremental engine cannot use these batches; ``None`` if it can."""
-    lengths = sorted({batch.clean.shape[1] for batch in prompts if batch.clean.ndim > 1})
-    return f"batches of different lengths ({lengths})" if len(lengths) > 1 else None
 
 
 @torch.inference_mode()

@@ -43,6 +43,10 @@ class ResultError(PahqError):
     """A result file is missing, damaged, or belongs to another model."""
 
 
+class CheckpointError(PahqError):
+    """A checkpoint is torn, tampered with, of another run, or in use."""
+
+
 class ExportError(PahqError):
     """An export cannot be written or read: a missing extra, a foreign or damaged file, a part of the
     model that no graph can hold."""

@@ -20,7 +20,7 @@ should have been kept. ``guard=math.inf`` makes every decision exact.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -28,6 +28,8 @@ RELATIVE = 0.3
 FLOOR_MULTIPLE = 8.0
 DRIFTS = 4.0
 """An effect is the difference of two rows, and a row may be twice as far off as the one measured."""
+
+STATE = ("relative", "floor", "fixed", "widened", "drift")
 
 SAMPLE = 12
 AUDIT_EVERY = 128
@@ -55,6 +57,22 @@ class GuardBand:
     fixed: bool = False
     widened: int = 0
     drift: float = 0.0
+
+    def state(self) -> dict[str, float]:
+        """All that it has learnt, as numbers."""
+        return {name: float(getattr(self, name)) for name in STATE}
+
+    @staticmethod
+    def from_state(threshold: float, state: Mapping[str, float]) -> GuardBand:
+        """The band of that `state`."""
+        return GuardBand(
+            threshold,
+            state["relative"],
+            state["floor"],
+            bool(state["fixed"]),
+            int(state["widened"]),
+            state["drift"],
+        )
 
     def doubts(self, effect: float, gone: float = 0.0) -> bool:
         """Whether a screened effect is too near the threshold."""

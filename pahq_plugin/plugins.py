@@ -37,7 +37,7 @@ class EngineFactory(Protocol):
         """An engine.
 
         Args:
-            task: what to measure, a `pahq_plugin.discovery.SearchTask`; its model is borrowed.
+            task: what to measure, a `pahq_plugin.searching.SearchTask`; its model is borrowed.
             precision: to screen in; an exact one (``precision.is_exact``) means FP32 effects.
             exact: makes an engine that decides in FP32, for what is screened in few bits.
 

@@ -15,6 +15,10 @@ before had gone as predicted:
    FP32; if it shows that rows are noisier than the band allows for, those now in doubt are.
 
 The decisions are those of the sequential algorithm, whatever the engine measured ahead.
+
+Rounding of FP32 depends on how the present state was reached. Every now and then the sweep therefore
+lets the engine start afresh from the edges that are gone, and shows a `Snapshot`: a sweep that starts
+from it goes on exactly as this one does.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 from pahq_plugin.engine import Engine
@@ -32,6 +37,9 @@ from pahq_plugin.result import Decision, Stats
 Progress = Callable[[int, int], None]
 """Called with (edges decided, edges kept) as the search goes."""
 
+SNAPSHOT_EVERY = 1024
+"""Rows of passes between two fresh starts of the engine, each of which costs about two forwards."""
+
 
 RECENT = 16
 """Decisions that say whether screening is worth while for the next ones."""
@@ -39,6 +47,28 @@ RECENT = 16
 TOO_MANY_IN_DOUBT = 0.25
 """A share of them, from which on it is not: a pass in few bits takes about half as long as one in full
 precision, and wrong predictions waste part of it."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a sweep needs to go on, at a moment at which the engine has started afresh.
+
+    Attributes:
+        decisions: taken so far, in order.
+        predicted: whether each of the next candidates is expected to be kept.
+        recent: whether each of the last decisions needed FP32, see `TOO_MANY_IN_DOUBT`.
+        audits: indices in the order of edges that are decided in FP32 whatever their effect.
+        guard: the band's width, see `GuardBand.state`; ``None`` without one.
+        evaluations, re_evaluations: so far.
+    """
+
+    decisions: tuple[Decision, ...]
+    predicted: tuple[bool, ...]
+    recent: tuple[bool, ...]
+    audits: tuple[int, ...]
+    guard: dict[str, float] | None
+    evaluations: int
+    re_evaluations: int
 
 
 class Sweep:
@@ -51,6 +81,8 @@ class Sweep:
         guard: band around the threshold; ``None`` trusts every screened effect.
         seed: chooses the edges that are decided in FP32 to watch the band.
         progress: told how far the search is.
+        start: goes on from there; the guard is then given as it was.
+        show: told every snapshot, the last one behind the last decision.
     """
 
     def __init__(
@@ -61,6 +93,8 @@ class Sweep:
         guard: GuardBand | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+        start: Snapshot | None = None,
+        show: Callable[[Snapshot], None] | None = None,
     ) -> None:
         self.decisions: list[Decision] = []
         self.re_evaluations = 0
@@ -72,8 +106,13 @@ class Sweep:
         self._guard = guard if engine.screens else None
         self._audits = _sample(order, seed, len(order) // AUDIT_EVERY) if self._guard else set()
         self._progress = progress
+        self._show = show
         self._recent: deque[bool] = deque(maxlen=RECENT)
         self._confirmed: tuple[int, float | None] = 0, engine.present_loss
+        self._earlier_evaluations = 0
+        self._marked = engine.evaluations
+        if start is not None:
+            self._resume(start)
 
     def run(self) -> list[Decision]:
         """Decide every edge; returns one decision per edge, in order."""
@@ -81,10 +120,57 @@ class Sweep:
             self._step()
             if self._progress is not None:
                 self._progress(len(self.decisions), self._kept)
-            if len(self.decisions) == len(self._order):
-                self._engine.catch_up()
-                self._confirm()
+            self._snapshot_if_due()
         return self.decisions
+
+    def _snapshot_if_due(self) -> None:
+        """At the end, and after every `SNAPSHOT_EVERY` rows, confirm what is decided; then start the
+        engine afresh and show a snapshot."""
+        if not self._is_over and self._engine.evaluations - self._marked < SNAPSHOT_EVERY:
+            return
+        self._engine.catch_up()
+        if not self._confirm():  # and so it is due again behind the next step
+            return
+        if not self._is_over:
+            self._start_afresh()
+        if self._show is not None:
+            self._show(self._snapshot())
+
+    @property
+    def _is_over(self) -> bool:
+        return len(self.decisions) == len(self._order)
+
+    def _start_afresh(self) -> None:
+        """Let the engine forget how its present state came about."""
+        self._engine.restore([d.edge for d in self.decisions if not d.kept])
+        self._confirmed = len(self.decisions), self._engine.present_loss
+        self._marked = self._engine.evaluations
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            tuple(self.decisions),
+            tuple(self._predicted),
+            tuple(self._recent),
+            tuple(i for i, edge in enumerate(self._order) if edge in self._audits),
+            None if self._guard is None else self._guard.state(),
+            self._evaluations,
+            self.re_evaluations,
+        )
+
+    def _resume(self, start: Snapshot) -> None:
+        self.decisions = list(start.decisions)
+        self.re_evaluations = start.re_evaluations
+        self._kept = sum(decision.kept for decision in start.decisions)
+        self._predicted = list(start.predicted)
+        self._recent.extend(start.recent)
+        self._audits = {self._order[i] for i in start.audits}
+        self._earlier_evaluations = start.evaluations - self._engine.evaluations
+        if not self._is_over:
+            self._start_afresh()
+
+    @property
+    def _evaluations(self) -> int:
+        return self._earlier_evaluations + self._engine.evaluations
 
     def _step(self) -> None:
         """Take the decisions that one call of the engine allows."""
@@ -205,7 +291,7 @@ class Sweep:
 
     def record(self, stats: Stats) -> None:
         """Add what the sweep cost to ``stats``."""
-        stats.evaluations += self._engine.evaluations
+        stats.evaluations += self._evaluations
         stats.re_evaluations += self.re_evaluations
         if self._guard is not None:
             stats.guard = {

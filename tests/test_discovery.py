@@ -21,10 +21,11 @@ from transformer_lens import HookedTransformer
 
 import pahq_plugin as pahq
 from pahq_plugin.catalogue import Method
-from pahq_plugin.discovery import ENGINES, UNREMOVED, rank
+from pahq_plugin.discovery import UNREMOVED, rank
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.host.attribution import integrated_gradients
 from pahq_plugin.host.patching import collect_batches, prepare
+from pahq_plugin.searching import ENGINES
 from tests.helpers.architectures import Architecture, build, random_architecture
 from tests.helpers.lent import random_states, unusual_state
 from tests.helpers.replay import (

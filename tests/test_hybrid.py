@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 import pahq_plugin as pahq
 from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.discovery import SearchTask
 from pahq_plugin.engine.incremental import IncrementalEngine
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.formats import get_format
@@ -25,6 +24,7 @@ from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.patching import collect_batches
 from pahq_plugin.hybrid import assign, configured
 from pahq_plugin.metrics import resolve_metric
+from pahq_plugin.searching import SearchTask
 from tests.helpers.lent import unusual_state
 from tests.helpers.small import KINDS, VOCABULARY, loader, patchable, transformer
 

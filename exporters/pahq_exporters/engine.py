@@ -37,7 +37,7 @@ class OnnxEngine:
     """Measures effects on an exported graph.
 
     Args:
-        task: model, prompts, ablation and metric, a `pahq_plugin.discovery.SearchTask`.
+        task: model, prompts, ablation and metric, a `pahq_plugin.searching.SearchTask`.
         precision: of the exported graph.
         exact: decides in FP32; ``None`` if the graph is FP32 itself.
 

@@ -92,5 +92,6 @@ class Engine(Protocol):
         ...
 
     def restore(self, removed: Sequence[Edge]) -> None:
-        """Make the state the one in which exactly ``removed`` are gone."""
+        """Make the state the one in which exactly ``removed`` are gone; what is measured from then on
+        depends on nothing else, bit for bit."""
         ...

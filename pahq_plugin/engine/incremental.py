@@ -280,8 +280,10 @@ class IncrementalEngine:
 
     @torch.inference_mode()
     def restore(self, removed: Sequence[Edge]) -> None:
-        """See `Engine.restore`: start again from the clean state and remove all at once."""
-        self._last = None
+        """See `Engine.restore`: start again from the clean state and remove all at once. Nothing of
+        how the state was reached before has a say in what follows, not even in its rounding."""
+        self._last = self._asked = None
+        self._limit = self._most_rows
         self._waiting.clear()
         self._graph.reset()
         self._plans.clear()

@@ -7,7 +7,8 @@ cached clean residual stream, as the host's own ACDC does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -121,6 +122,17 @@ def _check_batch(model: PatchableModel, batch: PromptPairBatch) -> None:
     if model.kv_caches is not None and len(clean) not in model.kv_caches:
         known = ", ".join(str(size) for size in sorted(model.kv_caches))
         raise PromptError(f"batch size {len(clean)} has no KV cache; there are caches for {known}")
+
+
+def prompts_digest(batches: Sequence[PromptPairBatch]) -> str:
+    """Hash of clean and corrupt prompts and of the answers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in batches:
+        for values in (batch.clean, batch.corrupt, batch.answers, batch.wrong_answers):
+            for tensor in values if isinstance(values, list) else [values]:
+                digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def first_batches(loader: PromptDataLoader, count: int | None) -> PromptDataLoader:

@@ -117,7 +117,7 @@ def reference_threshold(problem: str, report: Report) -> float | None:
     """The middle one of the thresholds that circuits were judged at; ``None`` if there is none."""
     points = report.frames.points
     values = sorted(set(points[points["problem"] == problem]["threshold"])) if len(points) else []
-    return values[len(values) // 2] if values else None
+    return values[(len(values) - 1) // 2] if values else None
 
 
 def circuits_to_show(problem: str, threshold: float, material: Material) -> list[dict[str, Any]]:

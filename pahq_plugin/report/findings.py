@@ -6,8 +6,11 @@ import pandas as pd
 
 from pahq_plugin.compare.baselines import EXACT
 from pahq_plugin.report.charts import BEHAVIOUR_NAMES, Frames
+from pahq_plugin.report.shown import decimals
 
 OURS, RIVAL, HOST = "pahq", "eap", "host-acdc"
+LEAST = 3
+"""Edges of a circuit that is worth a comparison."""
 
 
 def findings(frames: Frames) -> list[str]:
@@ -56,8 +59,9 @@ def rates(frames: Frames) -> list[str]:
 
 
 def small_end(problem: str, frames: Frames) -> str:
-    """``pahq`` against EAP where circuits are small: at the largest threshold, at equal size."""
-    points = frames.points[frames.points["problem"] == problem]
+    """``pahq`` against EAP where circuits are small, but for those of hardly any edge: at the largest
+    threshold, at equal size."""
+    points = frames.points[(frames.points["problem"] == problem) & (frames.points["size"] >= LEAST)]
     ours, rival = (points[points["method"] == name] for name in (OURS, RIVAL))
     shared = set(ours["threshold"]) & set(rival["threshold"])
     if not shared:
@@ -77,8 +81,9 @@ def small_end(problem: str, frames: Frames) -> str:
 def _versus(name: str, key: str, ours: pd.Series, rival: pd.Series) -> str:
     a, b = float(ours[key]), float(rival[key])
     apart = ours[f"{key}_low"] > rival[f"{key}_high"] or rival[f"{key}_low"] > ours[f"{key}_high"]
-    if a == b:
-        return f"equals that of {RIVAL} in {name} ({a:.2f})"
+    if decimals(a, 2) == decimals(b, 2):
+        return f"equals that of {RIVAL} in {name} ({decimals(a, 2)})"
     relation = "lies above" if a > b else "does NOT lie above"
     doubt = "" if apart else "; intervals overlap"
-    return f"{relation} that of {RIVAL} in {name} ({a:.2f} against {b:.2f}{doubt})"
+    numbers = f"{decimals(a, 2)} against {decimals(b, 2)}"
+    return f"{relation} that of {RIVAL} in {name} ({numbers}{doubt})"

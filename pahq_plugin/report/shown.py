@@ -81,10 +81,8 @@ def interval(row: pd.Series, name: str, places: int = 2) -> str:
     """``0.98 (0.97 to 0.99)``; without a width the number alone."""
     if name not in row or pd.isna(row[name]):
         return ABSENT
-    mean, low, high = (float(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
-    ends = f"{low:.{places}f} to {high:.{places}f}"
-    shown = f"{mean:.{places}f}"
-    return shown if pd.isna(low) or ends == f"{shown} to {shown}" else f"{shown} ({ends})"
+    shown, low, high = (decimals(row[key], places) for key in (name, f"{name}_low", f"{name}_high"))
+    return shown if low == ABSENT or shown == low == high else f"{shown} ({low} to {high})"
 
 
 def rendered(frame: pd.DataFrame, cells: dict[str, Cell], ident: str, title: str, caption: str) -> Table:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 from pahq_plugin.config import FULL_PRECISION, PrecisionConfig
-from pahq_plugin.discovery import SearchTask, ablation_type, discover
+from pahq_plugin.discovery import ablation_type, discover
 from pahq_plugin.engine import budget
 from pahq_plugin.engine.host import HostEngine
 from pahq_plugin.engine.incremental import IncrementalEngine
@@ -23,6 +23,7 @@ from pahq_plugin.host.model import borrowed
 from pahq_plugin.host.patching import collect_batches, prepare
 from pahq_plugin.metrics import resolve_metric
 from pahq_plugin.search import Sweep
+from pahq_plugin.searching import SearchTask
 from tests.helpers.architectures import Architecture, architectures, build, random_architecture
 from tests.helpers.replay import (
     ABSOLUTE_TOLERANCE,

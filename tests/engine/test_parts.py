@@ -16,12 +16,12 @@ from auto_circuit.data import PromptDataLoader, PromptDataset
 from auto_circuit.types import AblationType, Edge
 
 from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.discovery import SearchTask, make_engine
 from pahq_plugin.host import graph
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.model import borrowed
 from pahq_plugin.host.patching import collect_batches
 from pahq_plugin.metrics import resolve_metric
+from pahq_plugin.searching import SearchTask, make_engine
 from tests.helpers.small import VOCABULARY, patchable, tokens, transformer
 
 MODELS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,300 @@
+"""Searches that can be stopped at any moment and gone on with: one file, whole or not there.
+
+A checkpoint is a safetensors file: decisions as tensors, and in its metadata a JSON document with the
+rest of the sweep's `Snapshot`, what run it belongs to, and a digest of everything. It is written to a
+temporary name and renamed, every `EVERY` seconds where a snapshot is at hand and when the run is
+interrupted, by Ctrl-C or SIGTERM too. Nothing in it is executed when it is read.
+
+``[decision]`` counts the decisions taken, ``[candidate]`` those of the next edges that are predicted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from pahq_plugin.errors import CheckpointError, one_line
+from pahq_plugin.guard import STATE
+from pahq_plugin.host import Edge
+from pahq_plugin.result import Decision
+from pahq_plugin.search import Snapshot
+
+SCHEMA = "pahq-checkpoint/1"
+METADATA = "pahq"
+EVERY = 30.0
+"""Seconds between two writes."""
+
+TENSORS = {"effects": np.float64, "kept": np.bool_, "exact": np.bool_, "predicted": np.bool_}
+
+
+class Checkpoint:
+    """The checkpoint of one run.
+
+    Args:
+        path: its file; its folder is made as needed.
+        identity: what the run is, as JSON values: a file of another one is refused.
+        order: all edges, in the order in which they are tested.
+        threshold: of the search.
+        every: seconds between two writes.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        identity: Mapping[str, Any],
+        order: Sequence[Edge],
+        threshold: float,
+        every: float = EVERY,
+    ) -> None:
+        self.path = Path(path)
+        self._identity = dict(identity)
+        self._order = order
+        self._threshold = threshold
+        self._every = every
+        self._written = time.monotonic()
+        self._pending: Snapshot | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[Snapshot | None]:
+        """Hold the file for this process; yields the snapshot in it, ``None`` if there is no file.
+
+        However the block ends, the last snapshot is written.
+
+        Raises:
+            CheckpointError: another process holds it, or the file is damaged or of another run.
+        """
+        if self.path.is_dir():
+            raise CheckpointError(f"checkpoint {self.path} is a folder; name a file")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path), _terminated_gently():
+            start = self._read() if self.path.exists() else None
+            try:
+                yield start
+            finally:
+                if self._pending is not None:
+                    self._write(self._pending)
+
+    def take(self, snapshot: Snapshot) -> None:
+        """Keep a snapshot, in the file if it is time."""
+        self._pending = snapshot
+        if time.monotonic() - self._written >= self._every:
+            self._write(snapshot)
+
+    # Writing -------------------------------------------------------------------------------------
+
+    def _write(self, snapshot: Snapshot) -> None:
+        """Whole or not at all; what was there before stays until then."""
+        tensors = _tensors(snapshot)
+        document = {"schema": SCHEMA, "identity": self._identity, "state": _state(snapshot)}
+        document["digest"] = _digest(document, tensors)
+        metadata = {METADATA: json.dumps(document, sort_keys=True)}
+        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        os.close(handle)
+        try:
+            save_file(tensors, temporary, metadata)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            os.replace(temporary, self.path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        self._pending = None
+        self._written = time.monotonic()
+
+    # Reading -------------------------------------------------------------------------------------
+
+    def _read(self) -> Snapshot:
+        document, tensors = read_checkpoint(self.path)
+        self._check_identity(document["identity"])
+        state = document["state"]
+        taken = zip(self._order, *(tensors[name].tolist() for name in ("effects", "kept", "exact")))  # noqa: B905
+        snapshot = Snapshot(
+            decisions=tuple(Decision(edge, *values) for edge, *values in taken),
+            predicted=tuple(tensors["predicted"].tolist()),
+            recent=tuple(state["recent"]),
+            audits=tuple(state["audits"]),
+            guard=state["guard"],
+            evaluations=state["evaluations"],
+            re_evaluations=state["re_evaluations"],
+        )
+        self._check_decisions(snapshot, len(tensors["effects"]))
+        return snapshot
+
+    def _check_identity(self, found: object) -> None:
+        if found == self._identity:
+            return
+        known = found if isinstance(found, dict) else {}
+        for name, value in self._identity.items():
+            if known.get(name) != value:
+                raise CheckpointError(
+                    f"checkpoint {self.path} belongs to another run: its {name} is "
+                    f"{_shown(known.get(name))}, not {_shown(value)}; name another file or delete it"
+                )
+        raise CheckpointError(f"checkpoint {self.path} belongs to another run; name another file")
+
+    def _check_decisions(self, snapshot: Snapshot, count: int) -> None:
+        """
+        Raises:
+            CheckpointError: more decisions than edges, or one against its effect.
+        """
+        fits = count <= len(self._order) and all(0 <= i < len(self._order) for i in snapshot.audits)
+        if not fits or any(d.kept != (d.effect >= self._threshold) for d in snapshot.decisions):
+            raise CheckpointError(f"checkpoint {self.path} is damaged: its decisions do not fit the run")
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    """Document and tensors of a file, checked against its digest.
+
+    Raises:
+        CheckpointError: torn, tampered with, or of another version.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        document = json.loads(metadata[METADATA])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no whole checkpoint: {one_line(error)}") from error
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path} is no checkpoint of this version; expected schema {SCHEMA!r}")
+    digest = document.pop("digest", None)
+    if digest != _digest(document, tensors):
+        raise CheckpointError(f"{path} is damaged: its content does not match its digest")
+    if not _is_whole(document, tensors):
+        raise CheckpointError(f"{path} is damaged: a part is missing or of another type")
+    return document, tensors
+
+
+def _is_whole(document: dict[str, Any], tensors: dict[str, np.ndarray[Any, Any]]) -> bool:
+    state = document.get("state")
+    if not isinstance(state, dict) or tensors.keys() != TENSORS.keys():
+        return False
+    typed = all(t.dtype == TENSORS[name] and t.ndim == 1 for name, t in tensors.items())
+    equal = len(tensors["effects"]) == len(tensors["kept"]) == len(tensors["exact"])
+    guard = state.get("guard")
+    banded = guard is None or (
+        isinstance(guard, dict)
+        and guard.keys() == set(STATE)
+        and all(isinstance(v, float) and v >= 0 for v in guard.values())
+    )
+    counted = all(type(state.get(name)) is int for name in ("evaluations", "re_evaluations"))
+    listed = _all_of(state.get("recent"), bool) and _all_of(state.get("audits"), int)
+    finite = typed and bool(np.isfinite(tensors["effects"]).all())
+    return typed and equal and banded and counted and listed and finite
+
+
+def _all_of(values: object, kind: type) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
+def _tensors(snapshot: Snapshot) -> dict[str, np.ndarray[Any, Any]]:
+    columns = {
+        "effects": [d.effect for d in snapshot.decisions],
+        "kept": [d.kept for d in snapshot.decisions],
+        "exact": [d.exact for d in snapshot.decisions],
+        "predicted": snapshot.predicted,
+    }
+    return {name: np.array(values, dtype=TENSORS[name]) for name, values in columns.items()}
+
+
+def _state(snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "recent": list(snapshot.recent),
+        "audits": list(snapshot.audits),
+        "guard": snapshot.guard,
+        "evaluations": snapshot.evaluations,
+        "re_evaluations": snapshot.re_evaluations,
+    }
+
+
+def _digest(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps(document, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# One process at a time ----------------------------------------------------------------------------
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold ``.NAME.lock`` beside a file, and take it away again.
+
+    Raises:
+        CheckpointError: another process holds it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    file = _lock(lock, path)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        file.close()
+
+
+def _lock(lock: Path, path: Path) -> TextIO:
+    while True:
+        file = open(lock, "a+", encoding="ascii")  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read(20).strip() or "unknown"
+            file.close()
+            raise CheckpointError(
+                f"checkpoint {path} is in use by process {holder}; wait for it, or name another file"
+            ) from None
+        if _is_at(file, lock):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            return file
+        file.close()  # its last holder took it away just now
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _terminated_gently() -> Iterator[None]:
+    """SIGTERM raises `KeyboardInterrupt` inside the block, as Ctrl-C does; in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,168 @@
+"""A search from its settings: the engine made, the guard calibrated, the sweep run or gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pahq_plugin.backend import mixed_precision, model_device
+from pahq_plugin.config import FULL_PRECISION, PrecisionConfig, SearchConfig, default_precision
+from pahq_plugin.engine import Engine
+from pahq_plugin.engine.host import HostEngine
+from pahq_plugin.engine.incremental import IncrementalEngine
+from pahq_plugin.files import installed_version
+from pahq_plugin.guard import GuardBand
+from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
+from pahq_plugin.host.blocks import unsupported
+from pahq_plugin.host.graph import edge_label
+from pahq_plugin.host.model import model_digest
+from pahq_plugin.host.patching import prepare, prompts_digest
+from pahq_plugin.hybrid import calibrate, configured
+from pahq_plugin.metrics import Metric
+from pahq_plugin.plugins import engine_factory
+from pahq_plugin.progress import progress_bar
+from pahq_plugin.result import Decision, Stats
+from pahq_plugin.search import Snapshot, Sweep, make_guard
+
+log = logging.getLogger(__name__)
+
+ENGINES = ("auto", "incremental", "host")
+
+
+@dataclass(frozen=True)
+class SearchTask:
+    """What a search measures: a borrowed model, its prompts, the ablation and the metric."""
+
+    model: PatchableModel
+    loader: PromptDataLoader
+    prompts: list[PromptPairBatch]
+    ablation: AblationType
+    metric: tuple[str, Metric]
+
+
+def search(
+    task: SearchTask,
+    engine_name: str,
+    edges: Sequence[Edge],
+    config: SearchConfig,
+    precision: PrecisionConfig,
+    stats: Stats,
+    progress: bool,
+    start: Snapshot | None = None,
+    show: Callable[[Snapshot], None] | None = None,
+) -> tuple[list[Decision], str, PrecisionConfig]:
+    """One ACDC sweep, from ``start`` if there is one; adds its cost to ``stats``.
+
+    Args:
+        task: what to measure.
+        engine_name: ``"auto"``, one of ours, or of another package.
+        edges: in the order in which they are tested.
+        config: threshold and seed.
+        precision: to screen in.
+        stats: added to.
+        progress: show a bar.
+        start: go on from there.
+        show: told how far the search is.
+
+    Returns:
+        The decisions, and engine and precision used.
+    """
+    with ExitStack() as stack:
+        engine = make_engine(task, engine_name, precision, stack)
+        if precision.policy == "hybrid" and not precision.formats and engine.screens:
+            precision = _calibrated(engine, task.model.cfg, edges, config, precision, stats, progress)
+        bar = stack.enter_context(progress_bar("edges", len(edges), progress))
+        if start is None:
+            guard = make_guard(engine, edges, config.threshold, precision.guard, config.seed)
+        else:
+            guard = GuardBand.from_state(config.threshold, start.guard) if start.guard else None
+        sweep = Sweep(
+            engine, edges, config.threshold, guard, config.seed,
+            progress=lambda done, kept: bar(done, f"{kept} kept"), start=start, show=show,
+        )  # fmt: skip
+        decisions = sweep.run()
+        sweep.record(stats)
+        return decisions, engine.name, precision
+
+
+def run_identity(
+    task: SearchTask, edges: Sequence[Edge], precision: PrecisionConfig, engine: str, threshold: float
+) -> dict[str, Any]:
+    """What makes two runs the same one, as JSON values."""
+    prompts = list(task.loader) if task.ablation.mean_over_dataset else task.prompts
+    order = hashlib.blake2b("\n".join(map(edge_label, edges)).encode(), digest_size=16)
+    return {
+        "version": installed_version("pahq-plugin"),
+        "threshold": threshold,
+        "metric": task.metric[0],
+        "precision": json.loads(json.dumps(precision.record())),
+        "engine": engine,
+        "order": order.hexdigest(),
+        "model": model_digest(task.model),
+        "prompts": prompts_digest(prompts),
+    }
+
+
+def _calibrated(
+    engine: Engine,
+    cfg: Any,
+    edges: Sequence[Edge],
+    config: SearchConfig,
+    precision: PrecisionConfig,
+    stats: Stats,
+    progress: bool,
+) -> PrecisionConfig:
+    """The formats that the hybrid policy chooses; adds the parts' sensitivities to ``stats``."""
+    with progress_bar("parts", len(configured(precision, cfg)), progress) as bar:
+        chosen, assignment = calibrate(
+            engine, edges, precision, cfg, config.threshold, config.seed,
+            progress=lambda done, _: bar(done, "measured"),
+        )  # fmt: skip
+    stats.sensitivity = assignment.errors
+    return chosen
+
+
+def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: ExitStack) -> Engine:
+    """The engine of that name; ``"auto"`` takes the incremental one where it applies.
+
+    Contexts that the engine needs for as long as it lives are entered on ``stack``.
+    """
+    if name not in ENGINES:
+        screening = FULL_PRECISION if precision.guard == math.inf else precision
+        made = engine_factory(name)(
+            task, screening, lambda: make_engine(task, "auto", FULL_PRECISION, stack)
+        )
+        return stack.enter_context(closing(made)) if hasattr(made, "close") else made  # type: ignore[type-var]
+    model, loader, prompts = task.model, task.loader, task.prompts
+    objection = unsupported(model) or _uneven(prompts)
+    if name == "incremental" and objection:
+        log.warning("engine='incremental' cannot do %s; using engine='host'", objection)
+    # Where every decision is wanted exact, screening first would be wasted.
+    screening = None if precision.is_exact or precision.guard == math.inf else precision
+    if name != "host" and not objection:
+        return IncrementalEngine(model, loader, prompts, task.ablation, task.metric, screening)
+    prepared = prepare(model, loader, prompts, task.ablation)  # before the model is lent
+    if precision.guard != 0 and precision.masters == "auto":
+        precision = replace(precision, masters="device")  # they are needed for every exact decision
+    backend = stack.enter_context(mixed_precision(model, precision)) if screening else None
+    return HostEngine(model, prepared, task.metric, backend)
+
+
+def _uneven(prompts: Sequence[PromptPairBatch]) -> str | None:
+    """Why the incremental engine cannot use these batches; ``None`` if it can."""
+    lengths = sorted({batch.clean.shape[1] for batch in prompts if batch.clean.ndim > 1})
+    return f"batches of different lengths ({lengths})" if len(lengths) > 1 else None
+
+
+def engine_precision(engine: str, model: PatchableModel) -> PrecisionConfig:
+    """What an engine screens with on the model's device where nothing was asked for."""
+    device = model_device(model)
+    if engine in ENGINES:
+        return default_precision(device)
+    return engine_factory(engine).default_precision(device)

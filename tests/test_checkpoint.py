@@ -1,0 +1,359 @@
+"""Searches that are stopped and gone on with: the same decisions, bit for bit (acceptance F2)."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+import pahq_plugin as pahq
+from pahq_plugin import search
+from pahq_plugin.checkpoint import METADATA, Checkpoint, read_checkpoint
+from pahq_plugin.discovery import discover
+from pahq_plugin.errors import CheckpointError, ConfigError, PahqError
+from pahq_plugin.result import Discovery
+from tests.helpers.small import loader, small_model
+
+THRESHOLD = 0.003
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots of the small searches here, too."""
+    monkeypatch.setattr(search, "SNAPSHOT_EVERY", 24)
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a run."""
+
+
+def run(path: Path | None, **settings: Any) -> Discovery:
+    defaults = {"method": "pahq", "threshold": THRESHOLD, "progress": False, "checkpoint_every": 0.0}
+    return discover(small_model(), loader(), checkpoint=path, **(defaults | settings))
+
+
+def taken(result: Discovery) -> list[tuple[float, bool, bool]]:
+    return [(d.effect, d.kept, d.exact) for d in result.decisions]
+
+
+def stopping_after(count: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Make the search break off behind its ``count``-th snapshot; call what is returned to end that."""
+    original, seen = Checkpoint.take, [0]
+
+    def take(self: Checkpoint, snapshot: search.Snapshot) -> None:
+        original(self, snapshot)
+        seen[0] += 1
+        if seen[0] == count:
+            raise Stopped
+
+    monkeypatch.setattr(Checkpoint, "take", take)
+    return lambda: monkeypatch.setattr(Checkpoint, "take", original)
+
+
+CASES: list[dict[str, Any]] = [
+    {"method": "acdc"},
+    {"method": "pahq"},
+    {"method": "pahq", "threshold": 0.05},
+    {"method": "pahq", "engine": "host"},
+    {"method": "acdc", "engine": "host", "ablation": "zero"},
+    {"method": "pahq-paper"},
+    {"method": "pahq", "ablation": "tokenwise_mean_corrupt", "batches": None},
+    {"method": "acdc", "metric": "logit_diff"},
+    {"method": "pahq", "precision": pahq.PrecisionConfig(low="int8", mlp="int8", policy="hybrid")},
+]
+
+
+@pytest.mark.parametrize("settings", CASES, ids=str)
+def test_a_stopped_search_goes_on_to_the_same_decisions(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(None, **settings)
+    stops = 0
+    for count in (1, 2, 4):
+        path = tmp_path / f"{count}.safetensors"
+        go_on = stopping_after(count, monkeypatch)
+        try:
+            run(path, **settings)
+        except Stopped:
+            stops += 1
+        go_on()
+        assert taken(run(path, **settings)) == taken(whole), count
+    assert stops >= 2
+
+
+def test_a_finished_search_is_not_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    first = run(path)
+    _, tensors = read_checkpoint(path)
+    assert len(tensors["effects"]) == len(first.decisions)
+    again = run(path)
+    assert taken(again) == taken(first)
+    assert again.stats.evaluations == first.stats.evaluations
+    assert again.record() == first.record()
+    assert os.listdir(tmp_path) == ["c.safetensors"]  # neither lock nor temporary file
+
+
+def test_checkpoints_change_nothing(tmp_path: Path) -> None:
+    assert run(None).record() == run(tmp_path / "c").record()
+
+
+def test_an_interrupted_search_writes_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c"
+    stopping_after(2, monkeypatch)
+    with pytest.raises(Stopped):
+        run(path, checkpoint_every=1e9)  # never by the clock
+    _, tensors = read_checkpoint(path)
+    assert 0 < len(tensors["effects"]) < len(small_model().edges)
+
+
+# Foreign, torn and tampered files -----------------------------------------------------------------
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "c.safetensors"
+    run(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"threshold": 0.004}, "threshold is 0.003, not 0.004"),
+        ({"method": "acdc"}, 'method is "pahq", not "acdc"'),
+        ({"seed": 1}, "seed is 0, not 1"),
+        ({"ablation": "zero"}, 'ablation is "resample", not "zero"'),
+        ({"metric": "logit_diff"}, 'metric is "kl_div", not "logit_diff"'),
+        ({"batches": None}, "batches is 1, not null"),
+        ({"engine": "host"}, 'engine is "auto", not "host"'),
+        ({"precision": pahq.PrecisionConfig(low="bf16", mlp="bf16")}, "precision is"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_another_run_is_refused(written: Path, settings: dict[str, Any], name: str) -> None:
+    before = written.read_bytes()
+    with pytest.raises(CheckpointError, match="belongs to another run") as error:
+        run(written, **settings)
+    assert name in str(error.value) and "\n" not in str(error.value)
+    assert written.read_bytes() == before
+
+
+def test_other_models_prompts_and_orders_are_refused(written: Path) -> None:
+    settings: dict[str, Any] = {"method": "pahq", "threshold": THRESHOLD, "progress": False}
+    with pytest.raises(CheckpointError, match="its model is"):
+        discover(small_model(seed=9), loader(), checkpoint=written, **settings)
+    with pytest.raises(CheckpointError, match="its prompts is"):
+        discover(small_model(), loader(seed=9), checkpoint=written, **settings)
+    model = small_model()
+    order = sorted(model.edges, key=lambda edge: edge.name)
+    with pytest.raises(CheckpointError, match="its order is"):
+        discover(model, loader(), checkpoint=written, order=order, **settings)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
+def test_torn_files_are_refused(written: Path, share: float) -> None:
+    content = written.read_bytes()
+    written.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match="is no whole checkpoint"):
+        run(written)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_changed_bit_goes_unnoticed(data: st.DataObject, tmp_path_factory: Any) -> None:
+    content = bytearray(_content(tmp_path_factory))
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= 1 << data.draw(st.integers(0, 7))
+    path = tmp_path_factory.mktemp("bits") / "c"
+    path.write_bytes(content)
+    try:
+        document, tensors = read_checkpoint(path)
+    except CheckpointError:
+        return
+    original = tmp_path_factory.getbasetemp() / "original"
+    same_document, same_tensors = read_checkpoint(original)  # white space of the header, at most
+    assert document == same_document
+    assert all(np.array_equal(tensors[name], same_tensors[name]) for name in tensors)
+
+
+def _content(tmp_path_factory: Any) -> bytes:
+    original = tmp_path_factory.getbasetemp() / "original"
+    if not original.exists():
+        run(original)
+    return original.read_bytes()
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """Change a checkpoint and give it the digest that belongs to what is then in it."""
+    from pahq_plugin.checkpoint import _digest
+
+    with safe_open(path, framework="numpy") as file:
+        document = json.loads(file.metadata()[METADATA])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del document["digest"]
+    change(document, tensors)
+    document["digest"] = _digest(document, tensors)
+    save_file(tensors, path, {METADATA: json.dumps(document)})
+
+
+TAMPERED: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
+    "kept against its effect": lambda d, t: t["kept"].__setitem__(0, not t["kept"][0]),
+    "an infinite effect": lambda d, t: t["effects"].__setitem__(0, np.inf),
+    "more decisions than edges": lambda d, t: t.update(
+        {name: np.concatenate([t[name]] * 2) for name in ("effects", "kept", "exact")}
+    ),
+    "columns of unequal length": lambda d, t: t.update(kept=t["kept"][:-1]),
+    "an audit of no edge": lambda d, t: d["state"]["audits"].append(10**9),
+    "a negative guard": lambda d, t: d["state"]["guard"].update(floor=-1.0),
+    "a guard without a width": lambda d, t: d["state"]["guard"].pop("relative"),
+    "text for a count": lambda d, t: d["state"].update(evaluations="many"),
+    "no state": lambda d, t: d.pop("state"),
+    "another schema": lambda d, t: d.update(schema="pahq-checkpoint/2"),
+    "integers for effects": lambda d, t: t.update(effects=t["effects"].astype(np.int64)),
+    "one more tensor": lambda d, t: t.update(more=t["kept"]),
+    "no identity": lambda d, t: d.update(identity=[]),
+}
+
+
+@pytest.mark.parametrize("name", sorted(TAMPERED))
+def test_tampered_files_are_refused(written: Path, name: str) -> None:
+    """Even with a digest that fits."""
+    rewritten(written, TAMPERED[name])
+    with pytest.raises(CheckpointError) as error:
+        run(written)
+    assert str(written) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_no_checkpoint_of_a_folder_or_a_ranking(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a folder"):
+        run(tmp_path)
+    with pytest.raises(ConfigError, match="'eap' cannot use checkpoint"):
+        discover(small_model(), loader(), method="eap", checkpoint=tmp_path / "c")
+
+
+# Processes ----------------------------------------------------------------------------------------
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    one, other = (Checkpoint(path, {}, [], THRESHOLD) for _ in range(2))
+    in_use = pytest.raises(CheckpointError, match=f"in use by process {os.getpid()}")
+    with one.held(), in_use, other.held():
+        pass
+    with other.held():
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_many_threads_never_hold_it_together(tmp_path: Path) -> None:
+    path, inside, most = tmp_path / "c", [0], [0]
+    lock = threading.Lock()
+
+    def hold() -> None:
+        for _ in range(50):
+            try:
+                with Checkpoint(path, {}, [], THRESHOLD).held():
+                    with lock:
+                        inside[0] += 1
+                        most[0] = max(most[0], inside[0])
+                    time.sleep(0.0005)
+                    with lock:
+                        inside[0] -= 1
+            except PahqError:
+                pass
+
+    threads = [threading.Thread(target=hold) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most[0] == 1
+
+
+SCRIPT = """
+import sys, torch
+from pahq_plugin import search
+search.SNAPSHOT_EVERY = 40
+torch.set_num_threads(1)
+from pahq_plugin.cli import main
+main()
+"""
+
+
+def command(out: Path, problem: str = "greater-than", method: str = "pahq") -> list[str]:
+    arguments = ["discover", problem, "--method", method, "--threshold", "0.001", "--json"]
+    return [sys.executable, "-c", SCRIPT, *arguments, "--out", str(out), "--checkpoint-every", "0"]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": str(random.randrange(1000))}
+    return subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def undisturbed(folder: Path, **case: str) -> tuple[bytes, float]:
+    """Bytes of the result, and how long the process took."""
+    begun = time.monotonic()
+    assert start(command(folder, **case)).wait(300) == 0
+    return (folder / "result.json").read_bytes(), time.monotonic() - begun
+
+
+def killed_and_gone_on_with(folder: Path, sig: int, after: float, **case: str) -> bytes:
+    """Bytes of the result of a run that was killed, then started again."""
+    process = start(command(folder, **case))
+    time.sleep(after)
+    process.send_signal(sig)
+    process.wait(60)
+    if not (folder / "result.json").exists():
+        assert start(command(folder, **case)).wait(300) == 0
+    assert sorted(os.listdir(folder))[-2:] == ["result.json", "run.json"]
+    return (folder / "result.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, float]:
+    return undisturbed(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_and_gone_on_with(sig: int, tmp_path: Path, whole: tuple[bytes, float]) -> None:
+    expected, seconds = whole
+    after = random.Random(int(sig)).uniform(0.6, 1.0) * seconds
+    assert killed_and_gone_on_with(tmp_path, sig, after) == expected
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("problem", "method"), [("ioi", "pahq"), ("induction", "acdc")])
+def test_killed_at_random_moments(problem: str, method: str, tmp_path: Path) -> None:
+    """25 moments each, 50 in all; a run may be killed several times."""
+    expected, seconds = undisturbed(tmp_path / "whole", problem=problem, method=method)
+    moments = random.Random(problem)
+    for turn in range(25):
+        folder = tmp_path / str(turn)
+        for _ in range(moments.randrange(3)):
+            process = start(command(folder, problem, method))
+            time.sleep(moments.uniform(0.3, 1.0) * seconds)
+            process.kill()
+            process.wait(60)
+        after = moments.uniform(0.3, 1.0) * seconds
+        found = killed_and_gone_on_with(folder, signal.SIGKILL, after, problem=problem, method=method)
+        assert found == expected, turn
