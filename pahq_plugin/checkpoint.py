@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,6 +27,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from pahq_plugin.distributed import World
 from pahq_plugin.errors import CheckpointError, one_line
 from pahq_plugin.guard import STATE
 from pahq_plugin.host import Edge
@@ -121,17 +122,7 @@ class Checkpoint:
     def _read(self) -> Snapshot:
         document, tensors = read_checkpoint(self.path)
         self._check_identity(document["identity"])
-        state = document["state"]
-        taken = zip(self._order, *(tensors[name].tolist() for name in ("effects", "kept", "exact")))  # noqa: B905
-        snapshot = Snapshot(
-            decisions=tuple(Decision(edge, *values) for edge, *values in taken),
-            predicted=tuple(tensors["predicted"].tolist()),
-            recent=tuple(state["recent"]),
-            audits=tuple(state["audits"]),
-            guard=state["guard"],
-            evaluations=state["evaluations"],
-            re_evaluations=state["re_evaluations"],
-        )
+        snapshot = unpacked((tensors, document["state"]), self._order)
         self._check_decisions(snapshot, len(tensors["effects"]))
         return snapshot
 
@@ -155,6 +146,45 @@ class Checkpoint:
         fits = count <= len(self._order) and all(0 <= i < len(self._order) for i in snapshot.audits)
         if not fits or any(d.kept != (d.effect >= self._threshold) for d in snapshot.decisions):
             raise CheckpointError(f"checkpoint {self.path} is damaged: its decisions do not fit the run")
+
+
+@contextmanager
+def held_by_first(
+    checkpoint: Checkpoint | None, order: Sequence[Edge], world: World
+) -> Iterator[Snapshot | None]:
+    """The first process holds the file; all of them get what is in it."""
+    with ExitStack() as stack:
+
+        def begin() -> Packed | None:
+            start = None if checkpoint is None else stack.enter_context(checkpoint.held())
+            return None if start is None else packed(start)
+
+        found = world.share(begin)
+        yield None if found is None else unpacked(found, order)
+
+
+Packed = tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]
+"""A snapshot without host objects: its tensors and the rest."""
+
+
+def packed(snapshot: Snapshot) -> Packed:
+    """What a file or another process gets."""
+    return _tensors(snapshot), _state(snapshot)
+
+
+def unpacked(content: Packed, order: Sequence[Edge]) -> Snapshot:
+    """The snapshot again; decisions are those of the first edges of ``order``."""
+    tensors, state = content
+    taken = zip(order, *(tensors[name].tolist() for name in ("effects", "kept", "exact")))  # noqa: B905
+    return Snapshot(
+        decisions=tuple(Decision(edge, *values) for edge, *values in taken),
+        predicted=tuple(tensors["predicted"].tolist()),
+        recent=tuple(state["recent"]),
+        audits=tuple(state["audits"]),
+        guard=state["guard"],
+        evaluations=state["evaluations"],
+        re_evaluations=state["re_evaluations"],
+    )
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:

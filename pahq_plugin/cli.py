@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pahq_plugin.errors import ConfigError
+from pahq_plugin.launch import launched
 from pahq_plugin.report.command import compare
 from pahq_plugin.terminal import Debug, Json, Top, one_line_errors, print_json
 
@@ -67,7 +68,7 @@ def discover(
     debug: Debug = False,
 ) -> None:
     """Find the circuit of PROBLEM and print its strongest edges."""
-    with one_line_errors(debug):
+    with one_line_errors(debug), launched() as world:
         _check_folder(out, force)
         if batches < 0:
             raise ConfigError(f"--batches={batches} must be 0 (all batches) or a number above 0")
@@ -115,6 +116,8 @@ def discover(
             seed=seed,
             checkpoint_every=checkpoint_every,
         )
+        if not world.is_first:
+            return
         if out is not None:
             result.save(out)
             if own is not None and checkpoint is None:

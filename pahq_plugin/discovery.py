@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,15 @@ import torch
 
 from pahq_plugin.backend import model_device
 from pahq_plugin.catalogue import Method, get_method, refuse_unused
-from pahq_plugin.checkpoint import EVERY, Checkpoint
+from pahq_plugin.checkpoint import EVERY, Checkpoint, held_by_first
 from pahq_plugin.config import (
     DEFAULT_THRESHOLD,
     FULL_PRECISION,
     PrecisionConfig,
     SearchConfig,
 )
-from pahq_plugin.errors import ConfigError, GraphError
+from pahq_plugin.distributed import World, current_world
+from pahq_plugin.errors import ConfigError, DistributedError, GraphError
 from pahq_plugin.host import (
     AblationType,
     Edge,
@@ -55,7 +55,6 @@ from pahq_plugin.metrics import Metric, check_answers, logit_diff, resolve_metri
 from pahq_plugin.plugins import engine_names
 from pahq_plugin.policy import check_parts
 from pahq_plugin.result import Decision, Discovery, Stats
-from pahq_plugin.search import Snapshot
 from pahq_plugin.searching import ENGINES, SearchTask, engine_precision, run_identity, search
 
 log = logging.getLogger(__name__)
@@ -118,6 +117,7 @@ def discover(
         PromptError: no prompts, or prompts that do not fit the model.
         GraphError: an ``order`` that is no permutation of the model's edges.
         CheckpointError: a checkpoint that is damaged, of another run, or in use.
+        DistributedError: inside a group of processes, what these cannot share, or one that is gone.
         MetricError: an unknown metric, or one that returns another shape than ``[prompt]`` or
             values that are not finite.
     """
@@ -161,20 +161,24 @@ def discover(
         if kind.mean_over_dataset:
             check_one_length(loader)
     width = _output_width(model, prompts[0].clean)
+    world = current_world()
+    check_world(chosen, model, world)
     with seeded(seed), borrowed(model):
         if chosen.kind == "search":
             used = chosen.precision or precision or engine_precision(engine, model)
-            task = SearchTask(model, loader, prompts, kind, resolve_metric(metric, width))
-            held: AbstractContextManager[Snapshot | None] = nullcontext()
-            show = None
-            if checkpoint is not None:
+            task = SearchTask(
+                model, loader, [world.share_of(batch) for batch in prompts], kind,
+                resolve_metric(metric, width), world, prompts,
+            )  # fmt: skip
+            kept = None
+            if checkpoint is not None and world.is_first:
                 identity = settings | run_identity(task, edges, used, engine, threshold)
                 kept = Checkpoint(checkpoint, identity, edges, threshold, checkpoint_every)
-                held, show = kept.held(), kept.take
-            with held as start, measured(stats, model_device(model)):
+            with held_by_first(kept, edges, world) as start, measured(stats, model_device(model)):
                 decisions, engine_used, used = search(
-                    task, engine, edges, config, used, stats, progress, start, show
-                )
+                    task, engine, edges, config, used, stats, progress and world.is_first, start,
+                    None if kept is None else kept.take,
+                )  # fmt: skip
             settings |= {
                 "threshold": threshold,
                 "metric": task.metric[0],
@@ -218,6 +222,21 @@ def check_circuit_size(n_edges: object, available: int) -> None:
     """
     if type(n_edges) is not int or not 0 <= n_edges <= available:
         raise ConfigError(f"n_edges={n_edges!r} must be an integer between 0 and {available}")
+
+
+def check_world(method: Method, model: PatchableModel, world: World) -> None:
+    """
+    Raises:
+        DistributedError: a method or a model that several processes cannot share.
+    """
+    if world.size == 1:
+        return
+    if method.kind != "search":
+        raise DistributedError(f"method {method.name!r} runs in one process; searches share prompts")
+    if model.kv_caches is not None:
+        raise DistributedError(
+            "the model has KV caches of whole batches; several processes share batches"
+        )
 
 
 def check_true_edges(method: Method, model: PatchableModel, true_edges: set[Edge] | None) -> None:

@@ -47,6 +47,10 @@ class CheckpointError(PahqError):
     """A checkpoint is torn, tampered with, of another run, or in use."""
 
 
+class DistributedError(PahqError):
+    """Processes of one run cannot work together, or one of them is gone."""
+
+
 class ExportError(PahqError):
     """An export cannot be written or read: a missing extra, a foreign or damaged file, a part of the
     model that no graph can hold."""

@@ -8,14 +8,16 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pahq_plugin.backend import mixed_precision, model_device
 from pahq_plugin.config import FULL_PRECISION, PrecisionConfig, SearchConfig, default_precision
+from pahq_plugin.distributed import ALONE, World
 from pahq_plugin.engine import Engine
 from pahq_plugin.engine.host import HostEngine
 from pahq_plugin.engine.incremental import IncrementalEngine
+from pahq_plugin.errors import DistributedError
 from pahq_plugin.files import installed_version
 from pahq_plugin.guard import GuardBand
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
@@ -37,13 +39,25 @@ ENGINES = ("auto", "incremental", "host")
 
 @dataclass(frozen=True)
 class SearchTask:
-    """What a search measures: a borrowed model, its prompts, the ablation and the metric."""
+    """What a search measures.
+
+    Attributes:
+        model: borrowed.
+        loader: for ablations that average over the data set.
+        prompts: batches of this process.
+        ablation: what a patched edge carries.
+        metric: name and function.
+        world: the processes that share the prompts.
+        everyone: the batches whole.
+    """
 
     model: PatchableModel
     loader: PromptDataLoader
     prompts: list[PromptPairBatch]
     ablation: AblationType
     metric: tuple[str, Metric]
+    world: World = ALONE
+    everyone: list[PromptPairBatch] = field(default_factory=list)
 
 
 def search(
@@ -95,7 +109,8 @@ def run_identity(
     task: SearchTask, edges: Sequence[Edge], precision: PrecisionConfig, engine: str, threshold: float
 ) -> dict[str, Any]:
     """What makes two runs the same one, as JSON values."""
-    prompts = list(task.loader) if task.ablation.mean_over_dataset else task.prompts
+    everyone = task.everyone or task.prompts
+    prompts = list(task.loader) if task.ablation.mean_over_dataset else everyone
     order = hashlib.blake2b("\n".join(map(edge_label, edges)).encode(), digest_size=16)
     return {
         "version": installed_version("pahq-plugin"),
@@ -134,6 +149,8 @@ def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: 
     Contexts that the engine needs for as long as it lives are entered on ``stack``.
     """
     if name not in ENGINES:
+        if task.world.size > 1:
+            raise DistributedError(f"engine={name!r} works in one process; use engine='incremental'")
         screening = FULL_PRECISION if precision.guard == math.inf else precision
         made = engine_factory(name)(
             task, screening, lambda: make_engine(task, "auto", FULL_PRECISION, stack)
@@ -146,12 +163,16 @@ def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: 
     # Where every decision is wanted exact, screening first would be wasted.
     screening = None if precision.is_exact or precision.guard == math.inf else precision
     if name != "host" and not objection:
-        return IncrementalEngine(model, loader, prompts, task.ablation, task.metric, screening)
+        return IncrementalEngine(
+            model, loader, prompts, task.ablation, task.metric, screening,
+            world=task.world, everyone=task.everyone,
+        )  # fmt: skip
     prepared = prepare(model, loader, prompts, task.ablation)  # before the model is lent
     if precision.guard != 0 and precision.masters == "auto":
         precision = replace(precision, masters="device")  # they are needed for every exact decision
     backend = stack.enter_context(mixed_precision(model, precision)) if screening else None
-    return HostEngine(model, prepared, task.metric, backend)
+    sizes = [len(batch.clean) for batch in task.everyone] or None
+    return HostEngine(model, prepared, task.metric, backend, task.world, sizes)
 
 
 def _uneven(prompts: Sequence[PromptPairBatch]) -> str | None:

@@ -96,7 +96,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """Print a table whose cells are text already; the first column names the row."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for place, name in enumerate(columns):
-        table.add_column(name, justify="right" if place else "left")
+        table.add_column(name, justify="right" if place else "left", no_wrap=not place)
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)

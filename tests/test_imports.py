@@ -47,6 +47,8 @@ ORDER = (
     "graph",
     "activations",
     "guard",
+    "distributed",
+    "launch",
     "engine",
     "hybrid",
     "records",

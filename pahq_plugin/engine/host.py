@@ -15,6 +15,7 @@ import torch
 
 from pahq_plugin.backend import Backend
 from pahq_plugin.config import PrecisionConfig
+from pahq_plugin.distributed import ALONE, World
 from pahq_plugin.errors import MetricError
 from pahq_plugin.host import Edge, PatchableModel
 from pahq_plugin.host.graph import block, edge_label
@@ -34,6 +35,8 @@ class HostEngine:
         batches: prepared batches that the loss averages over.
         metric: name and function.
         backend: screens in mixed precision; ``None`` runs everything in the model's own precision.
+        world: processes that the prompts are shared by.
+        sizes: prompts of each batch in all processes together; ``None`` where nothing is shared.
     """
 
     name = "host"
@@ -45,12 +48,17 @@ class HostEngine:
         batches: Sequence[PatchBatch],
         metric: tuple[str, Metric],
         backend: Backend | None = None,
+        world: World = ALONE,
+        sizes: Sequence[int] | None = None,
     ) -> None:
         self.evaluations = 0
         self._model = model
         self._batches = batches
         self._metric = metric
         self._backend = backend
+        self._world = world
+        own = [len(prepared.batch.clean) for prepared in batches]
+        self._weights = [n / whole for n, whole in zip(own, sizes or own, strict=True)]
         self._sources = [prepared.clean.clone() for prepared in batches]
         self._last_start: list[int | None] = [None] * len(batches)
         self._removed: set[Edge] = set()
@@ -158,8 +166,12 @@ class HostEngine:
         return self._mean(start)
 
     def _mean(self, start: int | None) -> float:
-        losses = [self._batch_loss(i, start) for i in range(len(self._batches))]
-        return sum(losses) / len(losses)
+        def own() -> torch.Tensor:
+            losses = [self._batch_loss(i, start) for i in range(len(self._batches))]
+            weighted = [w * loss for w, loss in zip(self._weights, losses, strict=True)]
+            return torch.tensor([sum(weighted) / len(weighted)], dtype=torch.float64)
+
+        return float(self._world.total(own, 1))
 
     @torch.inference_mode()
     def _batch_loss(self, i: int, start: int | None) -> float:

@@ -17,37 +17,32 @@ doubt is settled by one pass in full precision, of which a row becomes the prese
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import reduce
-from operator import or_
-from statistics import fmean
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from pahq_plugin.activations import ablated_runs, run_plain, run_sources
-from pahq_plugin.attention import investigation
-from pahq_plugin.backend import model_device
 from pahq_plugin.config import PrecisionConfig
+from pahq_plugin.distributed import ALONE, World
 from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for, release_unused
 from pahq_plugin.engine.candidates import Group, Single, starts_of, which_change
 from pahq_plugin.engine.passes import Pass, Waiting
 from pahq_plugin.engine.plans import Plans
-from pahq_plugin.engine.products import OwnProducts, Products, ScreenedProducts
+from pahq_plugin.engine.products import OwnProducts, Products
 from pahq_plugin.engine.reach import first_changes, shape_of
 from pahq_plugin.engine.readout import Readout
 from pahq_plugin.engine.rows import Rows, Start
+from pahq_plugin.engine.screen import FEW_ROWS, Screen
 from pahq_plugin.engine.state import BatchState
 from pahq_plugin.errors import MetricError
 from pahq_plugin.graph import KeptGraph, Place, Step
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
 from pahq_plugin.host.graph import edge_label
 from pahq_plugin.metrics import Metric
-from pahq_plugin.policy import check_parts, high_parts
+from pahq_plugin.policy import check_parts
 
 LEAST_ROWS = 16
-FEW_ROWS = 8
-"""A pass over fewer rows than this goes on to the next destination of the stage."""
 
 
 class IncrementalEngine:
@@ -62,6 +57,8 @@ class IncrementalEngine:
         precision: screens in this mixed precision; ``None`` measures everything exactly.
         memory: bytes for the rows of one pass; ``None`` for what suits the device.
         storage: dtype of the cached source outputs; FP32 (or the model's wider dtype) is exact.
+        world: processes that the prompts are shared by.
+        everyone: the batches whole; ``None`` for ``prompts``, where nothing is shared.
     """
 
     name = "incremental"
@@ -76,13 +73,20 @@ class IncrementalEngine:
         precision: PrecisionConfig | None = None,
         memory: int | None = None,
         storage: torch.dtype | None = None,
+        world: World = ALONE,
+        everyone: list[PromptPairBatch] | None = None,
     ) -> None:
         self.evaluations = 0
+        everyone = everyone or prompts
         device = prompts[0].clean.device
         self._model = model
         self._budget = budget_for(device, memory)
         self._storage = storage or model.cfg.dtype
-        self._graph = KeptGraph(model, shape_of(model, prompts, ablation), device)
+        self._world = world
+        self._weights = [
+            len(own.clean) / len(whole.clean) for own, whole in zip(prompts, everyone, strict=True)
+        ]
+        self._graph = KeptGraph(model, shape_of(model, everyone, ablation), device)
         ablated = ablated_runs(model, loader, prompts, ablation, self._storage)
         self._states, self._readouts = [], []
         own = self._own = OwnProducts(model)
@@ -97,15 +101,17 @@ class IncrementalEngine:
             )
             final = run.final[:, self._graph.outputs.index]
             self._readouts.append(Readout(model, batch, final, metric, self._budget.work))
-        self.loss = self._loss = fmean(readout.clean_loss for readout in self._readouts)
+        clean = torch.tensor([readout.clean_loss for readout in self._readouts], dtype=torch.float64)
+        self.loss = self._loss = self._mean(lambda: clean[:, None], 1)[0]
         self._limit = self._most_rows = max(LEAST_ROWS, len(model.srcs))
         self.lookahead = 4 * self._most_rows  # most edges lead nowhere and need no row
         self._freed = 0
         self._last: Pass | None = None
         self._waiting = Waiting([{} for _ in prompts])
         self._asked: list[Edge] | None = None
-        self._plans = Plans(self._graph, model, len(prompts[0].clean))
-        self._screen: _Screen | None = None
+        most = -(-len(everyone[0].clean) // world.size)  # the same rows fit everywhere
+        self._plans = Plans(self._graph, model, most)
+        self._screen: Screen | None = None
         if precision is not None:
             self.screen_with(precision)
 
@@ -130,7 +136,7 @@ class IncrementalEngine:
         self._last = None
         for state in self._states:
             state.forget_screened()
-        self._screen = _Screen(self._model, self._own, precision)
+        self._screen = Screen(self._model, self._own, precision)
 
     # The protocol --------------------------------------------------------------------------------
 
@@ -184,17 +190,17 @@ class IncrementalEngine:
         return all(at[0] == place[0] for at in self._waiting.shifts[0])
 
     def _group_effects(
-        self, candidates: list[Edge], kept: list[bool], steps: list[Step], screen: _Screen | None
+        self, candidates: list[Edge], kept: list[bool], steps: list[Step], screen: Screen | None
     ) -> list[float]:
         """Effects of candidates into one stage, by one pass."""
         singles = [self._singles(state, candidates) for state in self._states]
-        group = Group(candidates, kept, which_change(len(candidates), singles))
+        group = Group(candidates, kept, self._which_change(len(candidates), singles))
         if screen is None or group.n_rows == 0:
             return _all_known(self._exact_effects(group, singles, steps))
         return _all_known(self._screened_effects(group, singles, steps, screen))
 
     def _screened_effects(
-        self, group: Group, singles: Sequence[dict[Place, Single]], steps: list[Step], screen: _Screen
+        self, group: Group, singles: Sequence[dict[Place, Single]], steps: list[Step], screen: Screen
     ) -> list[float | None]:
         """What the rows of a group show in mixed precision.
 
@@ -239,7 +245,7 @@ class IncrementalEngine:
             candidates = candidates[: asked[fit - 1] + 1]
         size = len(candidates)
         singles = [self._singles(state, candidates) for state in self._states]
-        changing = which_change(size, singles)
+        changing = self._which_change(size, singles)
         group = Group(candidates, predicted_kept[:size], changing, wanted[:size])
         try:
             effects = self._exact_effects(group, singles, steps)
@@ -338,14 +344,35 @@ class IncrementalEngine:
         ]
         self.evaluations += n_rows
         unembedding = None if products is None else products.unembedding()
-        each = zip(rows, self._readouts, strict=True)
-        losses = torch.stack([readout.losses(one.output, unembedding) for one, readout in each])
-        losses = losses.mean(dim=0)
+        each = list(zip(rows, self._readouts, strict=True))
+        losses = self._mean(
+            lambda: torch.stack([readout.losses(one.output, unembedding) for one, readout in each]),
+            n_rows,
+        )
         self._freed += n_rows * self._plans.row_bytes(steps)
         if self._freed > RELEASE_BYTES:
             self._freed = 0
             release_unused()
-        return rows, losses.tolist()
+        return rows, losses
+
+    def _mean(self, compute: Callable[[], torch.Tensor], n_rows: int) -> list[float]:
+        """Losses of rows, averaged over all prompts of all processes.
+
+        Args:
+            compute: this process's losses, FP64 ``[batch, row]``.
+            n_rows: how many rows there are.
+        """
+
+        def own() -> torch.Tensor:
+            losses = compute()
+            weights = torch.tensor(self._weights, dtype=losses.dtype, device=losses.device)
+            return (weights[:, None] * losses).mean(dim=0)
+
+        return self._world.total(own, n_rows).tolist()
+
+    def _which_change(self, n_candidates: int, singles: Sequence[dict[Place, Single]]) -> list[bool]:
+        """Whether each candidate takes anything away, in any batch of any process."""
+        return self._world.any(which_change(n_candidates, singles))
 
     # Starts --------------------------------------------------------------------------------------
 
@@ -373,7 +400,7 @@ class IncrementalEngine:
         return singles
 
     def _fitting(
-        self, group: list[Edge], needed: Sequence[bool], screen: _Screen | None
+        self, group: list[Edge], needed: Sequence[bool], screen: Screen | None
     ) -> tuple[list[Edge], list[Step]]:
         """As many of the first candidates as rows are wanted and fit, and their cone."""
         counts, limit = np.cumsum(needed), self._limit
@@ -401,30 +428,6 @@ class IncrementalEngine:
     def cache_bytes(self) -> int:
         """Bytes of the cached activations of all batches."""
         return sum(state.nbytes for state in self._states)
-
-
-class _Screen:
-    """Mixed-precision products for whatever candidates are under test."""
-
-    def __init__(self, model: PatchableModel, own: OwnProducts, precision: PrecisionConfig) -> None:
-        self._shared = investigation(precision, model_device(model))
-        self._products = ScreenedProducts(model, own, self._shared)
-
-    @property
-    def few(self) -> int:
-        """A pass over fewer rows than this goes on to the next destination of the stage."""
-        return FEW_ROWS if self.only_changes else 1
-
-    @property
-    def only_changes(self) -> bool:
-        """Whether a row without a change shows the present state, free of rounding."""
-        return self._shared.precision.only_changes
-
-    def products(self, group: Sequence[Edge]) -> Products:
-        """Products in which the parts are high that the policy keeps so for ``group``."""
-        parts = (high_parts(self._shared.precision.policy, edge) for edge in group)
-        self._shared.high = reduce(or_, parts)
-        return self._products
 
 
 def _all_known(effects: Sequence[float | None]) -> list[float]:

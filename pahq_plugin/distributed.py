@@ -1,0 +1,192 @@
+"""One run in several processes, on one machine or many: prompts are shared out, losses added up.
+
+1. Every process holds the model and takes its share of each batch's prompts.
+2. Losses of a pass are gathered from all processes and added in the order of ranks, so that every
+   process sees the same bits and takes the same decisions; nothing else is exchanged but which
+   candidates change anything.
+3. The first process alone writes files.
+
+Started by ``torchrun``, or inside any initialised ``torch.distributed`` group. When a process dies, its
+connections close and the others stop with a `DistributedError`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pahq_plugin import errors
+from pahq_plugin.errors import DistributedError, MetricError, PahqError, one_line
+from pahq_plugin.host import PromptPairBatch
+
+Value = TypeVar("Value")
+
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for one that is alive but does not answer."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run.
+
+    Attributes:
+        rank: which one this is.
+        size: how many there are.
+        device: where tensors have to be to be exchanged.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def share_of(self, batch: PromptPairBatch) -> PromptPairBatch:
+        """This process's prompts of a batch.
+
+        Raises:
+            DistributedError: fewer prompts than processes.
+        """
+        if self.size == 1:
+            return batch
+        if len(batch.clean) < self.size:
+            raise DistributedError(
+                f"a batch of {len(batch.clean)} prompts cannot be shared by {self.size} processes; "
+                "start fewer, or pass a larger batch_size"
+            )
+        return PromptPairBatch(
+            key=batch.key,
+            batch_diverge_idx=batch.batch_diverge_idx,
+            clean=self._part(batch.clean),
+            corrupt=self._part(batch.corrupt),
+            answers=self._part(batch.answers),
+            wrong_answers=self._part(batch.wrong_answers),
+        )
+
+    def _part(self, values: Any) -> Any:
+        """The ``rank``-th of ``size`` nearly equal parts of a tensor or a list."""
+        first, last = (len(values) * i // self.size for i in (self.rank, self.rank + 1))
+        return values[first:last]
+
+    def total(self, compute: Callable[[], Tensor], count: int) -> Tensor:
+        """Sum over all processes, the same bits in each.
+
+        Args:
+            compute: this process's summand, FP64 ``[count]``.
+            count: its length, the same everywhere.
+
+        Raises:
+            MetricError: in every process, where one of them raises it.
+        """
+        if self.size == 1:
+            return compute()
+        failure = None
+        try:
+            own = compute()
+        except MetricError as error:  # the others wait for an answer
+            own, failure = torch.full((count,), torch.nan, dtype=torch.float64), error
+        parts = self._gather(own)
+        if any(bool(part.isnan().any()) for part in parts):
+            raise failure or MetricError("a loss is not finite in another process")
+        return torch.stack(parts).sum(dim=0)
+
+    def any(self, flags: Sequence[bool]) -> list[bool]:
+        """For each flag whether it is up in some process."""
+        if self.size == 1 or not flags:
+            return list(flags)
+        parts = self._gather(torch.tensor(flags, dtype=torch.float64))
+        return torch.stack(parts).any(dim=0).tolist()
+
+    def share(self, compute: Callable[[], Value]) -> Value:
+        """What the first process computes, in all of them; errors made on purpose, too.
+
+        Values come from the run's own processes, never from a file.
+        """
+        if self.size == 1:
+            return compute()
+        answer: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                answer[0] = compute()
+            except PahqError as error:
+                answer[1] = type(error).__name__, str(error)
+        with _together():
+            dist.broadcast_object_list(answer, src=0)
+        if answer[1] is not None:
+            name, message = answer[1]
+            raise getattr(errors, name, PahqError)(message)
+        return answer[0]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            with _together():
+                dist.barrier()
+
+    def _gather(self, own: Tensor) -> list[Tensor]:
+        own = own.to(self.device)
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        with _together():
+            dist.all_gather(parts, own)
+        return [part.cpu() for part in parts]
+
+
+ALONE = World()
+"""A run in one process."""
+
+
+def current_world() -> World:
+    """The initialised group of processes, or `ALONE`."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return ALONE
+    device = f"cuda:{torch.cuda.current_device()}" if dist.get_backend() == "nccl" else "cpu"
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+@contextmanager
+def launched() -> Iterator[World]:
+    """The group that ``torchrun`` started this process in, made for the ``with`` block.
+
+    Raises:
+        DistributedError: the processes do not find each other.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+        yield current_world()
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    try:
+        # What is exchanged is a few numbers: gloo does for GPUs, too.
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise DistributedError(f"the processes do not find each other: {one_line(error)}") from error
+    try:
+        yield current_world()
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """
+    Raises:
+        DistributedError: another process is gone or does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise DistributedError(
+            "another process of this run is gone or does not answer; start all of them again, with the "
+            f"same checkpoint to go on: {one_line(error)}"
+        ) from error

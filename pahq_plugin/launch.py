@@ -1,0 +1,31 @@
+"""Commands that ``torchrun`` may start several times over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def launched() -> Iterator[Any]:
+    """The processes of this run, a `pahq_plugin.distributed.World` or, where there is only this one, an
+    `Alone`, for which nothing has to be imported.
+
+    Raises:
+        DistributedError: the processes do not find each other.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield Alone()
+        return
+    from pahq_plugin.distributed import launched as group
+
+    with group() as world:
+        yield world
+
+
+class Alone:
+    """The one process of a run."""
+
+    is_first = True

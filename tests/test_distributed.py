@@ -1,0 +1,179 @@
+"""Several processes that share prompts: same decisions, and no hang when one dies (acceptance F3)."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from auto_circuit.data import PromptPairBatch
+
+from pahq_plugin.distributed import ALONE, World, current_world
+from pahq_plugin.errors import DistributedError, MetricError
+
+SCRIPT = """
+import torch
+from pahq_plugin import search
+search.SNAPSHOT_EVERY = 40
+torch.set_num_threads(1)
+from pahq_plugin.cli import main
+main()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as connection:
+        connection.bind(("127.0.0.1", 0))
+        return int(connection.getsockname()[1])
+
+
+def start(size: int, arguments: list[str]) -> list[subprocess.Popen[str]]:
+    """Processes of one run, as ``torchrun`` starts them, each told its rank."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
+    shared |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, *arguments],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def ends(processes: list[subprocess.Popen[str]], within: float = 300) -> list[tuple[int, str]]:
+    """Exit code and last line of what each said; fails if one hangs."""
+    found = []
+    for process in processes:
+        _, said = process.communicate(timeout=within)
+        lines = [line for line in said.splitlines() if line.strip()]
+        found.append((process.returncode, lines[-1] if lines else ""))
+    return found
+
+
+def arguments(out: Path, *more: str) -> list[str]:
+    search = ["discover", "greater-than", "--threshold", "0.001", "--checkpoint-every", "0", "--json"]
+    return [*search, "--out", str(out), *more]
+
+
+def decisions(out: Path) -> list[tuple[str, bool]]:
+    record = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    return [(entry["edge"], entry["kept"]) for entry in record["decisions"]]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    assert ends(start(1, arguments(folder)))[0][0] == 0
+    return folder
+
+
+def test_two_processes_take_the_same_decisions(alone: Path, tmp_path: Path) -> None:
+    assert ends(start(2, arguments(tmp_path))) == [(0, ""), (0, "")]
+    assert decisions(tmp_path) == decisions(alone)
+    assert sorted(os.listdir(tmp_path)) == ["result.json", "run.json"]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("method", ["acdc", "pahq"])
+@pytest.mark.parametrize("engine", ["incremental", "host"])
+def test_any_number_of_processes(method: str, engine: str, tmp_path: Path) -> None:
+    """1, 2 and 4, and 3, which shares 8 prompts unevenly."""
+    found = {}
+    for size in (1, 2, 3, 4):
+        folder = tmp_path / str(size)
+        chosen = ["--method", method, "--engine", engine]
+        assert {code for code, _ in ends(start(size, arguments(folder, *chosen)), 900)} == {0}
+        found[size] = decisions(folder)
+    assert found[1] == found[2] == found[3] == found[4]
+
+
+def killed(out: Path, victim: int, after: float) -> list[tuple[int, str]]:
+    """Start two processes and kill one; how they ended. The other has a minute."""
+    processes = start(2, arguments(out))
+    time.sleep(after)
+    processes[victim].kill()
+    return ends(processes, 60)
+
+
+def check_kill(out: Path, alone: Path, victim: int, after: float) -> None:
+    """Whoever is left stops with one line, and all started again come to the same result."""
+    code, said = killed(out, victim, after)[1 - victim]
+    if code != 0:
+        assert code == 1 and said.startswith("error: ") and "process" in said, said
+    if not (out / "result.json").exists():
+        assert {code for code, _ in ends(start(2, arguments(out)))} == {0}
+    assert decisions(out) == decisions(alone)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_stops_the_others(victim: int, alone: Path, tmp_path: Path) -> None:
+    check_kill(tmp_path, alone, victim, after=8.0)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+def test_processes_that_die_at_random_moments(alone: Path, tmp_path: Path) -> None:
+    moments = random.Random(0)
+    for turn in range(10):
+        check_kill(tmp_path / str(turn), alone, moments.randrange(2), moments.uniform(1, 12))
+
+
+def test_what_processes_cannot_share_is_refused_in_each(tmp_path: Path) -> None:
+    for more, said in (
+        (["--method", "eap"], "'eap' runs in one process"),
+        (["--batch-size", "1"], "a batch of 1 prompts cannot be shared by 2 processes"),
+    ):
+        for code, line in ends(start(2, arguments(tmp_path, *more))):
+            assert code == 1 and said in line
+    assert not (tmp_path / "result.json").exists()
+
+
+# One process --------------------------------------------------------------------------------------
+
+
+def batch(prompts: int, listed: bool = False) -> PromptPairBatch:
+    tokens = torch.arange(prompts * 3).reshape(prompts, 3)
+    answers = [torch.tensor([i]) for i in range(prompts)] if listed else tokens[:, :1]
+    return PromptPairBatch(7, 0, tokens, tokens + 1, answers, answers)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize(("prompts", "size"), [(8, 2), (8, 3), (5, 5), (7, 4)])
+def test_every_prompt_has_one_process(prompts: int, size: int, listed: bool) -> None:
+    whole = batch(prompts, listed)
+    parts = [World(rank, size).share_of(whole) for rank in range(size)]
+    assert torch.equal(torch.cat([part.clean for part in parts]), whole.clean)
+    assert torch.equal(torch.cat([part.corrupt for part in parts]), whole.corrupt)
+    assert [int(a) for part in parts for a in part.answers] == [int(a) for a in whole.answers]
+    sizes = [len(part.clean) for part in parts]
+    assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
+
+
+def test_fewer_prompts_than_processes() -> None:
+    with pytest.raises(DistributedError, match="a batch of 2 prompts cannot be shared by 3 processes"):
+        World(0, 3).share_of(batch(2))
+
+
+def test_a_world_of_one_exchanges_nothing() -> None:
+    assert current_world() is ALONE and ALONE.is_first
+    assert ALONE.share_of(whole := batch(2)) is whole
+    assert ALONE.any([True, False]) == [True, False]
+    assert ALONE.share(lambda: 5) == 5
+    ALONE.wait()
+
+    def fails() -> torch.Tensor:
+        raise MetricError("mine")
+
+    with pytest.raises(MetricError, match="mine"):
+        ALONE.total(fails, 1)
