@@ -29,8 +29,11 @@ from pahq_plugin.host import PromptPairBatch
 
 Value = TypeVar("Value")
 
+MEETING = timedelta(seconds=40)
+"""How long a process waits at the start for the others to come."""
+
 PATIENCE = timedelta(minutes=30)
-"""How long a process waits for one that is alive but does not answer."""
+"""How long it waits later for one that lives but does not answer; a death is noticed at once."""
 
 
 @dataclass(frozen=True)
@@ -168,9 +171,12 @@ def launched() -> Iterator[World]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
         # What is exchanged is a few numbers: gloo does for GPUs, too.
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("gloo", timeout=MEETING)
     except (RuntimeError, ValueError) as error:
-        raise DistributedError(f"the processes do not find each other: {one_line(error)}") from error
+        raise DistributedError(
+            f"the processes of this run do not find each other; start all again: {one_line(error)}"
+        ) from error
+    dist.distributed_c10d._set_pg_timeout(PATIENCE)
     try:
         yield current_world()
     finally:
