@@ -218,9 +218,7 @@ def test_areas_of_nan_are_nan() -> None:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    st.lists(
-        st.tuples(st.integers(0, 20), st.floats(-2, 3), st.floats(-2, 3)), min_size=1, max_size=6
-    )
+    st.lists(st.tuples(st.integers(0, 20), st.floats(-2, 3), st.floats(-2, 3)), min_size=1, max_size=6)
 )
 def test_areas_against_integration(circuits: list[tuple[int, float, float]]) -> None:
     """Fine midpoints between the points, each row of a batch alone."""
