@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def host_function(key: str, options: Mapping[str, Any] | None = None) -> PruneFu
         raise ConfigError(f"{key!r} has no option {unknown[0]!r}; it has {', '.join(names) or 'none'}")
     quiet = {"show_train_graph": False} if "show_train_graph" in names else {}
     function = partial(function, **(quiet | dict(options or {})))
-    return _in_canonical_order(function) if key in SWEEPS else function
+    return _reproducible(_in_canonical_order(function) if key in SWEEPS else function)
 
 
 def host_options(key: str) -> dict[str, Any]:
@@ -74,6 +75,31 @@ def _in_canonical_order(function: PruneFunction) -> PruneFunction:
             return function(model, loader, true_edges)
         finally:
             model.edges = edges
+
+    return ordered
+
+
+def _reproducible(function: PruneFunction) -> PruneFunction:
+    """The host keeps its destinations in a set, too, and draws random numbers in its order.
+
+    Besides, it trains with ``torch.optim.adam.Adam``, a module that PyTorch hides since 2.6.
+    """
+
+    def ordered(
+        model: PatchableModel, loader: PromptDataLoader, true_edges: set[Edge] | None
+    ) -> PruneScores:
+        wrappers, masks = model.dest_wrappers, model.patch_masks
+        hidden = not hasattr(torch.optim, "adam")
+        model.dest_wrappers = sorted(wrappers, key=lambda w: w.module_name)  # type: ignore[assignment]
+        model.patch_masks = dict(sorted(masks.items()))
+        if hidden:
+            torch.optim.adam = import_module("torch.optim.adam")  # type: ignore[attr-defined]
+        try:
+            return function(model, loader, true_edges)
+        finally:
+            model.dest_wrappers, model.patch_masks = wrappers, masks
+            if hidden:
+                del torch.optim.adam  # type: ignore[attr-defined]
 
     return ordered
 
