@@ -123,7 +123,7 @@ def test_ablations_are_named_in_any_case() -> None:
 
 
 def test_unknown_profiles_are_refused() -> None:
-    with pytest.raises(ConfigError, match="'tiny'.*reduced, full"):
+    with pytest.raises(ConfigError, match=r"'tiny'.*reduced, full"):
         profile("tiny")
 
 
