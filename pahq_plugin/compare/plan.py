@@ -24,8 +24,8 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -208,6 +208,7 @@ def make_plan(content: Mapping[str, Any], folder: Path) -> Plan:
         _refuse_unknown(run, set(SETTINGS), "a run")
         for search in _searches(shared | run, folder):
             searches.setdefault(search.folder, search)
+    _refuse_ambiguous(searches.values())
     return Plan(
         tuple(searches.values()),
         test_batches=_count(content.get("test_batches"), "test_batches"),
@@ -239,6 +240,23 @@ def _searches(run: Mapping[str, Any], folder: Path) -> list[Search]:
         for problem, baseline, seed in product(problems, baselines, seeds)
         for threshold in (thresholds if baseline.sweeps else [None])
     ]
+
+
+def _refuse_ambiguous(searches: Iterable[Search]) -> None:
+    """Tables tell searches apart by problem, method, threshold and seed, and by nothing else."""
+    seen: dict[tuple[Any, ...], Search] = {}
+    for search in searches:
+        first = seen.setdefault(
+            (search.problem.label, search.method, search.threshold, search.seed), search
+        )
+        if first is not search:
+            differing = [
+                f.name for f in fields(search) if getattr(search, f.name) != getattr(first, f.name)
+            ]
+            raise ConfigError(
+                f"two runs hold {search.label}, with different {' and '.join(differing)}; "
+                "compare those in plans of their own"
+            )
 
 
 def _problem(value: object, folder: Path) -> ProblemSpec:
