@@ -100,9 +100,22 @@ def test_unknown_names_list_the_known_ones(name: str) -> None:
 REFUSED = {("eap-ig", FRACTION): "numbers"}
 
 
-@pytest.mark.parametrize("name", [*BASELINES, "pahq@int8", "pahq@int4", "unguarded@fp8_e4m3"])
-@pytest.mark.parametrize("spec", [REVERSE, FRACTION], ids=lambda spec: spec.name)
-def test_every_baseline_runs(name: str, spec: ProblemSpec, tmp_path: Path) -> None:
+QUICK = ("acdc", "host-acdc", "eap", "eap-ig", "ig", "edge-probing", "act-mag", "ground-truth")
+"""What also runs on the larger model in the normal tests."""
+EVERY = [*BASELINES, "pahq@int8", "pahq@int4", "unguarded@fp8_e4m3"]
+RUNS = [
+    *(pytest.param(FRACTION, name, id=f"{FRACTION.name}-{name}") for name in EVERY),
+    *(
+        pytest.param(
+            REVERSE, name, id=f"{REVERSE.name}-{name}", marks=[] if name in QUICK else pytest.mark.full
+        )
+        for name in EVERY
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "name"), RUNS)
+def test_every_baseline_runs(spec: ProblemSpec, name: str, tmp_path: Path) -> None:
     if (name, spec) in REFUSED:
         with pytest.raises(ConfigError, match=REFUSED[name, spec]):
             find(search_of(name, spec), tmp_path, 1)
