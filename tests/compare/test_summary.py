@@ -179,6 +179,13 @@ def test_circuits_by_hand() -> None:
     assert cut["faithfulness_loss"] == 0 and math.isnan(cut["completeness_loss"])
 
 
+def test_more_behaviour_is_a_larger_number() -> None:
+    rows = [[3.0, 1.0, 0.0], [1.0, 2.0, 1.0]]
+    assert JUDGED[0].behaviours == ["loss", "logit_diff"]
+    assert JUDGED[0].behaviour("loss", rows).tolist() == [-3, -1]
+    assert JUDGED[0].behaviour("logit_diff", rows).tolist() == [1, 2]
+
+
 def test_a_loss_alone_has_no_other_columns() -> None:
     lone = judged(FP32, [circuit(0.1, 3, [[1.0], [1.0]], [[4.0], [4.0]])], answered=False)
     only = row(frames.circuits(Material((), (lone,))), method=FP32)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -25,7 +26,12 @@ from pahq_plugin.compare.plan import Plan, ProblemSpec, Search, make_plan
 from pahq_plugin.compare.summary import at_threshold, precision_study, summary
 from pahq_plugin.compare.sweep import Outcome, Work, judgements_of, run_plan, run_work
 from pahq_plugin.errors import ConfigError, ResultError
+from pahq_plugin.evaluation import judging
+from pahq_plugin.host import AblationType
+from pahq_plugin.host.patching import first_batches
+from pahq_plugin.metrics import kl_div
 from pahq_plugin.records import RESULT_FILE, RUN_FILE
+from pahq_plugin.zoo import load_problem
 
 CONTENT: dict[str, Any] = {
     "problems": ["induction"],
@@ -107,6 +113,19 @@ def test_circuits_are_judged_at_their_sizes(done: Path) -> None:
             assert free == [round(share * 1519) for share in task.SHARES]
         elif record["method"] != "act-mag":
             assert not free
+
+
+def test_circuits_and_complements_are_run_on_held_out_prompts(done: Path) -> None:
+    """Once more in this process, for one circuit."""
+    material, given = read_material(PLAN, done), load_problem("induction")
+    entry = next(j for j in material.judged if j.record["method"] == "acdc").record["circuits"][0]
+    chosen = next(f for f in material.findings if f.search == PLAN.searches[0]).circuit
+    circuit = {edge for edge in given.model.edges if (edge.name, edge.seq_idx) in chosen}
+    prompts = first_batches(given.test_loader, 1)
+    with judging(given.model, prompts, AblationType.RESAMPLE, kl_div) as judge:
+        inside, outside = judge.run(circuit), judge.run(given.model.edges - circuit)
+    np.testing.assert_allclose(entry["inside"], inside, atol=1e-6)
+    np.testing.assert_allclose(entry["outside"], outside, atol=1e-6)
 
 
 def test_a_second_run_does_nothing_again(copied: Path) -> None:
