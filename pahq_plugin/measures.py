@@ -65,7 +65,8 @@ def roc_points(scores: ArrayLike, truth: ArrayLike) -> list[Point]:
         scores: ``[edge]``.
         truth: ``[edge]``, whether the edge is in the official circuit.
     """
-    false, true, _ = roc_curve(np.asarray(truth), np.abs(scores))
+    # Points on a straight line count: under a staircase they add area.
+    false, true, _ = roc_curve(np.asarray(truth), np.abs(scores), drop_intermediate=False)
     return list(zip(false.tolist(), true.tolist(), strict=True))
 
 

@@ -16,8 +16,9 @@ from pahq_plugin.errors import ConfigError
 from pahq_plugin.formats import FORMATS
 from pahq_plugin.host.algorithms import NEEDS_TRUE_EDGES, SWEEPS
 
-Options = Callable[[str, float | None], dict[str, Any]]
-"""From the problem's metric and the threshold to arguments of a host algorithm."""
+Options = Callable[[str, float | None, bool], dict[str, Any]]
+"""From the problem's metric, the threshold, and whether answers are token ids, to arguments of a host
+algorithm."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Baseline:
     method: Method
     sweeps: bool = False
     precision: PrecisionConfig | None = None
-    options: Options = lambda metric, threshold: {}
+    options: Options = lambda metric, threshold, token_answers: {}
     answers: Method | None = None
 
     @property
@@ -66,7 +67,7 @@ class Baseline:
             if self.answers is None:
                 raise ConfigError(f"{self.name} differentiates logits of answers; these are numbers")
             method = replace(self.answers, name=method.name)
-        options = self.options(metric, threshold) | dict(changed)
+        options = self.options(metric, threshold, token_answers) | dict(changed)
         if options and not method.key:
             raise ConfigError(f"{self.name} is no algorithm of the host and takes no options")
         return replace(method, options={**method.options, **options})
@@ -80,14 +81,14 @@ def _host(key: str, name: str, title: str, **options: Any) -> Method:
     return Method(name, title, "host", key=key, options=options)
 
 
-def _one_threshold(metric: str, threshold: float | None) -> dict[str, Any]:
+def _one_threshold(metric: str, threshold: float | None, token_answers: bool) -> dict[str, Any]:
     """The host's ACDC at a single threshold instead of its sweep."""
     return {"tao_bases": [threshold], "tao_exps": [0], "faithfulness_target": metric}
 
 
-def _target(metric: str, threshold: float | None) -> dict[str, Any]:
-    """What probing stays faithful to; for ``mse`` the host compares with the answers."""
-    return {"faithfulness_target": metric}
+def _target(metric: str, threshold: float | None, token_answers: bool) -> dict[str, Any]:
+    """What probing stays faithful to; for ``mse`` the host compares with the answers, as numbers."""
+    return {"faithfulness_target": "kl_div" if token_answers else metric}
 
 
 EAP_MSE = _host("Edge Answer Logit MSE Gradient At Clean", "eap", "edge attribution patching (MSE)")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,23 @@ from pahq_plugin.compare.baselines import EXACT, get_baseline
 from pahq_plugin.compare.plan import Plan, Search
 from pahq_plugin.compare.sweep import is_found, judgements_of
 from pahq_plugin.compare.task import cost, cut
-from pahq_plugin.errors import ResultError
+from pahq_plugin.errors import ResultError, one_line
 from pahq_plugin.records import RESULT_FILE, read_record
+
+JUDGED_KEYS = frozenset(
+    (
+        "problem",
+        "method",
+        "seed",
+        "metric",
+        "edges",
+        "measures",
+        "whole",
+        "empty",
+        "circuits",
+        "true_edges",
+    )
+)
 
 Name = tuple[str, int | None]
 MIB = 2**20
@@ -95,22 +110,19 @@ class Material:
     judged: tuple[Judged, ...]
 
     def exact_for(self, search: Search) -> Finding | None:
-        """The FP32 search with the same problem, threshold and seed, if there is one."""
-        return self._by_search.get((search.problem, EXACT, search.threshold, search.seed))
+        """The FP32 search of the same prompts, threshold and ablation, if there is one."""
+        return self._exact.get(_task(search))
 
     @cached_property
-    def _by_search(self) -> dict[tuple[Any, ...], Finding]:
-        return {
-            (f.search.problem, f.search.method, f.search.threshold, f.search.seed): f
-            for f in self.findings
-        }
+    def _exact(self) -> dict[tuple[Any, ...], Finding]:
+        return {_task(f.search): f for f in self.findings if f.search.method == EXACT}
 
     def cut_at(self, finding: Finding, threshold: float) -> frozenset[Name] | None:
         """Of a ranking, the edges kept at the size of the FP32 circuit; ``None`` for a search."""
         search = finding.search
         if get_baseline(search.method).sweeps:
             return None
-        exact = self._by_search.get((search.problem, EXACT, threshold, search.seed))
+        exact = self.exact_for(replace(search, threshold=threshold))
         if exact is None:
             return finding.circuit
         return frozenset(cut(finding.record["decisions"], len(exact.circuit)))
@@ -125,6 +137,11 @@ class Material:
         }
 
 
+def _task(search: Search) -> tuple[Any, ...]:
+    """All of a search but how it is done."""
+    return search.problem, search.threshold, search.seed, search.batches, search.ablation
+
+
 def read_material(plan: Plan, folder: Path) -> Material:
     """Read what a sweep left.
 
@@ -132,20 +149,28 @@ def read_material(plan: Plan, folder: Path) -> Material:
         ResultError: a file is damaged; says which one to delete.
     """
     found, judged = folder / "found", folder / "judged"
-    findings = tuple(
-        Finding(search, read_record(found / search.folder / RESULT_FILE), cost(found / search.folder))
-        for search in plan.searches
-        if is_found(search, found)
-    )
+    findings = tuple(_finding(s, found / s.folder) for s in plan.searches if is_found(s, found))
     files = [judged / judgement.file for judgement in judgements_of(plan, found)]
     return Material(findings, tuple(Judged(_read(file)) for file in files if file.is_file()))
 
 
+def _finding(search: Search, folder: Path) -> Finding:
+    try:
+        return Finding(search, read_record(folder / RESULT_FILE), cost(folder))
+    except ResultError as error:
+        raise ResultError(f"{error}; delete {folder} and run again") from error
+
+
 def _read(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ResultError(f"{file} is damaged; delete it and run again: {error}") from error
+        raise ResultError(f"{file} is damaged; delete it and run again: {one_line(error)}") from error
+    if not isinstance(record, dict) or record.keys() != JUDGED_KEYS:
+        raise ResultError(
+            f"{file} is damaged; delete it and run again: it must hold {', '.join(sorted(JUDGED_KEYS))}"
+        )
+    return record
 
 
 def searches(material: Material) -> pd.DataFrame:

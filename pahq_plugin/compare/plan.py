@@ -21,19 +21,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pahq_plugin.errors import ConfigError
+from pahq_plugin.errors import ConfigError, one_line
 from pahq_plugin.files import installed_version
 
 THRESHOLDS = (0.0003, 0.001, 0.003, 0.01, 0.03)
 PROFILES = ("reduced", "full")
+LARGEST_SEED = 2**63 - 1
+"""PyTorch takes no larger one."""
 
 SETTINGS = ("problems", "methods", "thresholds", "seeds", "batches", "ablation", "options")
 PROBLEM_SETTINGS = ("name", "model", "prompts", "batch_size", "positional")
@@ -61,6 +65,7 @@ class ProblemSpec:
     def label(self) -> str:
         """The name, with the hub model if there is one, and what else is not the default."""
         parts = [self.name, self.model or "", Path(self.prompts).stem if self.prompts else ""]
+        parts += [f"batch {self.batch_size}" if self.batch_size else ""]
         parts += ["positions" if self.positional else ""]
         return " ".join(filter(None, parts))
 
@@ -160,12 +165,14 @@ def read_plan(file: Path) -> Plan:
     """
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{file} is no readable TOML: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} is no readable TOML: {one_line(error)}") from error
     try:
         return make_plan(content, file.parent)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
+    except (ValueError, RecursionError) as error:  # numbers too long to be shown, lists in lists
+        raise ConfigError(f"{file}: {one_line(error)}") from error
 
 
 def profile(name: str) -> Plan:
@@ -194,13 +201,14 @@ def make_plan(content: Mapping[str, Any], folder: Path) -> Plan:
     _refuse_unknown(content, known, "the plan")
     shared = {name: content[name] for name in SETTINGS if name in content}
     runs = content.get("runs", [{}])
-    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
-        raise ConfigError("runs must be tables: [[runs]]")
+    if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
+        raise ConfigError("runs must be tables, at least one: [[runs]]")
     searches: dict[str, Search] = {}
     for run in runs:
         _refuse_unknown(run, set(SETTINGS), "a run")
         for search in _searches(shared | run, folder):
             searches.setdefault(search.folder, search)
+    _refuse_ambiguous(searches.values())
     return Plan(
         tuple(searches.values()),
         test_batches=_count(content.get("test_batches"), "test_batches"),
@@ -212,13 +220,14 @@ def make_plan(content: Mapping[str, Any], folder: Path) -> Plan:
 def _searches(run: Mapping[str, Any], folder: Path) -> list[Search]:
     """The searches of one run."""
     from pahq_plugin.compare.baselines import get_baseline
+    from pahq_plugin.discovery import ablation_type
 
     problems = [_problem(value, folder) for value in _list(run, "problems")]
     baselines = [get_baseline(_text(name, "a method")) for name in _list(run, "methods")]
     thresholds = [_threshold(value) for value in _list(run, "thresholds", THRESHOLDS)]
     seeds = [_seed(value) for value in _list(run, "seeds", (0,))]
     batches = _count(run.get("batches", 1), "batches")
-    ablation = _text(run.get("ablation", "resample"), "ablation")
+    ablation = ablation_type(_text(run.get("ablation", "resample"), "ablation")).name.lower()
     options = run.get("options", {})
     try:
         json.dumps(options, allow_nan=False)
@@ -231,6 +240,23 @@ def _searches(run: Mapping[str, Any], folder: Path) -> list[Search]:
         for problem, baseline, seed in product(problems, baselines, seeds)
         for threshold in (thresholds if baseline.sweeps else [None])
     ]
+
+
+def _refuse_ambiguous(searches: Iterable[Search]) -> None:
+    """Tables tell searches apart by problem, method, threshold and seed, and by nothing else."""
+    seen: dict[tuple[Any, ...], Search] = {}
+    for search in searches:
+        first = seen.setdefault(
+            (search.problem.label, search.method, search.threshold, search.seed), search
+        )
+        if first is not search:
+            differing = [
+                f.name for f in fields(search) if getattr(search, f.name) != getattr(first, f.name)
+            ]
+            raise ConfigError(
+                f"two runs hold {search.label}, with different {' and '.join(differing)}; "
+                "compare those in plans of their own"
+            )
 
 
 def _problem(value: object, folder: Path) -> ProblemSpec:
@@ -246,8 +272,8 @@ def _problem(value: object, folder: Path) -> ProblemSpec:
     prompts = given.get("prompts")
     if prompts is not None:
         file = folder / _text(prompts, "prompts")
-        if not file.is_file():
-            raise ConfigError(f"no prompt file {file}")
+        if not _is_readable(file):
+            raise ConfigError(f"no readable prompt file {str(file)[:200]!r}")
         given = given | {"prompts": str(file.resolve())}
     if given.get("model") is not None:
         _text(given["model"], "model")
@@ -257,6 +283,13 @@ def _problem(value: object, folder: Path) -> ProblemSpec:
     if size is not None and (type(size) is not int or size < 1):
         raise ConfigError(f"batch_size must be an integer above 0, not {size!r}")
     return ProblemSpec(**given)
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        return file.is_file() and os.access(file, os.R_OK)
+    except (OSError, ValueError):  # ValueError: a name with a null byte
+        return False
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: set[str], where: str) -> None:
@@ -280,14 +313,14 @@ def _text(value: object, name: str) -> str:
 
 def _threshold(value: object) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value < float("inf"):  # type: ignore[operator]
+    if not number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
         raise ConfigError(f"a threshold must be a number above 0, not {value!r}")
     return float(value)  # type: ignore[arg-type]
 
 
 def _seed(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise ConfigError(f"a seed must be an integer of at least 0, not {value!r}")
+    if type(value) is not int or not 0 <= value <= LARGEST_SEED:
+        raise ConfigError(f"a seed must be an integer from 0 to 2**63 - 1, not {value!r}")
     return value
 
 

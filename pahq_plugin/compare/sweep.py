@@ -33,8 +33,8 @@ from typing import Any
 
 from pahq_plugin.compare.baselines import EXACT
 from pahq_plugin.compare.plan import Plan, Search
-from pahq_plugin.compare.task import SEARCH_FILE, Judgement, find, judge
-from pahq_plugin.errors import ConfigError, PahqError
+from pahq_plugin.compare.task import SEARCH_FILES, Judgement, find, judge
+from pahq_plugin.errors import ConfigError, PahqError, one_line
 from pahq_plugin.files import write_text
 from pahq_plugin.progress import progress_bar
 from pahq_plugin.records import RESULT_FILE, read_record
@@ -85,8 +85,11 @@ def run_plan(
         What was refused or failed; everything else is in the folder.
 
     Raises:
-        ConfigError: ``folder`` is a file.
+        ConfigError: ``folder`` is a file, or there is no process or no thread to work with.
+        ResultError: the result of a search is damaged; says which.
     """
+    if processes < 1 or threads < 1:
+        raise ConfigError(f"processes={processes} and threads={threads} must both be at least 1")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; a comparison is kept in a folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,8 +112,8 @@ def run_plan(
 
 
 def is_found(search: Search, found: Path) -> bool:
-    """Whether the result of a search is there."""
-    return (found / search.folder / SEARCH_FILE).is_file()
+    """Whether the result of a search is there, with all its files."""
+    return all((found / search.folder / name).is_file() for name in SEARCH_FILES)
 
 
 def judgements_of(plan: Plan, found: Path) -> list[Judgement]:
@@ -203,9 +206,9 @@ def _in_process(run: Callable[[], None], sender: Connection) -> None:
     try:
         run()
     except PahqError as error:
-        sender.send((True, " ".join(str(error).split())))
+        sender.send((True, one_line(error)))  # short: nobody reads before the process has ended
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = " ".join(str(error).split())[:300]
-        sender.send((False, f"{type(error).__name__}: {reason} ({where.name}, line {where.lineno})"))
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        sender.send((False, f"{reason} ({where.name}, line {where.lineno})"))
         sys.exit(1)

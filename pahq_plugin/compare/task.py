@@ -17,11 +17,12 @@ from typing import Any
 
 from pahq_plugin.compare.baselines import get_baseline
 from pahq_plugin.compare.plan import Search, digest_of, slug
-from pahq_plugin.errors import ConfigError
+from pahq_plugin.errors import ConfigError, ResultError, one_line
 from pahq_plugin.files import write_text
-from pahq_plugin.records import RESULT_FILE, read_record, read_stats
+from pahq_plugin.records import RESULT_FILE, RUN_FILE, read_record, read_stats
 
 SEARCH_FILE = "search.json"
+SEARCH_FILES = (RESULT_FILE, RUN_FILE, SEARCH_FILE)
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """MIB's circuit sizes as shares of all edges; the tenth, all of them, is known by definition."""
 
@@ -112,9 +113,12 @@ def find(search: Search, folder: Path, threads: int) -> None:
         }
         write_text(temporary / SEARCH_FILE, json.dumps(record, indent=1) + "\n")
         os.rename(temporary, folder / search.folder)
-    except OSError:
-        if not (folder / search.folder / SEARCH_FILE).is_file():  # another process was first
+    except OSError as error:
+        there = folder / search.folder
+        if not there.exists():
             raise
+        if not all((there / name).is_file() for name in SEARCH_FILES):  # else another was first
+            raise ResultError(f"{there} is damaged; delete it and run again") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -189,8 +193,18 @@ def cut(ranking: Sequence[dict[str, Any]], size: int) -> Names:
 
 
 def cost(folder: Path) -> dict[str, Any]:
-    """What a search cost: its stats, and bytes above what the loaded model took."""
-    record = json.loads((folder / SEARCH_FILE).read_text(encoding="utf-8"))
+    """What a search cost: its stats, and bytes above what the loaded model took.
+
+    Raises:
+        ResultError: a file is damaged; names it.
+    """
+    file = folder / SEARCH_FILE
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ResultError(f"{file} is damaged: {one_line(error)}") from error
+    if not isinstance(record, dict) or type(record.get("extra_bytes")) is not int:
+        raise ResultError(f"{file} is damaged: it must hold extra_bytes")
     return read_stats(folder) | record
 
 

@@ -51,11 +51,9 @@ def host_function(key: str, options: Mapping[str, Any] | None = None) -> PruneFu
     unknown = [name for name in options or () if name not in names]
     if unknown:
         raise ConfigError(f"{key!r} has no option {unknown[0]!r}; it has {', '.join(names) or 'none'}")
-    trains = "show_train_graph" in names
-    function = partial(function, **({"show_train_graph": False} if trains else {}), **(options or {}))
-    if trains:
-        return _with_adam(function)
-    return _in_canonical_order(function) if key in SWEEPS else function
+    quiet = {"show_train_graph": False} if "show_train_graph" in names else {}
+    function = partial(function, **(quiet | dict(options or {})))
+    return _reproducible(_in_canonical_order(function) if key in SWEEPS else function)
 
 
 def host_options(key: str) -> dict[str, Any]:
@@ -67,23 +65,6 @@ def host_options(key: str) -> dict[str, Any]:
 def sized_as_the_truth(key: str, options: Mapping[str, Any]) -> bool:
     """Whether a host algorithm looks for a circuit of the official one's size."""
     return "true_size" in (host_options(key) | dict(options)).get("circuit_sizes", ())
-
-
-def _with_adam(function: PruneFunction) -> PruneFunction:
-    """The host reads ``torch.optim.adam``, a module that recent PyTorch no longer shows."""
-
-    def lent(
-        model: PatchableModel, loader: PromptDataLoader, true_edges: set[Edge] | None
-    ) -> PruneScores:
-        if hasattr(torch.optim, "adam"):
-            return function(model, loader, true_edges)
-        torch.optim.adam = import_module("torch.optim.adam")  # type: ignore[attr-defined]
-        try:
-            return function(model, loader, true_edges)
-        finally:
-            del torch.optim.adam  # type: ignore[attr-defined]
-
-    return lent
 
 
 def _in_canonical_order(function: PruneFunction) -> PruneFunction:
@@ -99,6 +80,31 @@ def _in_canonical_order(function: PruneFunction) -> PruneFunction:
             return function(model, loader, true_edges)
         finally:
             model.edges = edges
+
+    return ordered
+
+
+def _reproducible(function: PruneFunction) -> PruneFunction:
+    """The host keeps its destinations in a set, too, and draws random numbers in its order.
+
+    Besides, it trains with ``torch.optim.adam.Adam``, a module that PyTorch hides since 2.6.
+    """
+
+    def ordered(
+        model: PatchableModel, loader: PromptDataLoader, true_edges: set[Edge] | None
+    ) -> PruneScores:
+        wrappers, masks = model.dest_wrappers, model.patch_masks
+        hidden = not hasattr(torch.optim, "adam")
+        model.dest_wrappers = sorted(wrappers, key=lambda w: w.module_name)  # type: ignore[assignment]
+        model.patch_masks = dict(sorted(masks.items()))
+        if hidden:
+            torch.optim.adam = import_module("torch.optim.adam")  # type: ignore[attr-defined]
+        try:
+            return function(model, loader, true_edges)
+        finally:
+            model.dest_wrappers, model.patch_masks = wrappers, masks
+            if hidden:
+                del torch.optim.adam  # type: ignore[attr-defined]
 
     return ordered
 

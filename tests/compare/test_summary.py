@@ -1,0 +1,403 @@
+"""Tables of made-up searches and judgements, every column worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from pandas import DataFrame
+
+import pahq_plugin as pahq
+from pahq_plugin.compare import frames
+from pahq_plugin.compare.frames import Finding, Judged, Material
+from pahq_plugin.compare.plan import ProblemSpec, Search
+from pahq_plugin.compare.summary import (
+    at_threshold,
+    by_seed,
+    estimate,
+    head_of,
+    heads,
+    is_head,
+    over_seeds,
+    precision_study,
+    ranking_scores,
+    roc,
+    summary,
+    top_heads,
+)
+from pahq_plugin.registry import threshold_scores
+from tests.helpers.small import loader, small_model
+
+NAMES = ["A0.0->MLP 0", "A0.1->A1.0.Q", "MLP 0->A1.1.K", "A1.0->Resid End", "Resid Start->A0.0.V"]
+TRUE = frozenset([(NAMES[0], None), (NAMES[1], None)])
+IOI = ProblemSpec("ioi")
+FP32, OURS, RANKING = "acdc", "pahq", "eap"
+
+
+def finding(
+    method: str, threshold: float | None, effects: list[float], seed: int = 0, **changes: Any
+) -> Finding:
+    """One decision per name; every other one of a search is exact."""
+    decisions = [
+        {
+            "edge": name,
+            "seq_idx": None,
+            "effect": effect,
+            "kept": effect >= threshold if threshold else effect != 0,
+            "exact": method != OURS or number % 2 == 0,
+        }
+        for number, (name, effect) in enumerate(zip(NAMES, effects, strict=True))
+    ]
+    cost = {
+        "seconds": 2.0,
+        "forward_equivalents": 4.0,
+        "evaluations": 5,
+        "re_evaluations": 1,
+        "extra_bytes": 2**20,
+        "peak_bytes": 3 * 2**20,
+    }
+    return Finding(Search(IOI, method, threshold, seed, **changes), {"decisions": decisions}, cost)
+
+
+def judged(
+    method: str, circuits: list[dict[str, Any]], seed: int = 0, answered: bool = True, **changes: Any
+) -> Judged:
+    """Two prompts. The loss goes from 4 (all patched) to 0 (whole), the difference from 0 to 2."""
+    width = 3 if answered else 1
+    record = {
+        "problem": "ioi",
+        "method": method,
+        "seed": seed,
+        "metric": "kl_div",
+        "edges": len(NAMES),
+        "measures": ["loss", "logit_diff", "correct"][:width],
+        "whole": [[0.0, 2.0, 1.0][:width]] * 2,
+        "empty": [[4.0, 0.0, 0.0][:width]] * 2,
+        "circuits": circuits,
+        "true_edges": [list(name) for name in sorted(TRUE, key=str)],
+    }
+    return Judged(record | changes)
+
+
+def circuit(
+    threshold: float | None,
+    size: int,
+    inside: list[list[float]],
+    outside: list[list[float]] | None = None,
+) -> dict[str, Any]:
+    entry: dict[str, Any] = {"threshold": threshold, "size": size, "inside": inside}
+    return entry | ({"outside": outside} if outside else {})
+
+
+FINDINGS = (
+    finding(FP32, 0.1, [1.0, 0.5, 0.2, 0.05, -3.0]),  # keeps 0, 1, 2
+    finding(FP32, 0.4, [1.0, 0.5, 0.2, 0.05, -3.0]),  # keeps 0, 1
+    finding(OURS, 0.4, [1.0, 0.1, 0.5, 0.1, 0.0]),  # keeps 0, 2
+    finding(OURS, 0.1, [1.0, 0.1, 0.5, 0.1, 0.0]),  # keeps 0, 1, 2, 3
+    finding(RANKING, None, [-4.0, 1.0, 3.0, 1.0, 0.0]),
+)
+JUDGED = (
+    judged(
+        FP32,
+        [
+            circuit(0.1, 3, [[0.0, 2.0, 1.0], [2.0, 1.0, 0.0]], [[4.0, 0.0, 0.0], [2.0, 1.0, 1.0]]),
+            circuit(0.4, 2, [[2.0, 1.0, 1.0], [4.0, 0.0, 0.0]], [[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]]),
+        ],
+    ),
+    judged(OURS, [circuit(0.4, 2, [[3.0, 3.0, 0.0], [3.0, 3.0, 1.0]], [[4.0, 0.0, 0.0]] * 2)]),
+    judged(
+        RANKING,
+        [
+            circuit(0.1, 4, [[1.0, 2.0, 1.0], [1.0, 2.0, 1.0]], [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]]),
+            circuit(None, 1, [[4.0, 0.0, 0.0], [4.0, 0.0, 0.0]]),
+        ],
+    ),
+)
+MATERIAL = Material(FINDINGS, JUDGED)
+
+
+def row(table: DataFrame, **where: Any) -> dict[str, Any]:
+    """The only row with these values."""
+    for column, value in where.items():
+        table = table[table[column] == value]
+    assert len(table) == 1
+    return table.iloc[0].to_dict()
+
+
+# Rows of searches and circuits --------------------------------------------------------------------
+
+
+def test_searches_by_hand() -> None:
+    table = frames.searches(MATERIAL)
+    assert len(table) == len(FINDINGS)
+    ours = row(table, method=OURS, threshold=0.4)
+    assert (ours["problem"], ours["seed"], ours["edges"], ours["kept"]) == ("ioi", 0, 5, 2)
+    assert (ours["differing"], ours["jaccard"], ours["exact_share"]) == (2, 1 / 3, 3 / 5)
+    assert (ours["false_rate"], ours["true_rate"]) == (1 / 3, 1 / 2)
+    exact = row(table, method=FP32, threshold=0.1)
+    assert (exact["differing"], exact["jaccard"], exact["exact_share"]) == (0, 1, 1)
+    ranking = row(table, method=RANKING)
+    assert ranking["kept"] == 4
+    for name in ("threshold", "differing", "jaccard", "exact_share", "false_rate", "true_rate"):
+        assert math.isnan(ranking[name])
+
+
+def test_the_fp32_search_is_that_of_the_same_task() -> None:
+    """Another problem, seed, threshold, number of batches or ablation is another task."""
+    ours = FINDINGS[2].search
+    assert MATERIAL.exact_for(ours) is FINDINGS[1]
+    for changes in (
+        {"problem": ProblemSpec("ioi", batch_size=4)},
+        {"seed": 1},
+        {"threshold": 0.3},
+        {"batches": 2},
+        {"ablation": "zero"},
+    ):
+        other = Search(**{**vars(ours), **changes})
+        assert MATERIAL.exact_for(other) is None
+
+
+def test_costs_by_hand() -> None:
+    spent = row(frames.costs(MATERIAL), method=RANKING)
+    assert (spent["seconds"], spent["extra_mib"], spent["peak_mib"]) == (2, 1, 3)
+    assert (spent["forward_equivalents"], spent["evaluations"], spent["re_evaluations"]) == (4, 5, 1)
+
+
+def test_circuits_by_hand() -> None:
+    table = frames.circuits(MATERIAL)
+    exact = row(table, method=FP32, threshold=0.1)
+    assert (exact["size"], exact["share"], exact["metric"], exact["seed"]) == (3, 0.6, "kl_div", 0)
+    assert (exact["loss"], exact["logit_diff"], exact["accuracy"]) == (1, 1.5, 0.5)
+    assert (exact["faithfulness_loss"], exact["faithfulness_logit_diff"]) == (0.75, 0.75)
+    assert (exact["completeness_loss"], exact["completeness_logit_diff"]) == (0.75, 0.75)
+    ours = row(table, method=OURS)
+    assert (ours["faithfulness_loss"], ours["faithfulness_logit_diff"]) == (0.25, 1.5)
+    assert ours["completeness_loss"] == 1
+    cut = row(table[table["threshold"].isna()], method=RANKING)
+    assert cut["faithfulness_loss"] == 0 and math.isnan(cut["completeness_loss"])
+
+
+def test_more_behaviour_is_a_larger_number() -> None:
+    rows = [[3.0, 1.0, 0.0], [1.0, 2.0, 1.0]]
+    assert JUDGED[0].behaviours == ["loss", "logit_diff"]
+    assert JUDGED[0].behaviour("loss", rows).tolist() == [-3, -1]
+    assert JUDGED[0].behaviour("logit_diff", rows).tolist() == [1, 2]
+
+
+def test_a_loss_alone_has_no_other_columns() -> None:
+    lone = judged(FP32, [circuit(0.1, 3, [[1.0], [1.0]], [[4.0], [4.0]])], answered=False)
+    only = row(frames.circuits(Material((), (lone,))), method=FP32)
+    assert only["faithfulness_loss"] == 0.75 and only["completeness_loss"] == 1
+    assert only["logit_diff"] is None and only["accuracy"] is None
+    assert "faithfulness_logit_diff" not in only
+
+
+def test_nothing_makes_empty_tables() -> None:
+    nothing = Material((), ())
+    for table in (frames.searches, frames.costs, frames.circuits, summary, precision_study):
+        assert table(nothing).empty
+    assert at_threshold(nothing, 0.1).empty
+
+
+# Rankings and ROC ---------------------------------------------------------------------------------
+
+
+def test_scores_of_a_sweep_are_the_smallest_threshold_that_removes() -> None:
+    """Edge 1 is removed at 0.4, kept at 0.1; edge 0 is never removed: ten times the largest."""
+    scores = list(ranking_scores(FINDINGS[2:4]).values())
+    assert scores == [4.0, 0.4, 4.0, 0.4, 0.1]
+    assert list(ranking_scores(FINDINGS[4:]).values()) == [4, 1, 3, 1, 0]
+
+
+def test_an_edge_that_comes_back_has_its_smallest_threshold() -> None:
+    """Kept at the larger threshold, removed at the smaller one."""
+    odd = [finding(FP32, 0.4, [1.0, 0.0, 0, 0, 0]), finding(FP32, 0.1, [0.0, 1.0, 0, 0, 0])]
+    assert list(ranking_scores(odd).values()) == [0.1, 0.4, 0.1, 0.1, 0.1]
+    assert ranking_scores(odd) == ranking_scores(odd[::-1])
+
+
+def test_scores_of_a_sweep_are_the_registrys() -> None:
+    model, prompts, thresholds = small_model(n_heads=2), loader(), (0.3, 0.01, 0.1)
+    found = [
+        Finding(
+            Search(IOI, FP32, threshold, 0),
+            pahq.discover(model, prompts, method=FP32, threshold=threshold, progress=False).record(),
+            {},
+        )
+        for threshold in thresholds
+    ]
+    expected = threshold_scores(model, prompts, method=FP32, thresholds=thresholds)
+    theirs = {(edge.name, edge.seq_idx): float(edge.prune_score(expected)) for edge in model.edges}
+    assert ranking_scores(found) == pytest.approx(theirs)
+    assert len(set(theirs.values())) > 2
+
+
+def test_roc_points_by_hand() -> None:
+    """Circuits {0, 2} and {0, 1, 2, 3}; of the ranking the cuts 0 | 2 | 1, 3 | 4."""
+    assert roc(FINDINGS[2:4], TRUE) == [(1 / 3, 1 / 2), (2 / 3, 1)]
+    points = np.array(roc(FINDINGS[4:], TRUE))
+    np.testing.assert_allclose(points, [(0, 0), (0, 0.5), (1 / 3, 0.5), (2 / 3, 1), (1, 1)])
+
+
+# Summary ------------------------------------------------------------------------------------------
+
+
+def test_summary_by_hand() -> None:
+    table = summary(MATERIAL)
+    assert table["method"].tolist() == [FP32, OURS, RANKING]
+    exact, ours, ranking = (row(table, method=method) for method in (FP32, OURS, RANKING))
+    assert (ours["searches"], ours["thresholds"], ours["edges"]) == (2, 2, 5)
+    assert (ranking["searches"], ranking["thresholds"]) == (1, 1)
+    # Scores 4, 0.4 of true edges; 4, 0.4, 0.1 of others: (0.5 + 1 + 1 + 0 + 0.5 + 1) / 6.
+    assert ours["roc_auc"] == pytest.approx(4 / 6)
+    assert ours["pessimistic_auc"] == pytest.approx(2 / 3 * 1 / 2 + 1 / 3 * 1 / 2)
+    # Scores 4, 1 of true edges; 3, 1, 0 of others: (3 + 0 + 0.5 + 1) / 6.
+    assert ranking["roc_auc"] == pytest.approx(4.5 / 6)
+    assert ranking["pessimistic_auc"] == pytest.approx(1 / 2 + 1 / 3 * 1 / 2)
+    assert exact["roc_auc"] == 1 and exact["pessimistic_auc"] == 1
+    assert (exact["threshold_stability"], ours["threshold_stability"]) == (2 / 3, 1 / 2)
+    assert math.isnan(exact["seed_stability"]) and math.isnan(ranking["threshold_stability"])
+    assert (exact["differing"], exact["decisions"]) == (0, 10)
+    assert (ours["differing"], ours["decisions"]) == (3, 10)
+    assert math.isnan(ranking["differing"])
+
+
+def test_areas_by_hand() -> None:
+    """FP32: faithfulness in the loss 0.25 at 2 of 5 edges and 0.75 at 3; ours 0.25 and 1.5 at 2."""
+    table = summary(MATERIAL)
+    exact, ours, ranking = (row(table, method=method) for method in (FP32, OURS, RANKING))
+    area = 0.4 * 0.25 / 2 + 0.2 * (0.25 + 0.75) / 2 + 0.4 * (0.75 + 1) / 2
+    assert exact["cpr_loss"] == pytest.approx(area) and exact["cmd_loss"] == pytest.approx(1 - area)
+    assert ours["cpr_logit_diff"] == pytest.approx(0.4 * 1.5 / 2 + 0.6 * 2.5 / 2)
+    # Up to 1 at 2/3 of the way to 0.4, a triangle of 0.5 above 1 on each side of 0.4.
+    above = (0.4 / 3) * 0.5 / 2 + 0.6 * 0.5 / 2
+    assert ours["cmd_logit_diff"] == pytest.approx(0.4 * 2 / 3 / 2 + above)
+    # 0 at 1 of 5 edges, 0.75 at 4.
+    assert ranking["cpr_loss"] == pytest.approx(0.6 * 0.75 / 2 + 0.2 * 1.75 / 2)
+    for name in ("cpr_loss", "cmd_loss", "cpr_logit_diff", "roc_auc"):
+        assert exact[f"{name}_low"] <= exact[name] + 1e-12
+        assert exact[name] <= exact[f"{name}_high"] + 1e-12
+    assert exact["cpr_loss_low"] < exact["cpr_loss_high"], "prompts differ"
+    assert ours["cpr_loss_low"] == pytest.approx(ours["cpr_loss_high"]), "prompts are equal"
+
+
+def test_seeds_are_averaged() -> None:
+    """Two more seeds: kept {0}, {0, 1} and {0, 1} at one threshold."""
+    found = [
+        finding(FP32, 0.4, [1.0, 0, 0, 0, 0]),
+        finding(FP32, 0.4, [1.0, 1.0, 0, 0, 0], seed=1),
+        finding(FP32, 0.4, [1.0, 1.0, 0, 0, 0], seed=2),
+    ]
+    only = row(summary(Material(tuple(found), (judged(FP32, []),))), method=FP32)
+    assert only["seed_stability"] == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
+    assert math.isnan(only["threshold_stability"])
+    # One true edge wins all, the other ties with three: (3 + 1.5) / 6; then 1 and 1.
+    assert only["roc_auc"] == pytest.approx((0.75 + 1 + 1) / 3)
+    assert (only["roc_auc_low"], only["roc_auc_high"]) == (0.75, 1)
+    assert only["pessimistic_auc"] == pytest.approx((0.5 + 1 + 1) / 3)
+
+
+def test_neighbours_are_by_threshold_and_seeds_apart() -> None:
+    mixed = [FINDINGS[2], finding(OURS, 0.2, [0.0] * 5, seed=1), FINDINGS[3]]
+    groups = [[(f.search.seed, f.search.threshold) for f in group] for group in by_seed(mixed)]
+    assert groups == [[(0, 0.1), (0, 0.4)], [(1, 0.2)]]
+
+
+def test_estimates_by_hand() -> None:
+    """Means over seeds of a statistic of the means over prompts."""
+    groups = [(np.array([[1.0], [3.0]]), square), (np.array([[4.0]]), square)]
+    made = estimate(groups)
+    # Means of two draws: 1 in 1 of 64 cases, (1 + 4) / 2 in 4 of 64, 16 in 16 of 64.
+    assert (made.mean, made.low, made.high) == ((4 + 16) / 2, 2.5, 16)
+    assert over_seeds([1.0, 3.0]).columns("x") == {"x": 2, "x_low": 1, "x_high": 3}
+
+
+def square(means: Any) -> Any:
+    return means[:, 0] ** 2
+
+
+# One threshold ------------------------------------------------------------------------------------
+
+
+def test_circuits_at_a_threshold_by_hand() -> None:
+    table = at_threshold(MATERIAL, 0.1)
+    assert table["method"].tolist() == [FP32, RANKING], "ours was not judged there"
+    exact, ranking = row(table, method=FP32), row(table, method=RANKING)
+    assert (exact["size"], exact["loss"], exact["logit_diff"], exact["accuracy"]) == (3, 1, 1.5, 0.5)
+    assert (exact["loss_low"], exact["loss_high"]) == (0, 2)
+    assert (exact["faithfulness_loss"], exact["completeness_loss"]) == (0.75, 0.75)
+    assert (exact["faithfulness_loss_low"], exact["faithfulness_loss_high"]) == (0.5, 1)
+    # The FP32 circuit has 3 edges; of the ranking two tie for the third place.
+    assert (ranking["size"], ranking["loss"], ranking["faithfulness_loss"]) == (4, 1, 0.75)
+    assert (ranking["completeness_loss"], ranking["completeness_logit_diff"]) == (0.25, 0.5)
+    assert at_threshold(MATERIAL, 0.2).empty
+
+
+def test_seeds_are_averaged_at_a_threshold() -> None:
+    rows = [[0.0, 2.0, 1.0]] * 2, [[4.0, 0.0, 0.0]] * 2
+    two = [judged(FP32, [circuit(0.1, 2 + s, rows[s], rows[1 - s])], seed=s) for s in (0, 1)]
+    only = row(at_threshold(Material((), tuple(two)), 0.1), method=FP32)
+    assert (only["size"], only["loss"], only["faithfulness_loss"]) == (2.5, 2, 0.5)
+    assert (only["completeness_logit_diff"], only["accuracy_low"], only["accuracy_high"]) == (0.5, 0, 1)
+
+
+# What precision changes ---------------------------------------------------------------------------
+
+
+def test_precision_by_hand() -> None:
+    """At 0.4 FP32 keeps A0.0->MLP 0 and A0.1->A1.0.Q, ours A0.0->MLP 0 and MLP 0->A1.1.K."""
+    table = precision_study(MATERIAL)
+    assert sorted(table["threshold"]) == [0.1, 0.4] and set(table["method"]) == {OURS}
+    at = row(table, threshold=0.4)
+    assert (at["differing"], at["worst"], at["jaccard"], at["searches"]) == (2, 2, 1 / 3, 1)
+    assert (at["heads_lost"], at["heads_gained"]) == (2, 1), "A0.1 and A1.0; A1.1"
+    assert at["top_heads"] == 1, "A0.0 of A0.0 and A0.1"
+    assert at["faithfulness_off"] == 0 and at["exact_share"] == 0.6
+    assert math.isnan(row(table, threshold=0.1)["faithfulness_off"]), "ours was not judged there"
+
+
+def test_precision_over_seeds() -> None:
+    found = [
+        finding(FP32, 0.4, [1.0, 1.0, 0, 0, 0]),
+        finding(FP32, 0.4, [1.0, 1.0, 0, 0, 0], seed=1),
+        finding(OURS, 0.4, [1.0, 1.0, 0, 0, 0]),
+        finding(OURS, 0.4, [0.0, 0.0, 1.0, 0, 0], seed=1),
+    ]
+    whole, half = [[0.0, 2.0, 1.0]] * 2, [[2.0, 1.0, 1.0]] * 2
+    ran = [
+        judged(method, [circuit(0.4, 2, rows, half)], seed=seed)
+        for method, seed, rows in ((FP32, 0, whole), (FP32, 1, half), (OURS, 0, half), (OURS, 1, whole))
+    ]
+    only = row(precision_study(Material(tuple(found), tuple(ran))), method=OURS)
+    assert (only["differing"], only["worst"], only["jaccard"], only["searches"]) == (1.5, 3, 0.5, 2)
+    assert only["faithfulness_off"] == 0.5, "once above, once below"
+
+
+def test_heads_by_hand() -> None:
+    names = [(name, None) for name in NAMES]
+    assert heads(names) == {"A0.0", "A0.1", "A1.0", "A1.1"}
+    assert heads(names[2:3]) == {"A1.1"} and heads([]) == set()
+    assert [is_head(n) for n in ("A0.1", "A11.2.K", "MLP 0", "Resid End", "A", "")] == [True, True] + [
+        False
+    ] * 4
+    assert [head_of(n) for n in ("A0.1", "A11.2.K", "A1.1.Q", "A1.1.V")] == [
+        "A0.1",
+        "A11.2",
+        "A1.1",
+        "A1.1",
+    ]
+
+
+def test_top_heads_by_hand() -> None:
+    """Kept outgoing edges only, by the sum of |effect|; at most five."""
+    found = finding(RANKING, None, [-1.0, 2.0, 9.0, 0.0, 9.0])
+    assert top_heads(found) == {"A0.0", "A0.1"}, "no head: MLP 0, Resid Start; not kept: A1.0"
+    many = {f"A0.{i}->MLP {j}": (-1) ** j * (1 + i) for i in range(7) for j in (0, 1)}
+    decisions = [
+        {"edge": name, "seq_idx": None, "effect": effect, "kept": True, "exact": True}
+        for name, effect in many.items()
+    ]
+    six = Finding(Search(IOI, RANKING, None, 0), {"decisions": decisions}, {})
+    assert top_heads(six) == {"A0.2", "A0.3", "A0.4", "A0.5", "A0.6"}, "signs do not cancel"
