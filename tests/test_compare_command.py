@@ -56,7 +56,7 @@ def refused(*arguments: str | Path) -> str:
         (["ioi", "--thresholds", "-1"], "a threshold must be a number above 0, not -1.0"),
         (["ioi", "--batches", "-1"], "batches must be 0 (all) or an integer above it, not -1"),
         (["ioi", "--batch-size", "0"], "batch_size must be an integer above 0, not 0"),
-        (["ioi", "--prompts", "missing.json"], "no prompt file missing.json"),
+        (["ioi", "--prompts", "missing.json"], "no readable prompt file 'missing.json'"),
         (["--profile", "tiny"], "unknown profile 'tiny'; known: reduced, full"),
         (["--plan", "missing.toml"], "missing.toml"),
         (["ioi", "--profile", "reduced"], "--profile says what to compare; problems cannot be given"),

@@ -24,7 +24,7 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from itertools import product
@@ -65,7 +65,6 @@ class ProblemSpec:
     def label(self) -> str:
         """The name, with the hub model if there is one, and what else is not the default."""
         parts = [self.name, self.model or "", Path(self.prompts).stem if self.prompts else ""]
-        parts += [f"batch {self.batch_size}" if self.batch_size else ""]
         parts += ["positions" if self.positional else ""]
         return " ".join(filter(None, parts))
 
@@ -242,8 +241,15 @@ def _searches(run: Mapping[str, Any], folder: Path) -> list[Search]:
     ]
 
 
-def _refuse_ambiguous(searches: Iterable[Search]) -> None:
+def _refuse_ambiguous(searches: Collection[Search]) -> None:
     """Tables tell searches apart by problem, method, threshold and seed, and by nothing else."""
+    labelled: dict[str, ProblemSpec] = {}
+    for search in searches:
+        if labelled.setdefault(search.problem.label, search.problem) != search.problem:
+            raise ConfigError(
+                f"two problems are called {search.problem.label!r}, with other prompts or batch sizes; "
+                "compare those in plans of their own"
+            )
     seen: dict[tuple[Any, ...], Search] = {}
     for search in searches:
         first = seen.setdefault(

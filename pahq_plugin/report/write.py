@@ -82,7 +82,7 @@ def make_frames(material: Material) -> Frames:
     circuits = tidy.circuits(material)
     thresholds = sorted(circuits["threshold"].dropna().unique()) if len(circuits) else []
     points = [summary.at_threshold(material, float(threshold)) for threshold in thresholds]
-    empty = pd.DataFrame(columns=["problem", "method", "threshold"])
+    empty = pd.DataFrame(columns=["problem", "method", "threshold", "size"])
     return Frames(
         searches=tidy.searches(material),
         costs=tidy.costs(material),

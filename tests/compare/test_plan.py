@@ -320,11 +320,17 @@ def test_problems_that_differ_have_different_labels() -> None:
     specs = [
         ProblemSpec("ioi"),
         ProblemSpec("ioi", model="gpt2"),
-        ProblemSpec("ioi", batch_size=4),
         ProblemSpec("ioi", prompts="/x/mine.json"),
         ProblemSpec("ioi", positional=True),
     ]
     assert len({spec.label for spec in specs}) == len(specs)
+
+
+def test_problems_of_one_label_are_refused() -> None:
+    problems = ["ioi", {"name": "ioi", "batch_size": 4}]
+    runs = [{"problems": [problem], "thresholds": [0.1 + i]} for i, problem in enumerate(problems)]
+    with pytest.raises(ConfigError, match="two problems are called 'ioi'"):
+        make_plan({"methods": ["acdc"], "runs": runs}, Path())
 
 
 SCRIPT = """
