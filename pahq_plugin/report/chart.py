@@ -89,6 +89,9 @@ STYLES: dict[str, Style] = {
     "random": Style("#9ca3af", "dash", "circle"),
     "ground-truth": Style("#be123c", "dashdot", "x"),
 }
+ON_TOP = "pahq"
+"""The method that is drawn over others of the same points."""
+
 _OTHERS = (
     Style("#0063a6", "solid", "circle"),
     Style("#c2410c", "dash", "square"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from pahq_plugin.report.chart import Chart, Series, style
+from pahq_plugin.report.chart import ON_TOP, Chart, Series, style
 from pahq_plugin.report.page import json_text
 from pahq_plugin.report.shown import ABSENT, Table, number
 
@@ -87,6 +87,7 @@ def _line(series: Series, place: int) -> dict[str, Any]:
         "marker": {"symbol": look.marker, "size": 7},
         "text": list(series.notes),
         "hovertemplate": "%{y:.4g} at %{x:.3g}" + ("<br>%{text}" if series.notes else ""),
+        "zorder": 1 if series.name == ON_TOP else 0,
     }
     if series.step == "stairs":
         trace["line"]["shape"] = "hv"

@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pahq_plugin.report.chart import Chart, Series, style
+from pahq_plugin.report.chart import ON_TOP, Chart, Series, style
 
 SIZE = (6.4, 4.0)
 """Inches."""
@@ -69,6 +69,7 @@ def _line(axes: Any, series: Series, place: int) -> None:
         "marker": MARKERS[look.marker],
     }
     drawn |= {"markersize": 4, "linewidth": 1.4, "label": series.name}
+    drawn["zorder"] = 3 if series.name == ON_TOP else 2
     if len(series.x) > 30:
         drawn["marker"] = None
     if series.step == "stairs":
