@@ -131,11 +131,14 @@ class World:
             raise getattr(errors, name, PahqError)(message)
         return answer[0]
 
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.size > 1:
-            with _together():
-                dist.barrier()
+    def collect(self, value: Value) -> list[Value]:
+        """What each process has, in the order of ranks, in all of them; waits for the last."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with _together():
+            dist.all_gather_object(values, value)
+        return values
 
     def _gather(self, own: Tensor) -> list[Tensor]:
         own = own.to(self.device)

@@ -142,13 +142,31 @@ def test_processes_that_die_at_random_moments(alone: Path, tmp_path: Path) -> No
 
 
 def test_what_processes_cannot_share_is_refused_in_each(tmp_path: Path) -> None:
-    for more, said in (
-        (["--method", "eap"], "'eap' runs in one process"),
-        (["--batch-size", "1"], "a batch of 1 prompts cannot be shared by 2 processes"),
+    ranking = ["discover", "greater-than", "--method", "eap", "--out", str(tmp_path)]
+    for command, said in (
+        (ranking, "'eap' runs in one process"),
+        (arguments(tmp_path, "--batch-size", "1"), "a batch of 1 prompts cannot be shared by 2"),
     ):
-        for code, line in ends(start(2, arguments(tmp_path, *more))):
+        for code, line in ends(start(2, command)):
             assert code == 1 and said in line
     assert not (tmp_path / "result.json").exists()
+
+
+def test_processes_share_a_comparison(tmp_path: Path) -> None:
+    chosen = ["--methods", "acdc,eap,random", "--thresholds", "0.03", "--batch-size", "4"]
+    command = [
+        "compare",
+        "greater-than",
+        *chosen,
+        "--test-batches",
+        "1",
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
+    assert [code for code, _ in ends(start(2, command))] == [0, 0]
+    assert len(list((tmp_path / "found").iterdir())) == 3 == len(list((tmp_path / "judged").iterdir()))
+    assert (tmp_path / "report.html").is_file()
 
 
 # One process --------------------------------------------------------------------------------------
@@ -182,7 +200,7 @@ def test_a_world_of_one_exchanges_nothing() -> None:
     assert ALONE.share_of(whole := batch(2)) is whole
     assert ALONE.any([True, False]) == [True, False]
     assert ALONE.share(lambda: 5) == 5
-    ALONE.wait()
+    assert ALONE.collect(5) == [5]
 
     def fails() -> torch.Tensor:
         raise MetricError("mine")

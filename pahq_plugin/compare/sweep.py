@@ -36,6 +36,7 @@ from pahq_plugin.compare.plan import Plan, Search
 from pahq_plugin.compare.task import SEARCH_FILES, Judgement, find, judge
 from pahq_plugin.errors import ConfigError, PahqError, one_line
 from pahq_plugin.files import write_text
+from pahq_plugin.launch import ALONE
 from pahq_plugin.progress import progress_bar
 from pahq_plugin.records import RESULT_FILE, read_record
 
@@ -70,7 +71,12 @@ class Outcome:
 
 
 def run_plan(
-    plan: Plan, folder: Path, processes: int = 1, threads: int = 1, progress: bool = True
+    plan: Plan,
+    folder: Path,
+    processes: int = 1,
+    threads: int = 1,
+    progress: bool = True,
+    world: Any = ALONE,
 ) -> Outcome:
     """Run what is missing of a plan.
 
@@ -80,6 +86,8 @@ def run_plan(
         processes: pieces of work at a time. Times are those of a machine with as many of them.
         threads: of each process.
         progress: show a bar when a terminal is attached.
+        world: a `pahq_plugin.distributed.World` whose processes, on one machine or with a folder in
+            common, share the work.
 
     Returns:
         What was refused or failed; everything else is in the folder.
@@ -94,21 +102,26 @@ def run_plan(
         raise ConfigError(f"{folder} is a file; a comparison is kept in a folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / PLAN_FILE, json.dumps(plan.record(), indent=1) + "\n")
-    outcome = Outcome()
+    outcome, mine = Outcome(), slice(world.rank, None, world.size)
     found, judged = folder / "found", folder / "judged"
     searches = [
         Work(search.label, partial(find, search, found, threads))
-        for search in plan.searches
+        for search in plan.searches[mine]
         if not is_found(search, found)
     ]
     run_work("searches", searches, processes, outcome, progress)
+    world.collect(None)  # circuits are judged when all are found
     judgements = [
         Work(judgement.label, partial(judge, judgement, found, judged, threads))
-        for judgement in judgements_of(plan, found)
+        for judgement in judgements_of(plan, found)[mine]
         if not (judged / judgement.file).is_file()
     ]
     run_work("circuits judged", judgements, processes, outcome, progress)
-    return outcome
+    everyone = world.collect(outcome)
+    return Outcome(
+        {label: why for one in everyone for label, why in one.refused.items()},
+        {label: why for one in everyone for label, why in one.failed.items()},
+    )
 
 
 def is_found(search: Search, found: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pahq_plugin.errors import ConfigError
+from pahq_plugin.launch import launched
 from pahq_plugin.terminal import Debug, Json, one_line_errors, print_json
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def compare(
 
     What is in the folder already is not done again: start the same command to go on.
     """
-    with one_line_errors(debug):
+    with one_line_errors(debug), launched() as world:
         named = {
             "problems": [_problem(p, model, prompts, batch_size, positional) for p in problems or ()],
             "methods": _methods(methods),
@@ -61,8 +62,10 @@ def compare(
         from pahq_plugin.compare.sweep import run_plan
         from pahq_plugin.report.write import write_report
 
-        outcome = run_plan(chosen, out, processes, threads, progress=not as_json)
-        how = f"{processes} process(es) at a time, {threads} thread(s) each"
+        outcome = run_plan(chosen, out, processes, threads, not as_json and world.is_first, world)
+        if not world.is_first:
+            return
+        how = f"{processes * world.size} process(es) at a time, {threads} thread(s) each"
         report = write_report(chosen, out, outcome, how, progress=not as_json)
         _tell(report, out, outcome, as_json)
         if outcome.failed:
