@@ -11,10 +11,10 @@ import io
 import os
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import click
 import typer
 from hypothesis import strategies as st
 
@@ -51,7 +51,7 @@ PROBLEMS = st.one_of(*[st.just("ioi")] * 4, TEXT)
 def group() -> Any:
     """All commands, those of the exporters with them."""
     whole = typer.Typer(pretty_exceptions_enable=False)
-    whole.add_typer(app)
+    whole.registered_commands.extend(app.registered_commands)
     whole.command("export")(exporters.export)
     whole.command("run")(exporters.run)
     return whole
@@ -67,7 +67,7 @@ def lines(draw: st.DrawFn) -> list[str]:
     """A command with arguments and options of its own; now and then one too many or too few."""
     name = draw(st.sampled_from(sorted(_commands())))
     command, words = _commands()[name], [name]
-    options = [p for p in command.params if isinstance(p, click.Option) or p.param_type_name == "option"]
+    options = [p for p in command.params if p.param_type_name == "option"]
     for parameter in command.params:
         if parameter not in options and draw(st.integers(0, 15)):
             words.append(draw(_value(parameter)))
@@ -84,12 +84,12 @@ def lines(draw: st.DrawFn) -> list[str]:
 
 
 def _value(parameter: Any) -> st.SearchStrategy[str]:
-    kind = parameter.type.name
-    if kind in ("path", "file") or parameter.name in ALWAYS_PATHS:
+    kind = parameter.bare_type
+    if kind is Path or parameter.name in ALWAYS_PATHS:
         return PATH
     if parameter.name in ("problem", "problems"):
         return PROBLEMS
-    return {"integer": NUMBER, "integer range": NUMBER, "float": FLOAT}.get(kind, TEXT)
+    return {int: NUMBER, float: FLOAT}.get(kind, TEXT)
 
 
 def _small_model(device: str = "cpu") -> Any:

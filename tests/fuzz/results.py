@@ -140,7 +140,7 @@ def invoke(bench: Bench, application: Any, arguments: list[str], seconds: float 
         check_message(line)
         holds(line.startswith("error: "), f"not an error line: {line!r:.200}")
         raise Refused(line)
-    if result.exit_code == 2 and "Usage: " in result.stderr and "unexpected" not in result.stderr:
+    if result.exit_code == 2 and "Usage: " in result.stderr and "error: unexpected" not in result.stderr:
         raise Refused("usage")
     raise Violation(f"exit code {result.exit_code}: {result.exception!r:.300} {result.stderr[-300:]!r}")
 

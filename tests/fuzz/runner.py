@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ def run(
         until = None if seconds is None else time.monotonic() + seconds * part
         counts.append(run_target(target, most, until, first_seed))
         say(counts[-1].line())
-        for what, _ in counts[-1].violations.values():
+        for what, _ in list(counts[-1].violations.values())[:25]:
             say(f"    {' '.join(what.split())}")
     return counts
 
@@ -118,6 +119,7 @@ def _draw(target: Target, bench: Bench, count: Count, most: int, of: str, until:
 def write_failures(counts: Sequence[Count], folder: Path) -> int:
     """Each kind of violation with its first input: a file of bytes, or the value as Python writes it."""
     written = 0
+    shutil.rmtree(folder, ignore_errors=True)
     for count in counts:
         for number, (what, content) in enumerate(count.violations.values()):
             folder.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from pahq_plugin import PrecisionConfig, SearchConfig, discover
-from pahq_plugin.config import POLICIES, STREAMS
+from pahq_plugin import discover
+from pahq_plugin.config import POLICIES, STREAMS, PrecisionConfig, SearchConfig
 from pahq_plugin.formats import FORMATS
 from tests.fuzz.bench import Bench, holds
 from tests.fuzz.hostile import VALUES
