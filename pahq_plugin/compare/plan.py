@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from pahq_plugin.config import LARGEST_SEED
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.files import installed_version
 
@@ -160,7 +162,7 @@ def read_plan(file: Path) -> Plan:
     """
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # integers of thousands of digits, too
         raise ConfigError(f"{file} is no readable TOML: {error}") from error
     try:
         return make_plan(content, file.parent)
@@ -196,6 +198,8 @@ def make_plan(content: Mapping[str, Any], folder: Path) -> Plan:
     runs = content.get("runs", [{}])
     if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
         raise ConfigError("runs must be tables: [[runs]]")
+    if not runs:
+        raise ConfigError("runs is empty; leave it out, or give at least one [[runs]]")
     searches: dict[str, Search] = {}
     for run in runs:
         _refuse_unknown(run, set(SETTINGS), "a run")
@@ -256,7 +260,10 @@ def _problem(value: object, folder: Path) -> ProblemSpec:
     size = given.get("batch_size")
     if size is not None and (type(size) is not int or size < 1):
         raise ConfigError(f"batch_size must be an integer above 0, not {size!r}")
-    return ProblemSpec(**given)
+    spec = ProblemSpec(**given)
+    if not spec.label.isprintable():
+        raise ConfigError(f"a problem is named {spec.label!r}; names must be of visible characters")
+    return spec
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: set[str], where: str) -> None:
@@ -280,14 +287,14 @@ def _text(value: object, name: str) -> str:
 
 def _threshold(value: object) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value < float("inf"):  # type: ignore[operator]
+    if not number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
         raise ConfigError(f"a threshold must be a number above 0, not {value!r}")
     return float(value)  # type: ignore[arg-type]
 
 
 def _seed(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise ConfigError(f"a seed must be an integer of at least 0, not {value!r}")
+    if type(value) is not int or not 0 <= value <= LARGEST_SEED:
+        raise ConfigError(f"a seed must be an integer of at least 0, below 2**63, not {value!r}")
     return value
 
 

@@ -17,9 +17,10 @@ from typing import Any
 
 from pahq_plugin.compare.baselines import get_baseline
 from pahq_plugin.compare.plan import Search, digest_of, slug
-from pahq_plugin.errors import ConfigError
+from pahq_plugin.compare.stored import read_search
+from pahq_plugin.errors import ConfigError, ResultError
 from pahq_plugin.files import write_text
-from pahq_plugin.records import RESULT_FILE, read_record, read_stats
+from pahq_plugin.records import RESULT_FILE, RUN_FILE, read_record, read_stats
 
 SEARCH_FILE = "search.json"
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -189,9 +190,14 @@ def cut(ranking: Sequence[dict[str, Any]], size: int) -> Names:
 
 
 def cost(folder: Path) -> dict[str, Any]:
-    """What a search cost: its stats, and bytes above what the loaded model took."""
-    record = json.loads((folder / SEARCH_FILE).read_text(encoding="utf-8"))
-    return read_stats(folder) | record
+    """What a search cost: its stats, and bytes above what the loaded model took.
+
+    Raises:
+        ResultError: a file is damaged, or its stats are missing.
+    """
+    if not (folder / RUN_FILE).is_file():
+        raise ResultError(f"{folder / RUN_FILE} is missing; delete {folder} and run again")
+    return read_stats(folder) | read_search(folder / SEARCH_FILE)
 
 
 def _load(search: Search) -> Any:
