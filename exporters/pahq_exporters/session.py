@@ -85,6 +85,7 @@ def open_session(
 
 
 def _options(ort: Any, mode: str, threads: int | None, level: str) -> tuple[Any, dict[str, Any]]:
+    ort.set_default_logger_severity(SILENT)  # some failures are told to this one, not the session's
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     options.graph_optimization_level = getattr(
