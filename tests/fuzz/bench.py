@@ -192,7 +192,7 @@ def check_message(message: str) -> None:
     holds(message != "", "an error without a message")
     holds(len(message.splitlines()) == 1, f"a message of several lines: {message!r:.300}")
     holds(len(message) <= LONGEST_MESSAGE, f"a message of {len(message)} characters: {message[:80]!r}")
-    holds(not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in message), f"raw controls: {message!r:.300}")
+    holds(message.isprintable(), f"raw controls: {message!r:.300}")
 
 
 def holds(right: object, what: str) -> None:

@@ -93,7 +93,9 @@ def _laid_out(plan: Plan, bench: Bench, search: bytes, run: bytes, judged: bytes
         bench.put(f"{place}/run.json", run)
         bench.put(f"{place}/search.json", search)
     for judgement in judgements_of(plan, folder / "found"):
-        bench.put(f"sweep/judged/{judgement.file}", judged)
+        own = {"problem": judgement.searches[0].problem.label, "method": judgement.searches[0].method}
+        good = json_text(JUDGED | own).encode()
+        bench.put(f"sweep/judged/{judgement.file}", judged if own["method"] == JUDGED["method"] else good)
     return folder
 
 
