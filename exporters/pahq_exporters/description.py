@@ -108,9 +108,10 @@ class Description:
     def edges(self) -> Iterator[str]:
         """Names of all edges: destinations in their order, then positions from the last to the first,
         then sources in their order."""
-        suffixes = [""] if self.seq_len is None else [f" @{i}" for i in reversed(range(self.seq_len))]
+        places = [None] if self.seq_len is None else range(self.seq_len - 1, -1, -1)
         for dest in self.destinations:
-            for suffix in suffixes:
+            for place in places:
+                suffix = "" if place is None else f" @{place}"
                 for name in self.sources[: dest.reads]:
                     yield f"{name}->{dest.name}{suffix}"
 

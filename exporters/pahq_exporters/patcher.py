@@ -416,7 +416,9 @@ class OnnxPatcher:
             raise ExportError(f"{self._path} cannot be run ({one_line(error)})") from None
         found = np.array(buffer.numpy())
         if not np.isfinite(found).all():
-            raise ExportError(f"{self._path} gives {output} that are not finite: its weights are damaged")
+            raise ExportError(
+                f"{self._path} gives {output} that are not finite: its weights are damaged"
+            )
         return found
 
 
