@@ -50,7 +50,9 @@ def _names(flag: str, value: object, known: Sequence[str]) -> tuple[Any, ...]:
     """
     if isinstance(value, (tuple, list)):
         names = tuple(value)
-        if all(isinstance(name, str) and name in known for name in names) and len(set(names)) == len(names):
+        if all(isinstance(name, str) and name in known for name in names) and len(set(names)) == len(
+            names
+        ):
             return names
     raise ConfigError(f"{flag}={value!r} must be distinct names of {', '.join(known)}")
 

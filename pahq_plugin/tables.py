@@ -76,7 +76,9 @@ def busiest(kept: list[dict[str, Any]], count: int = 8) -> str:
         source, destination = entry["edge"].split("->")
         edges[source] += 1
         edges[destination.removesuffix(".Q").removesuffix(".K").removesuffix(".V")] += 1
-    return ", ".join(f"{printable(node)} ({n})" for node, n in sorted(edges.items(), key=_by_count)[:count])
+    return ", ".join(
+        f"{printable(node)} ({n})" for node, n in sorted(edges.items(), key=_by_count)[:count]
+    )
 
 
 def _by_count(item: tuple[str, int]) -> tuple[int, str]:

@@ -93,7 +93,9 @@ def _are_rows(rows: object, prompts: int, width: int) -> bool:
     return (
         isinstance(rows, list)
         and len(rows) == prompts > 0
-        and all(isinstance(row, list) and len(row) == width and all(map(_is_number, row)) for row in rows)
+        and all(
+            isinstance(row, list) and len(row) == width and all(map(_is_number, row)) for row in rows
+        )
     )
 
 

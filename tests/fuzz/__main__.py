@@ -24,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", action="append", choices=list(targets()), help="may be repeated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=("hypothesis", "atheris"), default="hypothesis")
-    parser.add_argument("--failures", type=Path, default=Path("runs/fuzz"), help="folder for failing inputs")
+    parser.add_argument(
+        "--failures", type=Path, default=Path("runs/fuzz"), help="folder for failing inputs"
+    )
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     chosen = [target for name, target in targets().items() if not given.target or name in given.target]

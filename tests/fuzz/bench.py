@@ -115,7 +115,9 @@ class Bench:
         for path in self.out.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def call(self, reader: Callable[..., T], *arguments: Any, seconds: float = SECONDS, **named: Any) -> T:
+    def call(
+        self, reader: Callable[..., T], *arguments: Any, seconds: float = SECONDS, **named: Any
+    ) -> T:
         """What the reader returns.
 
         Raises:
@@ -150,8 +152,8 @@ class Bench:
         finally:
             _Guard.armed = False
             tempfile.tempdir, sys.dont_write_bytecode = before, written
-        if _Guard.found:
-            raise Violation(f"not allowed: {_Guard.found[0]}")
+            if _Guard.found:  # whatever else was raised
+                raise Violation(f"not allowed: {_Guard.found[0]}") from None
 
     def check_surroundings(self) -> None:
         """

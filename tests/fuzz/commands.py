@@ -41,8 +41,12 @@ PLACES = ("result", "result/result.json", "p.json", "d.onnx", "s.onnx", "plan.to
           "new.json", "new.html", "missing", "a b", "é", "x" * 300, "\n", "-", "result/new", "p.json/x")  # fmt: skip
 TEXT = st.one_of(*[st.sampled_from(WORDS)] * 3, st.sampled_from([t for t in TEXTS if "\0" not in t]))
 PATH = st.sampled_from(PLACES)
-NUMBER = st.one_of(st.sampled_from(("0", "1", "2", "3")), st.sampled_from(("-1", "1e3", "x", "", "9" * 5000, "1.5")))
-FLOAT = st.one_of(st.sampled_from(("0.01", "1", "0.5")), st.sampled_from(("nan", "inf", "-1", "0", "1e999", "x")))
+NUMBER = st.one_of(
+    st.sampled_from(("0", "1", "2", "3")), st.sampled_from(("-1", "1e3", "x", "", "9" * 5000, "1.5"))
+)
+FLOAT = st.one_of(
+    st.sampled_from(("0.01", "1", "0.5")), st.sampled_from(("nan", "inf", "-1", "0", "1e999", "x"))
+)
 ALWAYS_PATHS = ("dot",)
 PROBLEMS = st.one_of(*[st.just("ioi")] * 4, TEXT)
 
@@ -79,7 +83,10 @@ def lines(draw: st.DrawFn) -> list[str]:
         if not option.is_flag:
             words.append(draw(_value(option)))
     if not draw(st.integers(0, 12)):
-        words.insert(draw(st.integers(0, len(words))), draw(st.sampled_from(("--", "-", "--nothing", "extra", "--json"))))
+        words.insert(
+            draw(st.integers(0, len(words))),
+            draw(st.sampled_from(("--", "-", "--nothing", "extra", "--json"))),
+        )
     return [word for word in words if word != "--open"]
 
 

@@ -123,7 +123,9 @@ def graph_files(draw: st.DrawFn) -> tuple[str, str, bytes]:
     files = exported()
     way = draw(st.sampled_from(("bytes", "description", "location", "node", "weights", "heads")))
     if way == "bytes":
-        name = draw(st.sampled_from(("d.onnx", "e.onnx", "s.onnx", "e.onnx.data", "d.heads.safetensors")))
+        name = draw(
+            st.sampled_from(("d.onnx", "e.onnx", "s.onnx", "e.onnx.data", "d.heads.safetensors"))
+        )
         return way, name, draw(damaged_bytes([files[name], files["s.onnx"]]))
     if way == "heads":
         return way, "d.heads.safetensors", draw(heads_files())
@@ -162,7 +164,9 @@ def _change_node(draw: st.DrawFn, model: Any) -> None:
         model.graph.node.append(node)
     elif getattr(node, what):
         names = getattr(node, what)
-        names[draw(st.integers(0, len(names) - 1))] = draw(st.sampled_from(("tokens", "logits", "mask", "x", "")))
+        names[draw(st.integers(0, len(names) - 1))] = draw(
+            st.sampled_from(("tokens", "logits", "mask", "x", ""))
+        )
 
 
 def _change_weights(draw: st.DrawFn, model: Any) -> None:
@@ -176,7 +180,9 @@ def _change_weights(draw: st.DrawFn, model: Any) -> None:
     elif tensor.raw_data:
         at = draw(st.integers(0, len(tensor.raw_data) - 1)) & ~3
         data = bytearray(tensor.raw_data)
-        data[at : at + 4] = draw(st.sampled_from((b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\xff\xff\x7f\x7f", b"\xff" * 4)))
+        data[at : at + 4] = draw(
+            st.sampled_from((b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\xff\xff\x7f\x7f", b"\xff" * 4))
+        )
         tensor.raw_data = bytes(data)
 
 

@@ -46,7 +46,16 @@ def _in_process(target: Target, flags: Sequence[str], failures: Path) -> bool:
         for number, content in enumerate(target.files):
             (Path(corpus) / str(number)).write_bytes(content)
         prefix = f"-artifact_prefix={failures.resolve()}/{target.name}-"
-        words = [sys.executable, "-m", "tests.fuzz.guided", target.name, *flags, prefix, "-timeout=20", corpus]
+        words = [
+            sys.executable,
+            "-m",
+            "tests.fuzz.guided",
+            target.name,
+            *flags,
+            prefix,
+            "-timeout=20",
+            corpus,
+        ]
         ended = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ)
     told = [line for line in ended.stderr.splitlines() if "Violation" in line or line.startswith("Done")]
     print(f"{target.name:<18} {told[-1] if told else f'exit code {ended.returncode}'}")

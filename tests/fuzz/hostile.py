@@ -27,8 +27,6 @@ class Twice:
     second: Any
 
 
-
-
 MARKUP = "</script><img src=x onerror=alert(1)>"
 """Must never stand in a page as it is."""
 
@@ -36,7 +34,15 @@ NUMBERS: list[Any] = [
     0, 1, -1, 2, 3, 7, 8, 2**31, 2**63, -(2**63), 2**64, 10**22, 10**400, -(10**400), 0.5, 1.0, -0.0, 1e-9,
     0.01, 5e-324, 1e308, -1e308, math.nan, math.inf, -math.inf, True, False,
 ]  # fmt: skip
-RAW_NUMBERS = [Raw("1e999"), Raw("-1e999"), Raw("9" * 5000), Raw("-0"), Raw("1E400"), Raw("0x10"), Raw("01")]
+RAW_NUMBERS = [
+    Raw("1e999"),
+    Raw("-1e999"),
+    Raw("9" * 5000),
+    Raw("-0"),
+    Raw("1E400"),
+    Raw("0x10"),
+    Raw("01"),
+]
 TEXTS: list[str] = [
     "", " ", "\0", "\n", "a\nb", "a\r\nb", "\x1b[31mred", "\x9b31m", "\ud800", "\udfff\ud800", "\u2028", "\ufeff",
     "../../../x", "../x", "/etc/passwd", "/", "..", ".", "~", "$HOME", "C:\\x", "a/b", "a" * 300, "x" * 50_000,
@@ -71,7 +77,18 @@ VALUES = st.one_of(
 WRITTEN = st.one_of(VALUES, st.sampled_from([*RAW_NUMBERS, *RAW_NESTED]))
 """The same, and what only a file can hold."""
 
-CHANGES = ("replace", "replace", "replace", "other", "remove", "add", "twice", "wrap", "scale", "exchange")
+CHANGES = (
+    "replace",
+    "replace",
+    "replace",
+    "other",
+    "remove",
+    "add",
+    "twice",
+    "wrap",
+    "scale",
+    "exchange",
+)
 
 
 @st.composite
@@ -91,7 +108,9 @@ def _place(draw: st.DrawFn, whole: list[Any]) -> tuple[Any, Any]:
         if draw(st.integers(0, 5)) == 0:
             break
         container = container[key]
-        key = draw(st.sampled_from(list(container) if isinstance(container, dict) else range(len(container))))
+        key = draw(
+            st.sampled_from(list(container) if isinstance(container, dict) else range(len(container)))
+        )
     return container, key
 
 

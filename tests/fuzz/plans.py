@@ -30,7 +30,13 @@ DOCUMENTS: list[Any] = [
 ]  # fmt: skip
 FILES = tuple(toml_text(document).encode() for document in DOCUMENTS)
 
-COMPARED = {"problems": ["ioi"], "methods": ["acdc", "eap"], "thresholds": [0.01], "seeds": [0], "title": "Mine"}
+COMPARED = {
+    "problems": ["ioi"],
+    "methods": ["acdc", "eap"],
+    "thresholds": [0.01],
+    "seeds": [0],
+    "title": "Mine",
+}
 MOST_SEARCHES = 50
 
 ROWS = [[0.1, 2.0, 1.0], [0.2, 1.5, 0.0]]
@@ -60,7 +66,10 @@ def _check_folders(plan: Plan, bench: Bench) -> None:
     holds(len(set(names)) == len(names) > 0, "two searches in one folder, or none")
     for search in plan.searches:
         inside = (bench.out / search.folder).resolve()
-        holds(inside.parent == bench.out and len(search.folder) < 200, f"a search in {search.folder!r:.200}")
+        holds(
+            inside.parent == bench.out and len(search.folder) < 200,
+            f"a search in {search.folder!r:.200}",
+        )
         holds(search.threshold is None or 0 < search.threshold < float("inf"), "a threshold")
         holds(search.label.isprintable(), f"label {search.label!r:.200}")
 
@@ -95,7 +104,9 @@ def _laid_out(plan: Plan, bench: Bench, search: bytes, run: bytes, judged: bytes
     for judgement in judgements_of(plan, folder / "found"):
         own = {"problem": judgement.searches[0].problem.label, "method": judgement.searches[0].method}
         good = json_text(JUDGED | own).encode()
-        bench.put(f"sweep/judged/{judgement.file}", judged if own["method"] == JUDGED["method"] else good)
+        bench.put(
+            f"sweep/judged/{judgement.file}", judged if own["method"] == JUDGED["method"] else good
+        )
     return folder
 
 

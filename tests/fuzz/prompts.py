@@ -16,7 +16,12 @@ from tests.fuzz.octets import damaged_bytes
 from tests.fuzz.target import Target
 
 PAIR = {"clean": [0, 5, 6, 7], "corrupt": [0, 5, 8, 7], "answers": [9], "wrong_answers": [10, 11]}
-TEXT = {"clean": "When Mary and", "corrupt": "When John and", "answers": ["Mary"], "wrong_answers": ["John"]}
+TEXT = {
+    "clean": "When Mary and",
+    "corrupt": "When John and",
+    "answers": ["Mary"],
+    "wrong_answers": ["John"],
+}
 IDS: dict[str, Any] = {
     "seq_labels": ["BOS", "a", "b", "c"],
     "word_idxs": {"end": 3},

@@ -9,10 +9,11 @@ from tests.fuzz.graphs import description_of, exported
 from tests.fuzz.hostile import Raw, Twice, json_text, toml_text
 from tests.fuzz.plans import COMPARED, JUDGED, SEARCH
 from tests.fuzz.prompts import IDS, PAIR
-from tests.fuzz.results import WAYS, discoveries, files, records
+from tests.fuzz.results import WAYS, discoveries, records
 
 RECORD, RANKING, _ = records()
 STATS = vars(discoveries()[0].stats)
+RUN = json_text({"stats": STATS}).encode()
 
 
 def result(record: Any = RECORD, **changes: Any) -> bytes:
@@ -47,7 +48,9 @@ def plan(**changes: Any) -> bytes:
     return toml_text(COMPARED | changes).encode()
 
 
-def compared(*, planned: bytes = plan(), search: Any = SEARCH, stats: Any = STATS, judged: Any = JUDGED) -> Any:
+def compared(
+    *, planned: bytes = plan(), search: Any = SEARCH, stats: Any = STATS, judged: Any = JUDGED
+) -> Any:
     """A comparison's folder with other files."""
     return planned, *(json_text(one).encode() for one in (search, {"stats": stats}, judged))
 
@@ -108,17 +111,16 @@ REFUSED: list[tuple[str, Any]] = [
     ("search", {"threshold": 10**400}),
     ("search", {"seed": 2**64}),
     ("discover", {"method": {}}),
-    ("description", many_positions()),
 ]
 
 ACCEPTED: list[tuple[str, Any]] = [
     ("result", result(RANKING, decisions=[RANKING["decisions"][0] | {"effect": 1e300}, *RANKING["decisions"][1:]])),
     ("result", effect(1e308)),
-    ("show", (result(model=RECORD["model"] | {"name": "m\ud800"}), WAYS[1], b'{"stats": 1}')),
-    ("show", (named("a\x1b[31m->b"), WAYS[1], b'{"stats": 1}')),
-    ("show", (named(f"A{'9' * 5000}.0->Resid End"), WAYS[3], b'{"stats": 1}')),
+    ("show", (result(model=RECORD["model"] | {"name": "m\ud800"}), WAYS[1], RUN)),
+    ("show", (named("a\x1b[31m->b"), WAYS[1], RUN)),
+    ("show", (named(f"A{'9' * 5000}.0->Resid End"), WAYS[3], RUN)),
     ("comparison", compared(planned=plan(problems=[{"name": "ioi", "model": "../../../x"}]),
                             judged=JUDGED | {"problem": "ioi ../../../x"})),
     ("precision", {"parts": ["qkv"], "streams": []}),
-    ("result", files()[0]),
+    ("description", many_positions()),
 ]  # fmt: skip

@@ -31,7 +31,15 @@ EFFECTS = (0.5, -0.25, 0.001, 0.02, 0.0, 3.0, 0.01, 1e-12)
 @cache
 def tiny() -> PatchableModel:
     """One block with one head: eight edges."""
-    sizes = {"n_layers": 1, "n_heads": 1, "d_model": 4, "d_head": 4, "d_mlp": 4, "n_ctx": 8, "d_vocab": 8}
+    sizes = {
+        "n_layers": 1,
+        "n_heads": 1,
+        "d_model": 4,
+        "d_head": 4,
+        "d_mlp": 4,
+        "n_ctx": 8,
+        "d_vocab": 8,
+    }
     return patchable(transformer(**sizes))
 
 
@@ -40,7 +48,9 @@ def discoveries() -> tuple[Discovery, ...]:
     """A search, and a method that scores."""
     model = tiny()
     pairs = list(zip(canonical_edges(model), EFFECTS, strict=True))
-    stats = Stats(evaluations=9, seconds=0.1, guard={"relative": 0.1}, sensitivity={"blocks.0.qkv": 0.01})
+    stats = Stats(
+        evaluations=9, seconds=0.1, guard={"relative": 0.1}, sensitivity={"blocks.0.qkv": 0.01}
+    )
     found = tuple(Decision(edge, effect, effect >= 0.01, True) for edge, effect in pairs)
     ranked = sorted(pairs, key=lambda pair: -abs(pair[1]))
     scored = tuple(Decision(edge, score, abs(score) >= 0.02, True) for edge, score in ranked)
@@ -50,7 +60,14 @@ def discoveries() -> tuple[Discovery, ...]:
 def records() -> list[Any]:
     """Contents of ``result.json``."""
     made = [discovery.record() for discovery in discoveries()]
-    names = ["Resid Start->A0.0.Q", "Resid Start->MLP 0", "A0.0->MLP 0", "MLP 0->Resid End", "x->y", "y->z"]
+    names = [
+        "Resid Start->A0.0.Q",
+        "Resid Start->MLP 0",
+        "A0.0->MLP 0",
+        "MLP 0->Resid End",
+        "x->y",
+        "y->z",
+    ]
     other = made[0] | {
         "model": {"name": "other", "digest": "d", "edges": len(names)},
         "decisions": [
@@ -119,7 +136,9 @@ def check_show(content: tuple[bytes, tuple[str, ...], bytes], bench: Bench) -> N
     for path in bench.out.rglob("*.html"):
         holds(MARKUP not in path.read_text(encoding="utf-8"), "markup of a result stands in the page")
     if "--dot" not in way:
-        holds(all(c.isprintable() or c == "\n" for c in printed), "controls of a result reach the terminal")
+        holds(
+            all(c.isprintable() or c == "\n" for c in printed), "controls of a result reach the terminal"
+        )
     if "--json" in way:
         json.loads(printed, parse_constant=lambda name: holds(False, f"{name} in printed JSON"))
 
@@ -163,5 +182,5 @@ def targets() -> list[Target]:
     return [
         Target("result", of_result, check, share=2, files=files()),
         Target("run-record", of_stats, check_stats, files=(stats_file,)),
-        Target("show", shown, check_show, share=0.4, sample=40),
+        Target("show", shown, check_show, share=0.2, sample=30),
     ]

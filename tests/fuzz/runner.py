@@ -46,7 +46,9 @@ class Count:
         )
 
 
-HEADING = f"{'target':<18} {'inputs':>9} {'accepted':>9} {'violations':>10} {'slowest s':>9} {'all s':>9}"
+HEADING = (
+    f"{'target':<18} {'inputs':>9} {'accepted':>9} {'violations':>10} {'slowest s':>9} {'all s':>9}"
+)
 
 
 def run(

@@ -99,7 +99,10 @@ def check_discover(content: dict[str, Any], bench: Bench) -> None:
     for decision in found.decisions:
         holds(abs(decision.effect) < float("inf"), f"effect {decision.effect}")
         if not found.settings["scored"]:
-            holds(decision.kept == (decision.effect >= found.settings["threshold"]), "kept against its effect")
+            holds(
+                decision.kept == (decision.effect >= found.settings["threshold"]),
+                "kept against its effect",
+            )
     json.dumps(found.record(), allow_nan=False)
 
 

@@ -98,15 +98,25 @@ BROKEN: dict[str, tuple[Callable[[], object], str]] = {
     "a process": (lambda: subprocess.run(["true"], check=True), "not allowed: subprocess.Popen"),
     "a connection": (lambda: socket.create_connection(("127.0.0.1", 9), 0.1), "not allowed: socket"),
     "a pickle": (lambda: pickle.loads(b"cos\ngetcwd\n(tR."), "not allowed: pickle.find_class"),
-    "time": (lambda: _busy(1.2), "of work"),
     "a long message": (long_message, "a message of 5000 characters"),
 }
 
 
-def _busy(seconds: float) -> None:
-    end = time.process_time() + seconds
+def busy() -> None:
+    end = time.process_time() + 0.02
     while time.process_time() < end:
         pass
+
+
+def test_work_that_takes_long_is_noticed(bench: Bench) -> None:
+    with pytest.raises(Violation, match="of work"):
+        bench.call(busy, seconds=0.01)
+
+
+def test_a_hang_is_noticed(bench: Bench, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tests.fuzz.bench.HANG", 0.05)
+    with pytest.raises(Violation, match="hangs"):
+        bench.call(lambda: time.sleep(5))
 
 
 @pytest.mark.parametrize("case", BROKEN)
