@@ -6,7 +6,6 @@ right. The command line prints that line and exits with a code other than 0.
 
 from __future__ import annotations
 
-
 LONGEST_MESSAGE, LONGEST_END = 1500, 300
 """Characters of a message, less than a screen; and of its end, which is kept where it is cut."""
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, JSON without surprises, and what is installed beside them."""
+"""Files that are either whole or not there, strict JSON, and what is installed beside them."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pahq_plugin import measures
 from pahq_plugin.compare.baselines import EXACT, get_baseline
 from pahq_plugin.compare.plan import Plan, Search
-from pahq_plugin.compare.sweep import is_found, judgements_of
 from pahq_plugin.compare.stored import read_judged
+from pahq_plugin.compare.sweep import is_found, judgements_of
 from pahq_plugin.compare.task import Judgement, cost, cut
 from pahq_plugin.records import RESULT_FILE, read_record
 

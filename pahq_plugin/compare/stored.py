@@ -100,12 +100,15 @@ def _are_rows(rows: object, prompts: int, width: int) -> bool:
 
 
 def _is_circuit(circuit: object, edges: int, prompts: int, width: int) -> bool:
-    """Whether it has a size and what it gave; and, where it is of a threshold, what its complement gave."""
+    """Whether it has a size and what it gave, and its complement if it is of a threshold."""
     if not isinstance(circuit, dict) or "threshold" not in circuit:
         return False
     threshold, size = circuit["threshold"], circuit.get("size")
-    sized = _is_count(size) and size <= edges
-    if not sized or not _are_rows(circuit.get("inside"), prompts, width):
+    if (
+        type(size) is not int
+        or not 0 <= size <= edges
+        or not _are_rows(circuit.get("inside"), prompts, width)
+    ):
         return False
     if threshold is None:
         return True

@@ -1,9 +1,9 @@
 """Fuzzing: hostile and broken input for everything that reads what others wrote.
 
-A *target* (`tests.fuzz.target`) is one reader: a strategy that draws inputs, and a check that gives one input
-to the public reader. An error of the `PahqError` family is a success, and so is a right answer; everything
-else is a violation: another exception, a message of several lines, a second of work, a write outside the
-output folder, a process, a connection, a pickle, a wrong answer without a word.
+A *target* (`tests.fuzz.target`) is one reader: a strategy that draws inputs, and a check that gives one
+to the public reader. An error of the `PahqError` family is a success, and so is a right answer;
+everything else is a violation: another exception, a message of several lines, a second of work, a write
+outside the output folder, a process, a connection, a pickle, a wrong answer without a word.
 
 ====================  ==============================================================================
 module                holds

@@ -1,7 +1,8 @@
 """Where a reader is tried: scratch folders, and a guard on what it may do meanwhile.
 
-The guard is an audit hook of the interpreter, so it sees writes, processes, connections and pickles however
-deep in a library they happen. What native code writes it does not see; `Bench.check_surroundings` does.
+The guard is an audit hook of the interpreter, so it sees writes, processes, connections and pickles
+however deep in a library they happen, but not what native code writes: for that there is
+`Bench.check_surroundings`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ SECONDS, HANG = 1.0, 20.0
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate",
            "os.chmod", "shutil.rmtree"}  # fmt: skip
-FORBIDDEN = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pickle.find_class",
-             "socket.connect", "socket.getaddrinfo", "webbrowser.open"}  # fmt: skip
+FORBIDDEN = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork",
+             "pickle.find_class", "socket.connect", "socket.getaddrinfo", "webbrowser.open"}  # fmt: skip
 
 
 class Refused(Exception):

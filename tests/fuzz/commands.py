@@ -34,10 +34,12 @@ from tests.helpers.small import transformer
 SECONDS = 5.0
 """Of a whole command, which loads a model, searches or exports."""
 
-WORDS = ("ioi", "greater-than", "pahq", "acdc", "eap", "Random", "kl_div", "mse", "resample", "zero", "host", "int8",
-         "bf16", "row", "uniform", "qkv,output", "int4", "high", "auto", "0.3", "eager", "cpu", "memory", "none",
+WORDS = ("ioi", "greater-than", "pahq", "acdc", "eap", "Random", "kl_div", "mse", "resample", "zero",
+         "host", "int8", "bf16", "row", "uniform", "qkv,output", "int4", "high", "auto", "0.3", "eager",
+         "cpu", "memory", "none",
          "dense", "sweep", "all", "model", "0.1,0.01", "reduced", "0.0", *EDGES)  # fmt: skip
-PLACES = ("result", "result/result.json", "p.json", "d.onnx", "s.onnx", "plan.toml", "new", "new/deep/file", "new.onnx",
+PLACES = ("result", "result/result.json", "p.json", "d.onnx", "s.onnx", "plan.toml", "new",
+          "new/deep/file", "new.onnx",
           "new.json", "new.html", "missing", "a b", "é", "x" * 300, "\n", "-", "result/new", "p.json/x")  # fmt: skip
 TEXT = st.one_of(*[st.sampled_from(WORDS)] * 3, st.sampled_from([t for t in TEXTS if "\0" not in t]))
 PATH = st.sampled_from(PLACES)

@@ -1,4 +1,4 @@
-"""Graphs of other tools and of ours: EAP-IG's JSON, ONNX files, their descriptions, heads and prompts."""
+"""Graphs of other tools and of ours: EAP-IG's JSON, ONNX files, their descriptions and heads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from tests.fuzz.target import Target
 TOKENS, CORRUPT = [[1, 2, 3]], [[4, 2, 5]]
 EDGE = "Resid Start->A0.0.Q"
 LOCATIONS = ["../secret.data", "/etc/passwd", "e.onnx", "e.heads.safetensors", "sub/../../secret.data",
-             "../in/model/e.onnx.data", "./e.onnx.data", "", "/dev/zero", "/dev/stdin", "link.data", *TEXTS]  # fmt: skip
+             "../in/model/e.onnx.data", "./e.onnx.data", "", "/dev/zero", "/dev/stdin", "link.data",
+             *TEXTS]  # fmt: skip
 
 
 @cache

@@ -1,7 +1,7 @@
 """The byte-level targets under atheris, which looks for inputs that reach new code.
 
-Optional: ``pip install atheris`` (a wheel exists for few interpreters). Each target runs in a process of its
-own, because libFuzzer ends the one that it runs in.
+Optional: ``pip install atheris`` (a wheel exists for few interpreters). Each target runs in a process of
+its own, because libFuzzer ends the one that it runs in.
 """
 
 from __future__ import annotations

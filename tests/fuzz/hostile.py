@@ -31,7 +31,8 @@ MARKUP = "</script><img src=x onerror=alert(1)>"
 """Must never stand in a page as it is."""
 
 NUMBERS: list[Any] = [
-    0, 1, -1, 2, 3, 7, 8, 2**31, 2**63, -(2**63), 2**64, 10**22, 10**400, -(10**400), 0.5, 1.0, -0.0, 1e-9,
+    0, 1, -1, 2, 3, 7, 8, 2**31, 2**63, -(2**63), 2**64, 10**22, 10**400, -(10**400), 0.5, 1.0, -0.0,
+    1e-9,
     0.01, 5e-324, 1e308, -1e308, math.nan, math.inf, -math.inf, True, False,
 ]  # fmt: skip
 RAW_NUMBERS = [
@@ -44,22 +45,28 @@ RAW_NUMBERS = [
     Raw("01"),
 ]
 TEXTS: list[str] = [
-    "", " ", "\0", "\n", "a\nb", "a\r\nb", "\x1b[31mred", "\x9b31m", "\ud800", "\udfff\ud800", "\u2028", "\ufeff",
-    "../../../x", "../x", "/etc/passwd", "/", "..", ".", "~", "$HOME", "C:\\x", "a/b", "a" * 300, "x" * 50_000,
+    "", " ", "\0", "\n", "a\nb", "a\r\nb", "\x1b[31mred", "\x9b31m", "\ud800", "\udfff\ud800",
+    "\u2028", "\ufeff",
+    "../../../x", "../x", "/etc/passwd", "/", "..", ".", "~", "$HOME", "C:\\x", "a/b", "a" * 300,
+    "x" * 50_000,
     MARKUP, "<b>", "&amp;", "[red]", "[/]", "[/red]", "%s%n{0}", "`id`", "$(id)", "; rm -rf x", "²", "１",
-    "nan", "inf", "-inf", "None", "true", "1", "-1", "1e5", "9" * 5000, "->", "a->b", "->->", "A0.0", "MLP 0",
-    "Resid Start", "Resid End", "A0.0->Resid End", "Resid End->Resid Start", "A0.0->A0.0", "A0.0->A0.0.Q",
+    "nan", "inf", "-inf", "None", "true", "1", "-1", "1e5", "9" * 5000, "->", "a->b", "->->", "A0.0",
+    "MLP 0",
+    "Resid Start", "Resid End", "A0.0->Resid End", "Resid End->Resid Start", "A0.0->A0.0",
+    "A0.0->A0.0.Q",
     f"A{'9' * 5000}.0->Resid End", "A99999999999.99999999->Resid End", "²0->b", "__class__", "__proto__",
     "auto", "host", "acdc", "pahq", "eap", "random", "mse", "resample", "zero", "fp32", "int8", "ioi",
     "kl_div", "logit_diff", "fp8_e4m3", "high", "low", "\u202e", "é", "😀", "word " * 30,
     "cos\nsystem\n(S'id'\ntR.",
 ]  # fmt: skip
 NESTED: list[Any] = [
-    None, [], {}, [[]], [None], [0], [1, 2], ["a"], [True], {"": None}, {"a": {"a": []}}, [[1], [2]], [{}],
+    None, [], {}, [[]], [None], [0], [1, 2], ["a"], [True], {"": None}, {"a": {"a": []}}, [[1], [2]],
+    [{}],
     [math.nan], [0.5, "a"], [-1], {"0": 0},
 ]  # fmt: skip
 RAW_NESTED = [
-    Raw("[" * 100_000 + "]" * 100_000), Raw('{"a":' * 3_000 + "1" + "}" * 3_000), Raw("[" * 900 + "]" * 900),
+    Raw("[" * 100_000 + "]" * 100_000), Raw('{"a":' * 3_000 + "1" + "}" * 3_000),
+    Raw("[" * 900 + "]" * 900),
     Raw(""), Raw("nul"), Raw("'a'"), Raw('"\\x"'), Raw('"\n"'), Raw('"\\ud800"'), Raw('"\\u0000"'),
     Raw("1979-05-27T07:32:00Z"), Raw("07:32:00"), Raw("null"), Raw("{}"),
 ]  # fmt: skip

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from hypothesis import strategies as st
 
 INSERTED = (
-    b"\0", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80", b"\n", b"\r", b'"', b"\\", b"{", b"}", b"[", b"]",
-    b",", b":", b"-", b".", b"NaN", b"Infinity", b"1e999", b"9" * 5000, b"[" * 5000, b"null", b"true", b"#", b"=",
-    b"\x80\x04\x95", b"cos\nsystem\n", b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f", b"\0" * 64, b"../", b"A" * 1000,
+    b"\0", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80", b"\n", b"\r", b'"', b"\\", b"{",
+    b"}", b"[", b"]",
+    b",", b":", b"-", b".", b"NaN", b"Infinity", b"1e999", b"9" * 5000, b"[" * 5000, b"null", b"true",
+    b"#", b"=",
+    b"\x80\x04\x95", b"cos\nsystem\n", b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f", b"\0" * 64, b"../",
+    b"A" * 1000,
 )  # fmt: skip
 WAYS = ("flip", "flip", "byte", "cut", "behead", "insert", "splice", "remove", "repeat")
 

@@ -21,8 +21,8 @@ from tests.fuzz.results import discoveries
 from tests.fuzz.target import Target
 
 DOCUMENTS: list[Any] = [
-    {"problems": ["ioi", {"name": "greater-than", "batch_size": 4, "model": "gpt2"}], "methods": ["pahq", "eap"],
-     "thresholds": [0.01, 0.001], "seeds": [0, 1], "title": "Mine", "note": "", "test_batches": 2},
+    {"problems": ["ioi", {"name": "greater-than", "batch_size": 4, "model": "gpt2"}],
+     "methods": ["pahq", "eap"], "thresholds": [0.01, 0.001], "seeds": [0, 1], "title": "Mine", "note": "", "test_batches": 2},
     {"problems": [{"name": "induction", "prompts": "p.json", "positional": True}], "batches": 0,
      "seeds": [0], "runs": [{"methods": ["host-acdc"], "thresholds": [0.5]},
                             {"methods": ["act-mag"], "ablation": "zero", "options": {"epochs": 3}}]},
@@ -43,7 +43,8 @@ ROWS = [[0.1, 2.0, 1.0], [0.2, 1.5, 0.0]]
 SEARCH = {"search": {}, "extra_bytes": 100, "threads": 1, "metric": "kl_div", "options": {}}
 JUDGED = {
     "problem": "ioi", "method": "eap", "seed": 0, "metric": "kl_div", "edges": 8,
-    "measures": ["loss", "logit_diff", "correct"], "whole": ROWS, "empty": [[1.0, 0.0, 0.0], [2.0, -1.0, 1.0]],
+    "measures": ["loss", "logit_diff", "correct"], "whole": ROWS,
+    "empty": [[1.0, 0.0, 0.0], [2.0, -1.0, 1.0]],
     "circuits": [
         {"threshold": 0.01, "size": 4, "inside": ROWS, "outside": [[0.5, 0.5, 0.5], [0.6, 0.4, 1.0]]},
         {"threshold": None, "size": 2, "inside": ROWS},
@@ -75,7 +76,7 @@ def _check_folders(plan: Plan, bench: Bench) -> None:
 
 
 def check_comparison(content: tuple[bytes, bytes, bytes, bytes], bench: Bench) -> None:
-    """A sweep's folder, some of its files damaged, is reported or refused; tables stay in their folder."""
+    """A sweep's folder with damaged files is reported or refused; tables stay in their folder."""
     planned, search_file, run_file, judged_file = content
     bench.clean()
     plan = bench.call(read_plan, bench.put("plan.toml", planned))

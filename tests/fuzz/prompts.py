@@ -62,7 +62,7 @@ def check_loaders(content: bytes, bench: Bench) -> None:
     train, test = bench.call(loaders, data, 1, (1, len(data["prompts"]) - 1))
     for batch in [*train, *test]:
         holds(batch.clean.shape == batch.corrupt.shape == (1, len(data["prompts"][0]["clean"])), "shape")
-        holds(0 <= int(batch.clean.min()) and int(batch.clean.max()) < encoder.d_vocab, "token ids")
+        holds(int(batch.clean.min()) >= 0 and int(batch.clean.max()) < encoder.d_vocab, "token ids")
 
 
 def check_light(content: bytes, bench: Bench) -> None:

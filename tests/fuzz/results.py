@@ -136,9 +136,7 @@ def check_show(content: tuple[bytes, tuple[str, ...], bytes], bench: Bench) -> N
     for path in bench.out.rglob("*.html"):
         holds(MARKUP not in path.read_text(encoding="utf-8"), "markup of a result stands in the page")
     if "--dot" not in way:
-        holds(
-            all(c.isprintable() or c == "\n" for c in printed), "controls of a result reach the terminal"
-        )
+        holds(all(c.isprintable() or c == "\n" for c in printed), "controls reach the terminal")
     if "--json" in way:
         json.loads(printed, parse_constant=lambda name: holds(False, f"{name} in printed JSON"))
 
