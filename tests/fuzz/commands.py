@@ -39,8 +39,8 @@ WORDS = ("ioi", "greater-than", "pahq", "acdc", "eap", "Random", "kl_div", "mse"
          "cpu", "memory", "none",
          "dense", "sweep", "all", "model", "0.1,0.01", "reduced", "0.0", *EDGES)  # fmt: skip
 PLACES = ("result", "result/result.json", "p.json", "d.onnx", "s.onnx", "plan.toml", "new",
-          "new/deep/file", "new.onnx",
-          "new.json", "new.html", "missing", "a b", "é", "x" * 300, "\n", "-", "result/new", "p.json/x")  # fmt: skip
+          "new/deep/file", "new.onnx", "new.json", "new.html", "missing", "a b", "é", "x" * 300, "\n",
+          "-", "result/new", "p.json/x")  # fmt: skip
 TEXT = st.one_of(*[st.sampled_from(WORDS)] * 3, st.sampled_from([t for t in TEXTS if "\0" not in t]))
 PATH = st.sampled_from(PLACES)
 NUMBER = st.one_of(

@@ -33,7 +33,7 @@ LOCATIONS = ["../secret.data", "/etc/passwd", "e.onnx", "e.heads.safetensors", "
 
 @cache
 def exported() -> dict[str, bytes]:
-    """Files of a dense graph, of one with its weights in a file of their own, of a sweep graph, and JSON."""
+    """A dense graph, one with its weights in a file of their own, a sweep graph, graph JSON."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         export_onnx(tiny(), folder / "d.onnx")

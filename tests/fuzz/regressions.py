@@ -12,6 +12,7 @@ from tests.fuzz.prompts import IDS, PAIR
 from tests.fuzz.results import WAYS, discoveries, records
 
 RECORD, RANKING, _ = records()
+STRONGEST, *WEAKER = RANKING["decisions"]
 STATS = vars(discoveries()[0].stats)
 RUN = json_text({"stats": STATS}).encode()
 
@@ -114,7 +115,7 @@ REFUSED: list[tuple[str, Any]] = [
 ]
 
 ACCEPTED: list[tuple[str, Any]] = [
-    ("result", result(RANKING, decisions=[RANKING["decisions"][0] | {"effect": 1e300}, *RANKING["decisions"][1:]])),
+    ("result", result(RANKING, decisions=[STRONGEST | {"effect": 1e300}, *WEAKER])),
     ("result", effect(1e308)),
     ("show", (result(model=RECORD["model"] | {"name": "m\ud800"}), WAYS[1], RUN)),
     ("show", (named("a\x1b[31m->b"), WAYS[1], RUN)),

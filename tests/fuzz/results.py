@@ -119,7 +119,8 @@ def check_stats(content: bytes, bench: Bench) -> None:
 
 
 WAYS: tuple[tuple[str, ...], ...] = (
-    ("--json",), (), ("--top", "3"), ("--dot", "-"), ("--dot", "{out}/g.dot"), ("--html", "{out}/p.html"),
+    ("--json",), (), ("--top", "3"), ("--dot", "-"), ("--dot", "{out}/g.dot"),
+    ("--html", "{out}/p.html"),
     ("--html", "{out}/a/b.html", "--compare", "{inputs}/good"), ("--html", "{out}/p.html", "--force"),
 )  # fmt: skip
 
