@@ -74,6 +74,8 @@ def open_session(
     if wanted[0] != PROVIDERS["cpu"] and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     options, arguments = _options(ort, mode, threads, level)
+    if len(wanted) == 1:
+        arguments["enable_fallback"] = 0  # it would print that, and try the CPU again
     try:
         session = ort.InferenceSession(str(path), options, providers=wanted, **arguments)
     except Exception as error:  # of a dozen kinds, all from ONNX Runtime's own errors

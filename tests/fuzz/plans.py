@@ -22,7 +22,8 @@ from tests.fuzz.target import Target
 
 DOCUMENTS: list[Any] = [
     {"problems": ["ioi", {"name": "greater-than", "batch_size": 4, "model": "gpt2"}],
-     "methods": ["pahq", "eap"], "thresholds": [0.01, 0.001], "seeds": [0, 1], "title": "Mine", "note": "",
+     "methods": ["pahq", "eap"], "thresholds": [0.01, 0.001], "seeds": [0, 1],
+     "title": "Mine", "note": "",
      "test_batches": 2},
     {"problems": [{"name": "induction", "prompts": "p.json", "positional": True}], "batches": 0,
      "seeds": [0], "runs": [{"methods": ["host-acdc"], "thresholds": [0.5]},
