@@ -112,6 +112,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("search", {"threshold": 10**400}),
     ("search", {"seed": 2**64}),
     ("discover", {"method": {}}),
+    ("light-command", ["run", LONG, "--prompts", "p.json", "--all"]),
 ]
 
 ACCEPTED: list[tuple[str, Any]] = [
