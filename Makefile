@@ -13,7 +13,7 @@ PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo report report-full test test-full check clean
+.PHONY: help install demo report report-full test test-full fuzz check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: $(STAMP) ## all tests but the whole acceptance grids (ARGS="-k name" to ch
 
 test-full: $(STAMP) ## all tests
 	$(PYTEST)
+
+fuzz: $(STAMP) ## 100,000 hostile inputs for everything that reads files or arguments (minutes)
+	HF_HUB_OFFLINE=1 PYTHONPATH=.:exporters $(BIN)/python -m tests.fuzz $(ARGS)
 
 check: $(STAMP) ## lint, formatting, types, direction of imports
 	$(BIN)/ruff check .

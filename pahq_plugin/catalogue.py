@@ -80,9 +80,9 @@ def get_method(name: str) -> Method:
     Raises:
         ConfigError: no such method; the message lists the known ones.
     """
-    if name in OWN_METHODS:
+    if isinstance(name, str) and name in OWN_METHODS:
         return OWN_METHODS[name]
-    if name in host_keys():
+    if isinstance(name, str) and name in host_keys():
         return Method(name, name, "host", key=name)
     raise ConfigError(f"unknown method {name!r}; known: {', '.join(methods())}")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -31,8 +32,29 @@ DEFAULT_THRESHOLD = 0.01
 DEFAULT_BUDGET = 0.02
 
 
+LARGEST_SEED = 2**63 - 1
+"""PyTorch takes none above it."""
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    """Whether it is a number that a float holds, or infinity."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
+        return False
+    return isinstance(value, float) or abs(value) <= sys.float_info.max
+
+
+def _names(flag: str, value: object, known: Sequence[str]) -> tuple[Any, ...]:
+    """
+    Raises:
+        ConfigError: no list of names that are known, each once.
+    """
+    if isinstance(value, (tuple, list)):
+        names = tuple(value)
+        if all(isinstance(name, str) and name in known for name in names) and len(set(names)) == len(
+            names
+        ):
+            return names
+    raise ConfigError(f"{flag}={value!r} must be distinct names of {', '.join(known)}")
 
 
 def _is_integer(value: object) -> bool:
@@ -114,16 +136,12 @@ class PrecisionConfig:
             raise ConfigError(f"unknown policy {self.policy!r}; known: {', '.join(POLICIES)}")
         if self.guard != "auto" and not (_is_number(self.guard) and self.guard >= 0):
             raise ConfigError(f'guard={self.guard!r} must be "auto" or a number of at least 0')
-        unknown = [part for part in self.parts if part not in PARTS]
-        if unknown or len(set(self.parts)) != len(self.parts):
-            raise ConfigError(f"parts={self.parts!r} must be distinct names of {', '.join(PARTS)}")
-
+        object.__setattr__(self, "parts", _names("parts", self.parts, PARTS))
         if self.operands not in ("changes", "values"):
             raise ConfigError(f'operands={self.operands!r} must be "changes" or "values"')
         self._check_activations()
         check_demand(self.kernel)
-        if any(name not in STREAMS for name in self.streams):
-            raise ConfigError(f"streams={self.streams!r} must be names of {', '.join(STREAMS)}")
+        object.__setattr__(self, "streams", _names("streams", self.streams, STREAMS))
         if self.masters not in ("auto", "device", "host"):
             raise ConfigError(f'masters={self.masters!r} must be "auto", "device" or "host"')
         if self.weights not in (None, "int4"):
@@ -264,5 +282,5 @@ class SearchConfig:
             )
         if self.batches is not None and (not _is_integer(self.batches) or self.batches < 1):
             raise ConfigError(f"batches={self.batches!r} must be None (all) or an integer above 0")
-        if not _is_integer(self.seed) or self.seed < 0:
-            raise ConfigError(f"seed={self.seed!r} must be an integer of at least 0")
+        if not _is_integer(self.seed) or not 0 <= self.seed <= LARGEST_SEED:
+            raise ConfigError(f"seed={self.seed!r} must be an integer of at least 0, below 2**63")

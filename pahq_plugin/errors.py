@@ -6,9 +6,25 @@ right. The command line prints that line and exits with a code other than 0.
 
 from __future__ import annotations
 
+LONGEST_MESSAGE, LONGEST_END = 1500, 300
+"""Characters of a message, less than a screen; and of its end, which is kept where it is cut."""
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what is no visible character: line breaks, controls, half surrogates."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class PahqError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose; whatever names it holds, its message is one short line."""
+
+    def __init__(self, message: str = "") -> None:
+        line = printable(message)
+        if len(line) > LONGEST_MESSAGE:
+            line = f"{line[: LONGEST_MESSAGE - LONGEST_END]} ... {line[-LONGEST_END:]}"
+        super().__init__(line)
 
 
 class ConfigError(PahqError):
@@ -62,4 +78,4 @@ LONGEST_REASON = 300
 
 def one_line(reason: object) -> str:
     """Another library's message, without line breaks and not too long."""
-    return " ".join(str(reason).split())[:LONGEST_REASON]
+    return printable(" ".join(str(reason).split()))[:LONGEST_REASON]

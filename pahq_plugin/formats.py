@@ -284,6 +284,6 @@ def get_format(name: str) -> NumberFormat:
     Raises:
         ConfigError: no such format; the message lists the known ones.
     """
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise ConfigError(f"unknown number format {name!r}; known: {', '.join(FORMATS)}")
     return FORMATS[name]

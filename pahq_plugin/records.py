@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pahq_plugin.errors import ResultError
+from pahq_plugin.files import read_json
 
 SCHEMA = "pahq-discovery/1"
 RESULT_FILE = "result.json"
@@ -69,8 +70,8 @@ def read_record(file: Path) -> dict[str, Any]:
         ResultError: not JSON, another schema, or a field that is missing or of the wrong type.
     """
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        record = read_json(file)
+    except (OSError, ValueError) as error:
         raise ResultError(f"{file} is no readable JSON: {error}") from error
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise ResultError(f"{file} is no result of this version; expected schema {SCHEMA!r}")
@@ -82,6 +83,11 @@ def read_record(file: Path) -> dict[str, Any]:
     scored = settings.get("scored") is True
     if not _fits(settings, SETTINGS if scored else SETTINGS | SEARCH_SETTINGS):
         raise ResultError(f"{file}: settings lack a field or hold one of another type")
+    precision = settings.get("precision")
+    if precision and not (isinstance(precision, dict) and _fits(precision, {"low": str, "mlp": str})):
+        raise ResultError(f"{file}: settings: precision must name the formats low and mlp")
+    if not scored and not settings["threshold"] > 0:
+        raise ResultError(f"{file}: settings: threshold {settings['threshold']!r} must be above 0")
     for number, entry in enumerate(decisions):
         if not _is_entry(entry):
             raise ResultError(f"{file}: decision {number} is damaged: {json.dumps(entry)[:80]}")
@@ -139,7 +145,7 @@ def _is_entry(entry: object) -> bool:
     return (
         isinstance(entry["edge"], str)
         and entry["edge"].count("->") == 1
-        and (entry["seq_idx"] is None or type(entry["seq_idx"]) is int)
+        and (entry["seq_idx"] is None or (type(entry["seq_idx"]) is int and entry["seq_idx"] >= 0))
         and isinstance(number, (int, float))
         and not isinstance(number, bool)
         and math.isfinite(number)
@@ -158,9 +164,13 @@ def read_stats(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        stats = json.loads(file.read_text(encoding="utf-8"))["stats"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        stats = read_json(file)["stats"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultError(f"{file} is damaged: {error}") from error
     if not isinstance(stats, dict) or stats.keys() != STATS.keys() or not _fits(stats, STATS):
         raise ResultError(f"{file} is damaged: stats must hold {', '.join(STATS)}")
+    for name, value in stats.items():
+        numbers = value.values() if isinstance(value, dict) else [value]
+        if not all(type(number) in (int, float) and number >= 0 for number in numbers):
+            raise ResultError(f"{file} is damaged: {name} must hold numbers of at least 0")
     return stats

@@ -8,6 +8,7 @@ what differs from run to run: seconds, memory, versions.
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -103,9 +104,8 @@ class Discovery:
         """Host prune scores whose top ``len(circuit)`` by magnitude are the circuit.
 
         For a search, ``max(effect, 0)``; for a method that scores edges, its scores. FP32 (FP64 for
-        an FP64 model), always finite and above 0 for a kept edge. Where rounding to that dtype
-        would tie a removed edge with the weakest kept one, the removed edge gets the next smaller
-        number.
+        an FP64 model), always finite and not 0 for a kept edge. Where rounding to that dtype would tie
+        a removed edge with the weakest kept one, the removed edge gets the next smaller number.
         """
         scores = self.model.new_prune_scores()
         dtype = torch.promote_types(next(iter(scores.values())).dtype, torch.float32)
@@ -113,14 +113,18 @@ class Discovery:
         signed = bool(self.settings.get("scored"))
         zero, largest = torch.zeros((), dtype=dtype), torch.finfo(dtype).max
         least = float(torch.nextafter(zero, torch.ones_like(zero)))
-        kept = [min(max(d.effect, least), largest) for d in self.decisions if d.kept]
+
+        def size(decision: Decision) -> float:
+            return abs(decision.effect) if signed else decision.effect
+
+        kept = [min(max(size(d), least), largest) for d in self.decisions if d.kept]
         ceiling = torch.tensor(min(kept, default=largest), dtype=dtype)
         below = float(torch.nextafter(ceiling, zero))
         for decision in self.decisions:
-            value = decision.effect
-            if not signed:
-                low, high = (least, largest) if decision.kept else (0.0, below)
-                value = min(max(value, low), high)
+            low, high = (least, largest) if decision.kept else (0.0, below)
+            value = min(max(size(decision), low), high)
+            if signed:
+                value = math.copysign(value, decision.effect)
             scores[decision.edge.dest.module_name][decision.edge.patch_idx] = value
         return scores
 

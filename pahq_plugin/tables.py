@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pahq_plugin.errors import printable
+
 BAR_WIDTH = 24
 
 
@@ -34,7 +36,7 @@ def summary(record: dict[str, Any]) -> str:
     precision = settings.get("precision")
     if precision:
         line += f", heads {precision['low']}, MLPs {precision['mlp']}"
-    return f"{line}, {settings['ablation']} ablation, model {record['model']['name']}"
+    return printable(f"{line}, {settings['ablation']} ablation, model {record['model']['name']}")
 
 
 def strongest(decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -46,7 +48,7 @@ def strongest(decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def label(entry: dict[str, Any]) -> str:
     """The edge's name, with its position if it has one."""
     position = "" if entry["seq_idx"] is None else f" @{entry['seq_idx']}"
-    return entry["edge"] + position
+    return printable(entry["edge"]) + position
 
 
 def edge_table(kept: list[dict[str, Any]], top: int, scored: bool) -> Table:
@@ -74,7 +76,9 @@ def busiest(kept: list[dict[str, Any]], count: int = 8) -> str:
         source, destination = entry["edge"].split("->")
         edges[source] += 1
         edges[destination.removesuffix(".Q").removesuffix(".K").removesuffix(".V")] += 1
-    return ", ".join(f"{node} ({n})" for node, n in sorted(edges.items(), key=_by_count)[:count])
+    return ", ".join(
+        f"{printable(node)} ({n})" for node, n in sorted(edges.items(), key=_by_count)[:count]
+    )
 
 
 def _by_count(item: tuple[str, int]) -> tuple[int, str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pahq_plugin.errors import PahqError
+from pahq_plugin.errors import PahqError, one_line
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -32,12 +32,12 @@ class one_line_errors:
             typer.secho("interrupted", err=True)
             raise typer.Exit(130) from None
         if isinstance(error, (PahqError, OSError, MemoryError)):
-            message = " ".join(str(error).split()) or type(error).__name__
+            message = str(error) if isinstance(error, PahqError) else one_line(error)
+            message = message or type(error).__name__
             typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
             raise typer.Exit(1) from None
-        message = " ".join(str(error).split())
         typer.secho(
-            f"error: unexpected {type(error).__name__}: {message}; --debug shows where",
+            f"error: unexpected {type(error).__name__}: {one_line(error)}; --debug shows where",
             fg=typer.colors.RED,
             err=True,
         )

@@ -19,6 +19,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from pahq_plugin.errors import ExportError, GraphError, one_line
+from pahq_plugin.files import parse_json
 
 METADATA_KEY = "pahq"
 FORMAT_VERSION = 1
@@ -107,9 +108,10 @@ class Description:
     def edges(self) -> Iterator[str]:
         """Names of all edges: destinations in their order, then positions from the last to the first,
         then sources in their order."""
-        suffixes = [""] if self.seq_len is None else [f" @{i}" for i in reversed(range(self.seq_len))]
+        places = [None] if self.seq_len is None else range(self.seq_len - 1, -1, -1)
         for dest in self.destinations:
-            for suffix in suffixes:
+            for place in places:
+                suffix = "" if place is None else f" @{place}"
                 for name in self.sources[: dest.reads]:
                     yield f"{name}->{dest.name}{suffix}"
 
@@ -163,12 +165,14 @@ class Description:
             if place is not None:
                 raise GraphError(f"edge {name!r} @{place}: this graph patches all positions at once")
             return ()
-        if str(place) not in map(str, range(self.seq_len)):
+        text = str(place)
+        digits = text.isascii() and text.isdecimal() and len(text) <= len(str(self.seq_len))
+        if not digits or str(int(text)) != text or int(text) >= self.seq_len:
             raise GraphError(
                 f"edge {name!r}, position {place}: edges of this graph are of single positions; write "
                 f"one of 0 to {self.seq_len - 1}, like {name + ' @0'!r}"
             )
-        return (int(str(place)),)
+        return (int(text),)
 
     def indices(self, edges: Iterable[object]) -> list[tuple[int, ...]]:
         """`index_of` each edge."""
@@ -221,7 +225,7 @@ def from_json(text: str | None, path: object) -> Description:
             "make one with: pahq export"
         )
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         version = values.pop("format")
         if version != FORMAT_VERSION:
             raise ExportError(
@@ -234,7 +238,7 @@ def from_json(text: str | None, path: object) -> Description:
         description = Description(**values)
         _check(description)
         return description
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, GraphError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, GraphError) as error:
         reason = one_line(error)
         raise ExportError(f"{path}: the description of the graph is damaged ({reason})") from None
 

@@ -6,7 +6,6 @@ PyTorch nor memory for all of them.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import numpy as np
 from pahq_exporters.arrays import Array
 from pahq_exporters.description import Description
 from pahq_plugin.errors import ExportError, one_line
+from pahq_plugin.files import parse_json
 
 if TYPE_CHECKING:
     from pahq_plugin.host import PatchableModel
@@ -77,7 +77,7 @@ class Heads:
             self._offsets = {layer: start + self._offset(header, start, layer) for layer in layers}
             if len(set(self._offsets.values())) != len(layers):
                 raise ValueError("two blocks are at one place")
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
             raise ExportError(f"{path} is damaged ({one_line(error)})") from None
 
     def _header(self) -> tuple[dict[str, Any], int]:
@@ -86,7 +86,7 @@ class Heads:
             size = int.from_bytes(file.read(8), "little")
             if not 0 < size <= min(HEADER_LIMIT, self._size - 8):
                 raise ValueError(f"a header of {size} bytes")
-            return json.loads(file.read(size)), 8 + size
+            return parse_json(file.read(size)), 8 + size
 
     def _offset(self, header: dict[str, Any], start: int, layer: int) -> int:
         """Where the heads of a block begin, behind the header."""

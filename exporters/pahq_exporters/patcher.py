@@ -414,7 +414,12 @@ class OnnxPatcher:
             self._session.run_with_iobinding(binding, options)
         except Exception as error:  # of several kinds, all from ONNX Runtime's own errors
             raise ExportError(f"{self._path} cannot be run ({one_line(error)})") from None
-        return np.array(buffer.numpy())
+        found = np.array(buffer.numpy())
+        if not np.isfinite(found).all():
+            raise ExportError(
+                f"{self._path} gives {output} that are not finite: its weights are damaged"
+            )
+        return found
 
 
 def _typed(value: Any) -> Array:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pahq_plugin.errors import ConfigError, PromptError, one_line
+from pahq_plugin.files import read_json
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ def read_prompts(path: Path, limit: int | None = None) -> PromptFile:
     if limit is not None and (type(limit) is not int or limit < 1):
         raise ConfigError(f"limit={limit!r} must be an integer above 0")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         prompts = record["prompts"][:limit]
     except OSError as error:
         raise PromptError(f"{path} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise PromptError(f'{path} must hold {{"prompts": [...]}} in JSON ({one_line(error)})') from None
     if not isinstance(prompts, list) or not prompts:
         raise PromptError(f"{path} holds no prompts")
@@ -59,6 +59,6 @@ def _ids(prompt: Any, key: str, index: int, path: Path) -> list[int]:
     ids = prompt.get(key, [] if "answers" in key else None)
     if isinstance(ids, str) or (isinstance(ids, list) and any(isinstance(i, str) for i in ids)):
         raise PromptError(f"{where} is text; this needs token ids, since no tokeniser is loaded here")
-    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+    if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
         raise PromptError(f"{where} must be a list of token ids")
     return ids

@@ -17,7 +17,7 @@ import numpy as np
 
 from pahq_exporters.patcher import OnnxPatcher
 from pahq_exporters.prompt_file import PromptFile, read_prompts
-from pahq_plugin.errors import ConfigError, PahqError
+from pahq_plugin.errors import ConfigError, PahqError, one_line
 
 TOP = 5
 
@@ -225,7 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PahqError, OSError, MemoryError) as error:
         if given.debug:
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = str(error) if isinstance(error, PahqError) else one_line(error)
+        message = message or type(error).__name__
         print(f"error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -74,6 +74,8 @@ def open_session(
     if wanted[0] != PROVIDERS["cpu"] and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     options, arguments = _options(ort, mode, threads, level)
+    if len(wanted) == 1:
+        arguments["enable_fallback"] = 0  # it would print that, and try the CPU again
     try:
         session = ort.InferenceSession(str(path), options, providers=wanted, **arguments)
     except Exception as error:  # of a dozen kinds, all from ONNX Runtime's own errors
@@ -85,6 +87,7 @@ def open_session(
 
 
 def _options(ort: Any, mode: str, threads: int | None, level: str) -> tuple[Any, dict[str, Any]]:
+    ort.set_default_logger_severity(SILENT)  # some failures are told to this one, not the session's
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     options.graph_optimization_level = getattr(

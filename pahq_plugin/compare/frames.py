@@ -5,7 +5,6 @@ Everything but `costs` is the same for equal plans, however often the sweep was 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,25 +18,11 @@ from numpy.typing import NDArray
 from pahq_plugin import measures
 from pahq_plugin.compare.baselines import EXACT, get_baseline
 from pahq_plugin.compare.plan import Plan, Search
+from pahq_plugin.compare.stored import read_judged
 from pahq_plugin.compare.sweep import is_found, judgements_of
-from pahq_plugin.compare.task import cost, cut
-from pahq_plugin.errors import ResultError, one_line
+from pahq_plugin.compare.task import Judgement, cost, cut
+from pahq_plugin.errors import ResultError
 from pahq_plugin.records import RESULT_FILE, read_record
-
-JUDGED_KEYS = frozenset(
-    (
-        "problem",
-        "method",
-        "seed",
-        "metric",
-        "edges",
-        "measures",
-        "whole",
-        "empty",
-        "circuits",
-        "true_edges",
-    )
-)
 
 Name = tuple[str, int | None]
 MIB = 2**20
@@ -150,8 +135,11 @@ def read_material(plan: Plan, folder: Path) -> Material:
     """
     found, judged = folder / "found", folder / "judged"
     findings = tuple(_finding(s, found / s.folder) for s in plan.searches if is_found(s, found))
-    files = [judged / judgement.file for judgement in judgements_of(plan, found)]
-    return Material(findings, tuple(Judged(_read(file)) for file in files if file.is_file()))
+    files = {judged / judgement.file: judgement for judgement in judgements_of(plan, found)}
+    return Material(
+        findings,
+        tuple(Judged(read_judged(file, _expected(j))) for file, j in files.items() if file.is_file()),
+    )
 
 
 def _finding(search: Search, folder: Path) -> Finding:
@@ -161,16 +149,9 @@ def _finding(search: Search, folder: Path) -> Finding:
         raise ResultError(f"{error}; delete {folder} and run again") from error
 
 
-def _read(file: Path) -> Any:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ResultError(f"{file} is damaged; delete it and run again: {one_line(error)}") from error
-    if not isinstance(record, dict) or record.keys() != JUDGED_KEYS:
-        raise ResultError(
-            f"{file} is damaged; delete it and run again: it must hold {', '.join(sorted(JUDGED_KEYS))}"
-        )
-    return record
+def _expected(judgement: Judgement) -> dict[str, Any]:
+    first = judgement.searches[0]
+    return {"problem": first.problem.label, "method": first.method, "seed": first.seed}
 
 
 def searches(material: Material) -> pd.DataFrame:

@@ -31,13 +31,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from pahq_plugin.config import LARGEST_SEED
 from pahq_plugin.errors import ConfigError, one_line
 from pahq_plugin.files import installed_version
 
 THRESHOLDS = (0.0003, 0.001, 0.003, 0.01, 0.03)
 PROFILES = ("reduced", "full")
-LARGEST_SEED = 2**63 - 1
-"""PyTorch takes no larger one."""
 
 SETTINGS = ("problems", "methods", "thresholds", "seeds", "batches", "ablation", "options")
 PROBLEM_SETTINGS = ("name", "model", "prompts", "batch_size", "positional")
@@ -164,7 +163,7 @@ def read_plan(file: Path) -> Plan:
     """
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # integers of thousands of digits, too
         raise ConfigError(f"{file} is no readable TOML: {one_line(error)}") from error
     try:
         return make_plan(content, file.parent)
@@ -288,7 +287,10 @@ def _problem(value: object, folder: Path) -> ProblemSpec:
     size = given.get("batch_size")
     if size is not None and (type(size) is not int or size < 1):
         raise ConfigError(f"batch_size must be an integer above 0, not {size!r}")
-    return ProblemSpec(**given)
+    spec = ProblemSpec(**given)
+    if not spec.label.isprintable():
+        raise ConfigError(f"a problem is named {spec.label!r}; names must be of visible characters")
+    return spec
 
 
 def _is_readable(file: Path) -> bool:

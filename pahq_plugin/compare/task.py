@@ -17,7 +17,8 @@ from typing import Any
 
 from pahq_plugin.compare.baselines import get_baseline
 from pahq_plugin.compare.plan import Search, digest_of, slug
-from pahq_plugin.errors import ConfigError, ResultError, one_line
+from pahq_plugin.compare.stored import read_search
+from pahq_plugin.errors import ConfigError, ResultError
 from pahq_plugin.files import write_text
 from pahq_plugin.records import RESULT_FILE, RUN_FILE, read_record, read_stats
 
@@ -196,16 +197,11 @@ def cost(folder: Path) -> dict[str, Any]:
     """What a search cost: its stats, and bytes above what the loaded model took.
 
     Raises:
-        ResultError: a file is damaged; names it.
+        ResultError: a file is damaged, or its stats are missing.
     """
-    file = folder / SEARCH_FILE
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ResultError(f"{file} is damaged: {one_line(error)}") from error
-    if not isinstance(record, dict) or type(record.get("extra_bytes")) is not int:
-        raise ResultError(f"{file} is damaged: it must hold extra_bytes")
-    return read_stats(folder) | record
+    if not (folder / RUN_FILE).is_file():
+        raise ResultError(f"{folder / RUN_FILE} is missing; delete {folder} and run again")
+    return read_stats(folder) | read_search(folder / SEARCH_FILE)
 
 
 def _load(search: Search) -> Any:

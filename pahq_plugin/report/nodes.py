@@ -18,9 +18,12 @@ from pahq_plugin.errors import ResultError
 NodeKind = Literal["head", "mlp", "input", "output", "other"]
 
 INPUT, OUTPUT = "Resid Start", "Resid End"
-HEAD = re.compile(r"A(\d+)\.(\d+)")
-MLP = re.compile(r"MLP (\d+)")
-DESTINATION = re.compile(r"(A\d+\.\d+)\.([QKV])")
+NUMBER = r"[0-9]{1,6}"
+"""Indices of blocks and heads; a longer one is part of a name like any other."""
+
+HEAD = re.compile(rf"A({NUMBER})\.({NUMBER})")
+MLP = re.compile(rf"MLP ({NUMBER})")
+DESTINATION = re.compile(rf"(A{NUMBER}\.{NUMBER})\.([QKV])")
 
 ROW_HEIGHT = 74
 NODE_GAP = 24
@@ -141,8 +144,8 @@ def block_of(name: str) -> int | None:
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
     """Sort key that puts ``B2`` before ``B10``."""
-    pieces = re.split(r"([0-9]+)", name)
-    return [(1, int(piece), "") if piece.isdecimal() else (0, 0, piece) for piece in pieces]
+    pieces = re.split(r"([0-9]{1,4000})", name)
+    return [(1, int(piece), "") if i % 2 else (0, 0, piece) for i, piece in enumerate(pieces)]
 
 
 def _shortened(name: str) -> str:

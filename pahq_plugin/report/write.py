@@ -22,7 +22,7 @@ from pahq_plugin.compare import frames as tidy
 from pahq_plugin.compare import summary
 from pahq_plugin.compare.baselines import BASELINES, get_baseline
 from pahq_plugin.compare.frames import Material, read_material
-from pahq_plugin.compare.plan import Plan, Search
+from pahq_plugin.compare.plan import Plan, Search, slug
 from pahq_plugin.compare.sweep import Outcome
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.files import installed_version, write_text
@@ -99,7 +99,7 @@ def write_tables(report: Report, folder: Path) -> None:
         write_text(folder / f"{name}.csv", frame.to_csv(index=False))
         write_text(folder / f"{name}.json", frame.to_json(orient="records", indent=1) + "\n")
     for table in shown_tables(report):
-        write_text(folder / f"{table.ident.replace(' ', '-')}.md", table.markdown())
+        write_text(folder / f"{slug(table.ident)}.md", table.markdown())
 
 
 def shown_tables(report: Report) -> Iterator[shown.Table]:

@@ -6,13 +6,13 @@ with any of them is said in the same words.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pahq_plugin.errors import PromptError
+from pahq_plugin.errors import PromptError, one_line
+from pahq_plugin.files import read_json
 
 KEYS = ("clean", "corrupt", "answers", "wrong_answers")
 
@@ -39,11 +39,11 @@ def read_prompts(path: str | Path) -> dict[str, Any]:
         PromptError: unreadable, not JSON, or without a list of prompts.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = read_json(Path(path))
     except OSError as error:
         raise PromptError(f"cannot read the prompt file {path}: {error.strerror}") from error
     except ValueError as error:
-        raise PromptError(f"the prompt file {path} is not JSON: {_one_line(error)}") from error
+        raise PromptError(f"the prompt file {path} is not JSON: {one_line(error)}") from error
     if not isinstance(data, dict) or not isinstance(data.get("prompts"), list):
         raise PromptError(f'the prompt file {path} has no list "prompts" at its top level')
     return data
@@ -68,6 +68,7 @@ def as_token_ids(data: dict[str, Any], encoder: Encoder) -> dict[str, Any]:
     _check_one_length(prompts)
     shift = len(prompts[0]["clean"]) - _length_without_bos(raw[0]["clean"], encoder)
     labels = data.get("seq_labels")
+    _check_places(data, len(prompts[0]["clean"]) - shift)
     return {
         "seq_labels": None if labels is None else ["BOS"] * shift + labels,
         "word_idxs": {word: at + shift for word, at in data.get("word_idxs", {}).items()},
@@ -136,15 +137,29 @@ def _check_one_length(prompts: list[dict[str, list[int]]]) -> None:
 
 def _check_aligned_labels(data: dict[str, Any]) -> None:
     labels, places = data.get("seq_labels"), data.get("word_idxs", {})
-    if not (labels is None or isinstance(labels, list)):
+    if labels is not None and not (
+        isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    ):
         raise PromptError('"seq_labels" must be a list with one label a token')
     if not isinstance(places, dict) or not all(type(at) is int for at in places.values()):
         raise PromptError('"word_idxs" must map words to token positions')
 
 
+def _check_places(data: dict[str, Any], length: int) -> None:
+    """
+    Args:
+        length: tokens of a prompt, as the file counts them.
+
+    Raises:
+        PromptError: not one label a token, or a word outside the prompt.
+    """
+    labels = data.get("seq_labels")
+    if labels is not None and len(labels) != length:
+        raise PromptError(f'"seq_labels" holds {len(labels)} labels, but prompts have {length} tokens')
+    for word, at in data.get("word_idxs", {}).items():
+        if not 0 <= at < length:
+            raise PromptError(f'"word_idxs" puts {word!r} at {at}, but prompts have {length} tokens')
+
+
 def _length_without_bos(prompt: Any, encoder: Encoder) -> int:
     return len(encoder.encode(prompt) if isinstance(prompt, str) else prompt)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

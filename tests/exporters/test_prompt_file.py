@@ -64,7 +64,7 @@ BAD = {
     "clean is nested": (prompts(clean=[[1], [2]]), "prompts[1]['clean']", "token ids"),
     "fractions": (prompts(clean=[1.0, 2.0]), "prompts[1]['clean']", "token ids"),
     "truth values": (prompts(clean=[True, False]), "prompts[1]['clean']", "token ids"),
-    "not a number": ('{"prompts": [{"clean": [NaN], "corrupt": [1]}]}', "token ids"),
+    "not a number": ('{"prompts": [{"clean": [NaN], "corrupt": [1]}]}', "NaN"),
     "answers are text": (prompts(answers=" Mary"), "prompts[1]['answers'] is text"),
     "answers are a number": (prompts(answers=5), "prompts[1]['answers']", "token ids"),
     "ragged": (prompts(clean=[1, 2, 3]), "[2, 3] tokens", "as many"),
