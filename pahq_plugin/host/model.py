@@ -77,7 +77,7 @@ def _check_experts(model: PatchableModel) -> None:
         if own is not None and own.dtype != block.attn.W_O.dtype:
             raise ModelError(
                 f"blocks.{layer}.mlp is in {own.dtype}, blocks.{layer}.attn in {block.attn.W_O.dtype}; "
-                "convert the model to one type first: model.to(torch.float32)"
+                "call model.wrapped_model.to(torch.float32) first"
             )
 
 
