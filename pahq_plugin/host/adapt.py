@@ -59,6 +59,7 @@ def adapt(
     flags = _set_flags(model, separate_qkv)
     other = [*_ungroup(model), *_move_post_norms(model)]
     if any(new is not old for new, old in zip(repeated, kv_caches, strict=True)):
+        model.cfg.n_key_value_heads = model.cfg.n_heads  # TransformerLens holds caches against it
         other.append("KV caches repeated for each head")
     if flags or other:
         level = logging.WARNING if other else logging.INFO
