@@ -87,6 +87,12 @@ def _check_kind(model: object) -> None:
         )
     if model.cfg.load_in_4bit:
         raise ModelError("load_in_4bit is on; load the model in its own precision")
+    is_mixtral = model.cfg.original_architecture == "MixtralForCausalLM"
+    if is_mixtral and model.cfg.normalization_type == "RMSPre":
+        raise ModelError(
+            "fold_ln=True makes TransformerLens drop the norm weights of a Mixtral model; "
+            "load it with fold_ln=False"
+        )
 
 
 def _set_flags(model: HookedTransformer, separate_qkv: bool) -> list[str]:

@@ -65,7 +65,8 @@ def language_model(
 def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
     """A pretrained model by its name in TransformerLens, processed as the host's own tasks do.
 
-    LayerNorm is folded, writing weights and unembedding are centred; float32.
+    LayerNorm is folded, writing weights and unembedding are centred; float32. Norms of models with
+    experts are not folded: TransformerLens would drop their weights.
 
     Raises:
         ProblemError: no such name, or neither the hub nor a local cache has the model.
@@ -73,7 +74,7 @@ def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
     from transformer_lens import HookedTransformer, loading_from_pretrained
 
     try:
-        loading_from_pretrained.get_official_model_name(name)
+        official = loading_from_pretrained.get_official_model_name(name)
     except ValueError as error:
         raise ProblemError(
             f"no model {name!r}; give a name from TransformerLens' list, such as gpt2 or "
@@ -81,7 +82,11 @@ def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
         ) from error
     try:
         model = HookedTransformer.from_pretrained(
-            name, fold_ln=True, center_writing_weights=True, center_unembed=True, device=device
+            name,
+            fold_ln="mixtral" not in official.lower(),
+            center_writing_weights=True,
+            center_unembed=True,
+            device=device,
         )
     except (OSError, ValueError) as error:
         raise ProblemError(

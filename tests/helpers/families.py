@@ -35,11 +35,13 @@ class Family:
         name: in TransformerLens.
         config: what the hub would answer; ``None`` where TransformerLens asks nothing.
         biases: names that parameters with biases contain; all others are 0, as published.
+        folded: whether `hub_model` folds norms into the weights behind them.
     """
 
     name: str
     config: Callable[[], Any] | None = None
     biases: tuple[str, ...] = ("b_", ".b")
+    folded: bool = True
 
 
 def _hub(kind: str, architecture: str, **values: Any) -> Callable[[], Any]:
@@ -81,7 +83,7 @@ FAMILIES: dict[str, Family] = {
     "llama-3": Family("meta-llama/Meta-Llama-3-8B", biases=()),
     "llama-3.2": Family("meta-llama/Llama-3.2-1B", biases=()),
     "mistral": Family("mistral-7b", _hub("MistralConfig", "MistralForCausalLM", head_dim=128), ()),
-    "mixtral": Family("mixtral", _hub("MixtralConfig", "MixtralForCausalLM"), ()),
+    "mixtral": Family("mixtral", _hub("MixtralConfig", "MixtralForCausalLM"), (), False),
     "qwen": Family(
         "qwen-1.8b",
         lambda: transformers.PretrainedConfig(
@@ -116,7 +118,7 @@ def published(family: Family) -> HookedTransformerConfig:
         mock.patch.object(loading.utils, "download_file_from_hf", lambda *_, **__: answer()),
     ):
         return loading.get_pretrained_model_config(
-            family.name, fold_ln=True, device="cpu", dtype=torch.float32
+            family.name, fold_ln=family.folded, device="cpu", dtype=torch.float32
         )
 
 
