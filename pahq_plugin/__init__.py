@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pahq_plugin.config import PrecisionConfig
     from pahq_plugin.discovery import discover
     from pahq_plugin.errors import PahqError
+    from pahq_plugin.host.adapt import adapt
     from pahq_plugin.registry import register
     from pahq_plugin.result import Decision, Discovery
     from pahq_plugin.zoo import Problem, load_problem
@@ -25,6 +26,7 @@ _HOMES = {
     "PrecisionConfig": "config",
     "discover": "discovery",
     "PahqError": "errors",
+    "adapt": "host.adapt",
     "methods": "catalogue",
     "register": "registry",
     "Decision": "result",
@@ -40,6 +42,7 @@ __all__ = [
     "PahqError",
     "PrecisionConfig",
     "Problem",
+    "adapt",
     "discover",
     "load_problem",
     "methods",

@@ -49,6 +49,12 @@ class OnnxEngine:
 
     def __init__(self, task: Any, precision: PrecisionConfig, exact: Engine | None) -> None:
         require("onnxruntime")
+        dtype = task.model.cfg.dtype
+        if exact is None and dtype in (torch.bfloat16, torch.float16):
+            raise ExportError(
+                f"weights are in {dtype}, but graphs compute in FP32, so decisions would not be the "
+                "model's own; use engine='host', or call model.wrapped_model.to(torch.float32) first"
+            )
         self._evaluations = 0
         self._model, self._metric, self._exact = task.model, task.metric, exact
         self._runs = clean_runs(task.model, task.prompts)

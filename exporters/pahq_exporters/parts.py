@@ -42,6 +42,10 @@ def check_exportable(model: PatchableModel) -> None:
             "weights are in float64, but graphs compute in FP32; call "
             "model.wrapped_model.to(torch.float32) first"
         )
+    if cfg.use_normalization_before_and_after:
+        raise ExportError(
+            "no graph for norms after attention (use_normalization_before_and_after is on)"
+        )
     hooked = first_hooked(model)
     if hooked is not None:
         raise ExportError(f"hooks on {hooked} would not be in the graph; remove them first")

@@ -26,7 +26,7 @@ from pahq_plugin.formats import NumberFormat, Quantised
 from pahq_plugin.host import PatchableModel
 from pahq_plugin.host.blocks import Rounding, Unembedding
 from pahq_plugin.linear import low_product, rounded
-from pahq_plugin.mlp import MixedMLP, activate, first_weights
+from pahq_plugin.mlp import MixedMLP, activate, check_mlp, first_weights
 from pahq_plugin.unembedding import WEIGHT, is_high
 
 RowFunction = Callable[[Tensor], Tensor]
@@ -139,9 +139,15 @@ class ScreenedProducts:
         model: a borrowed model: its weights do not change as long as this lives.
         own: products of the parts that are high.
         shared: formats, low copies, and the parts that are high at present.
+
+    Raises:
+        ModelError: an MLP in few bits of a kind that has no products in few bits.
     """
 
     def __init__(self, model: PatchableModel, own: OwnProducts, shared: Investigation) -> None:
+        for layer, block in enumerate(model.blocks):
+            if not model.cfg.attn_only and shared.precision.format_of("mlp", layer).is_low:
+                check_mlp(block.mlp, layer)
         self._own = own
         self._blocks = model.blocks
         unembed: Any = model.wrapped_model.unembed

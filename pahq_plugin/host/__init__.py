@@ -1,7 +1,8 @@
 """The only readers of auto-circuit and TransformerLens; everything else asks this package.
 
 ``types`` re-exports the host's own types; ``graph`` orders nodes and edges; ``model`` checks a model
-and gives its state back; ``patching`` runs patched forwards; ``problems`` builds models and tasks.
+and gives its state back; ``patching`` runs patched forwards; ``adapt`` makes models patchable;
+``problems`` builds models and tasks.
 """
 
 from __future__ import annotations

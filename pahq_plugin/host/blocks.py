@@ -42,6 +42,8 @@ def unsupported(model: PatchableModel) -> str | None:
         return f"{cfg.positional_embedding_type} positions"
     if cfg.dtype not in (torch.float32, torch.float64):
         return f"weights in {cfg.dtype}"
+    if cfg.use_normalization_before_and_after:
+        return "norms after attention"
     if cfg.n_devices > 1:
         return "a model spread over several devices"
     hooked = first_hooked(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,8 @@ def check_patchable(model: object) -> PatchableModel:
 
 def _check_transformer(model: PatchableModel) -> None:
     cfg = model.cfg
+    if getattr(cfg, "load_in_4bit", False):
+        raise ModelError("load_in_4bit is on; load the model in its own precision")
     if not cfg.use_attn_result:
         raise ModelError("use_attn_result is off; call model.set_use_attn_result(True) first")
     if model.separate_qkv and not cfg.use_split_qkv_input:
@@ -54,13 +57,47 @@ def _check_transformer(model: PatchableModel) -> None:
     if cfg.n_key_value_heads is not None and not cfg.ungroup_grouped_query_attention:
         raise ModelError(
             "keys and values are grouped (n_key_value_heads is set), so heads do not have inputs of "
-            "their own; call model.set_ungroup_grouped_query_attention(True) first"
+            "their own; call model.set_ungroup_grouped_query_attention(True) first, or make the model "
+            "patchable with pahq_plugin.adapt"
         )
-    if cfg.use_normalization_before_and_after:
+    if cfg.use_normalization_before_and_after and not all(map(_passes_heads, model.blocks)):
         raise ModelError(
             "use_normalization_before_and_after is on (a post-norm model such as Gemma 2): what a "
-            "head adds to the residual stream is not its hook_result, so edges would be wrong"
+            "head adds to the residual stream is not its hook_result, so edges would be wrong; make "
+            "the model patchable with pahq_plugin.adapt"
         )
+    _check_experts(model)
+    _check_caches(model)
+
+
+def _check_experts(model: PatchableModel) -> None:
+    """TransformerLens makes experts in float32, whatever the model's type."""
+    for layer, block in enumerate(model.blocks):
+        own = None if model.cfg.attn_only else next(iter(block.mlp.parameters()), None)
+        if own is not None and own.dtype != block.attn.W_O.dtype:
+            raise ModelError(
+                f"blocks.{layer}.mlp is in {own.dtype}, blocks.{layer}.attn in {block.attn.W_O.dtype}; "
+                "call model.wrapped_model.to(torch.float32) first"
+            )
+
+
+def _passes_heads(block: Any) -> bool:
+    """Whether nothing comes between a block's heads and the residual stream (any more)."""
+    return isinstance(getattr(block, "ln1_post", None), nn.Identity)
+
+
+def _check_caches(model: PatchableModel) -> None:
+    for size, cache in (model.kv_caches or {}).items():
+        if not cache.frozen or not all(entry.frozen for entry in cache.entries):
+            raise ModelError(
+                f"the KV cache of batch size {size} would grow with every forward; call cache.freeze()"
+            )
+        heads = cache.entries[0].past_keys.shape[2]
+        if heads != model.cfg.n_heads:
+            raise ModelError(
+                f"the KV cache of batch size {size} holds keys of {heads} groups, not of "
+                f"{model.cfg.n_heads} heads; pass it to pahq_plugin.adapt(model, kv_caches=...)"
+            )
 
 
 def check_transformer(model: PatchableModel, method: str) -> None:
@@ -73,8 +110,6 @@ def check_transformer(model: PatchableModel, method: str) -> None:
             f"{method} chooses the precision of attention heads, but the model is no transformer; "
             'use method="acdc"'
         )
-    if getattr(model.cfg, "load_in_4bit", False):
-        raise ModelError("load_in_4bit is on; load the model in its own precision")
 
 
 def check_finite(model: PatchableModel) -> None:
@@ -170,8 +205,10 @@ def unsplit(model: PatchableModel) -> Iterator[None]:
     The flags that give every head inputs and outputs of its own cost the host several times the
     forward itself.
     """
-    flags = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
+    flags = ["use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in"]
     cfg = model.cfg if model.is_transformer else None
+    if getattr(cfg, "use_normalization_before_and_after", False):
+        flags.remove("use_attn_result")  # results of heads carry the norm that came after them
     before = {flag: getattr(cfg, flag) for flag in flags if hasattr(cfg, flag)}
     try:
         for flag in before:

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from pahq_plugin.errors import ModelError, ProblemError
-from pahq_plugin.host.types import Edge, PatchableModel, PromptDataLoader, patchable_model
+from pahq_plugin.host.adapt import OutputSlice, adapt
+from pahq_plugin.host.types import Edge, PatchableModel, PromptDataLoader
 
 if TYPE_CHECKING:
     from auto_circuit.tasks import Task
     from transformer_lens import HookedTransformer
-
-OutputSlice = Literal["last_seq", "not_first_seq"]
 
 
 @contextmanager
@@ -66,7 +65,8 @@ def language_model(
 def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
     """A pretrained model by its name in TransformerLens, processed as the host's own tasks do.
 
-    LayerNorm is folded, writing weights and unembedding are centred; float32.
+    LayerNorm is folded, writing weights and unembedding are centred; float32. Norms of models with
+    experts are not folded: TransformerLens would drop their weights.
 
     Raises:
         ProblemError: no such name, or neither the hub nor a local cache has the model.
@@ -74,7 +74,7 @@ def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
     from transformer_lens import HookedTransformer, loading_from_pretrained
 
     try:
-        loading_from_pretrained.get_official_model_name(name)
+        official = loading_from_pretrained.get_official_model_name(name)
     except ValueError as error:
         raise ProblemError(
             f"no model {name!r}; give a name from TransformerLens' list, such as gpt2 or "
@@ -82,7 +82,11 @@ def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
         ) from error
     try:
         model = HookedTransformer.from_pretrained(
-            name, fold_ln=True, center_writing_weights=True, center_unembed=True, device=device
+            name,
+            fold_ln="mixtral" not in official.lower(),
+            center_writing_weights=True,
+            center_unembed=True,
+            device=device,
         )
     except (OSError, ValueError) as error:
         raise ProblemError(
@@ -97,46 +101,6 @@ def tracr_model(key: Literal["reverse", "xproportion"], device: str = "cpu") -> 
     from auto_circuit.model_utils.tracr_model_utils import get_tracr_model
 
     return _frozen(get_tracr_model(key, device)[0])
-
-
-def make_patchable(
-    model: HookedTransformer,
-    *,
-    slice_output: OutputSlice | None,
-    seq_len: int | None = None,
-    separate_qkv: bool = True,
-    device: str = "cpu",
-) -> PatchableModel:
-    """The host's factorized model around ``model``, with the flags that its patches need.
-
-    With ``separate_qkv`` heads read split query, key and value inputs, without it one input each; a
-    model with both would ignore patches into attention. Grouped keys and values are ungrouped, so
-    that each head has inputs of its own.
-
-    Args:
-        model: changed in place.
-        slice_output: the positions whose logits count; None for all.
-        seq_len: number of tokens, for edges of single positions; None for edges of all positions.
-        separate_qkv: whether a head's Q, K and V are destinations of their own.
-        device: where the model is.
-    """
-    cfg = model.cfg
-    cfg.use_attn_result = True
-    cfg.use_split_qkv_input = separate_qkv
-    cfg.use_attn_in = not separate_qkv
-    cfg.use_hook_mlp_in = not cfg.attn_only
-    if cfg.n_key_value_heads is not None:
-        cfg.ungroup_grouped_query_attention = True
-    patchable = patchable_model(
-        model,
-        factorized=True,
-        slice_output=slice_output,
-        seq_len=seq_len,
-        separate_qkv=separate_qkv,
-        device=torch.device(device),
-    )
-    patchable.eval()  # the host's wrappers are new modules, and those start in training mode
-    return patchable
 
 
 TINY = {"n_layers": 2, "d_head": 8, "d_model": 16, "d_mlp": 24, "n_ctx": 8, "d_vocab": 23}
@@ -167,7 +131,7 @@ def tiny_model(like: PatchableModel, seed: int) -> PatchableModel:
         size = 1.0 if name.endswith(("W_E", "W_pos")) else 0.3
         value = size * torch.randn(parameter.shape, generator=draw)
         parameter.copy_(value + 1 if name.endswith(".w") else value)
-    return make_patchable(model, slice_output=None, separate_qkv=bool(like.separate_qkv))
+    return adapt(model, slice_output=None, separate_qkv=bool(like.separate_qkv))
 
 
 def loaders(

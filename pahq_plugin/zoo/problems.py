@@ -121,14 +121,14 @@ def _assemble(
     name: str, parts: _Ingredients, positional: bool, separate_qkv: bool, device: str
 ) -> Problem:
     from pahq_plugin.host import problems
+    from pahq_plugin.host.adapt import adapt
 
     train, test = problems.loaders(parts.prompts, parts.batch_size, parts.n_batches, device)
-    patchable = problems.make_patchable(
+    patchable = adapt(
         parts.model,
         slice_output=parts.slice_output,
         seq_len=train.seq_len if positional else None,
         separate_qkv=separate_qkv,
-        device=device,
     )
     true_edges = problems.official_edges(name, patchable, parts.prompts["word_idxs"])
     task = problems.register_task(

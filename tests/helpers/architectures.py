@@ -92,7 +92,7 @@ def build(architecture: Architecture) -> tuple[PatchableModel, PromptDataLoader]
     one exactly, so that the pair tells rounding from mistakes.
     """
     transformer = HookedTransformer(_config(architecture)).eval()
-    _fill(transformer, torch.Generator().manual_seed(architecture.seed))
+    fill(transformer, torch.Generator().manual_seed(architecture.seed))
     model = patchable_model(
         transformer,
         factorized=True,
@@ -252,7 +252,7 @@ def _config(architecture: Architecture) -> HookedTransformerConfig:
     )
 
 
-def _fill(transformer: HookedTransformer, generator: torch.Generator) -> None:
+def fill(transformer: HookedTransformer, generator: torch.Generator) -> None:
     """Give every parameter random values, drawn in float32 whatever its type."""
     with torch.no_grad():
         for name, parameter in transformer.named_parameters():

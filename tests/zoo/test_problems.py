@@ -341,6 +341,24 @@ def test_hub_model_without_published_circuit(monkeypatch: pytest.MonkeyPatch, tm
     assert own.true_edges is None and own.model.seq_len == 4
 
 
+@pytest.mark.parametrize(
+    ("name", "folds"), [("gpt2", True), ("mixtral", False), ("Qwen/Qwen2-0.5B", True)]
+)
+def test_norms_are_folded_where_transformer_lens_can(
+    monkeypatch: pytest.MonkeyPatch, name: str, folds: bool
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def load(_: str, **options: Any) -> HookedTransformer:
+        asked.update(options)
+        raise OSError("no hub")
+
+    monkeypatch.setattr(HookedTransformer, "from_pretrained", load)
+    with pytest.raises(ProblemError):
+        load_problem("ioi", model=name)
+    assert asked["fold_ln"] == folds
+
+
 @pytest.mark.parametrize("offline", ["1", "0"])
 def test_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, offline: str) -> None:
     def unreachable(*_: Any, **__: Any) -> HookedTransformer:
