@@ -37,7 +37,7 @@ from pahq_plugin.files import installed_version
 THRESHOLDS = (0.0003, 0.001, 0.003, 0.01, 0.03)
 PROFILES = ("reduced", "full")
 LARGEST_SEED = 2**63 - 1
-"""PyTorch takes no larger one."""
+"""What fits into 64 bits with a sign."""
 
 SETTINGS = ("problems", "methods", "thresholds", "seeds", "batches", "ablation", "options")
 PROBLEM_SETTINGS = ("name", "model", "prompts", "batch_size", "positional")
