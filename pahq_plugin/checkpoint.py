@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -80,8 +80,7 @@ class Checkpoint:
         """
         if self.path.is_dir():
             raise CheckpointError(f"checkpoint {self.path} is a folder; name a file")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path), _terminated_gently():
+        with _folder_for(self.path), _locked(self.path), _terminated_gently():
             start = self._read() if self.path.exists() else None
             try:
                 yield start
@@ -267,6 +266,19 @@ def _shown(value: object) -> str:
 
 
 # One process at a time ----------------------------------------------------------------------------
+
+
+@contextmanager
+def _folder_for(path: Path) -> Iterator[None]:
+    """The folder of a file; a new one is taken away again if nothing was written into it."""
+    is_new = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # there is something in it
+                path.parent.rmdir()
 
 
 @contextmanager

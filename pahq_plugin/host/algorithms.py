@@ -87,7 +87,7 @@ def _in_canonical_order(function: PruneFunction) -> PruneFunction:
 def _reproducible(function: PruneFunction) -> PruneFunction:
     """The host keeps its destinations in a set, too, and draws random numbers in its order.
 
-    Besides, it trains with ``torch.optim.adam.Adam``, a module that PyTorch hides since 2.6.
+    Besides, it trains with ``torch.optim.adam.Adam``, a name that PyTorch 2.13 does not have.
     """
 
     def ordered(

@@ -140,8 +140,8 @@ def test_searches_by_hand() -> None:
     assert (exact["differing"], exact["jaccard"], exact["exact_share"]) == (0, 1, 1)
     ranking = row(table, method=RANKING)
     assert ranking["kept"] == 4
-    for name in ("threshold", "differing", "jaccard", "exact_share", "false_rate", "true_rate"):
-        assert math.isnan(ranking[name])
+    unknown = ("threshold", "differing", "jaccard", "exact_share", "false_rate", "true_rate")
+    assert all(math.isnan(ranking[name]) for name in unknown)
 
 
 def test_the_fp32_search_is_that_of_the_same_task() -> None:
@@ -306,7 +306,6 @@ def test_neighbours_are_by_threshold_and_seeds_apart() -> None:
 
 
 def test_estimates_by_hand() -> None:
-    """Means over seeds of a statistic of the means over prompts."""
     groups = [(np.array([[1.0], [3.0]]), square), (np.array([[4.0]]), square)]
     made = estimate(groups)
     # Means of two draws: 1 in 1 of 64 cases, (1 + 4) / 2 in 4 of 64, 16 in 16 of 64.
@@ -379,9 +378,8 @@ def test_heads_by_hand() -> None:
     names = [(name, None) for name in NAMES]
     assert heads(names) == {"A0.0", "A0.1", "A1.0", "A1.1"}
     assert heads(names[2:3]) == {"A1.1"} and heads([]) == set()
-    assert [is_head(n) for n in ("A0.1", "A11.2.K", "MLP 0", "Resid End", "A", "")] == [True, True] + [
-        False
-    ] * 4
+    assert is_head("A0.1") and is_head("A11.2.K")
+    assert not any(map(is_head, ("MLP 0", "Resid End", "A", "")))
     assert [head_of(n) for n in ("A0.1", "A11.2.K", "A1.1.Q", "A1.1.V")] == [
         "A0.1",
         "A11.2",
@@ -395,9 +393,7 @@ def test_top_heads_by_hand() -> None:
     found = finding(RANKING, None, [-1.0, 2.0, 9.0, 0.0, 9.0])
     assert top_heads(found) == {"A0.0", "A0.1"}, "no head: MLP 0, Resid Start; not kept: A1.0"
     many = {f"A0.{i}->MLP {j}": (-1) ** j * (1 + i) for i in range(7) for j in (0, 1)}
-    decisions = [
-        {"edge": name, "seq_idx": None, "effect": effect, "kept": True, "exact": True}
-        for name, effect in many.items()
-    ]
+    rest = {"seq_idx": None, "kept": True, "exact": True}
+    decisions = [{"edge": name, "effect": effect} | rest for name, effect in many.items()]
     six = Finding(Search(IOI, RANKING, None, 0), {"decisions": decisions}, {})
     assert top_heads(six) == {"A0.2", "A0.3", "A0.4", "A0.5", "A0.6"}, "signs do not cancel"
