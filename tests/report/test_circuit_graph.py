@@ -14,6 +14,7 @@ from pahq_plugin.errors import ResultError
 from pahq_plugin.report.circuit_graph import circuit_data, graph_page, viewer, viewer_assets
 from pahq_plugin.report.page import asset, json_text
 from pahq_plugin.report.scale import EffectScale
+from pahq_plugin.tables import label
 from tests.helpers.records import acyclic_records, decision, random_record, record_of
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&amp;\u2028\u2029\ud800"
@@ -145,7 +146,7 @@ def test_scripts_and_styles_are_of_a_size_to_be_read() -> None:
 @settings(deadline=None)
 def test_every_kept_edge_is_in_the_data_once(record: dict[str, Any]) -> None:
     data = circuit_data(record)
-    kept = {entry["edge"]: entry["effect"] for entry in record["decisions"] if entry["kept"]}
+    kept = {label(entry): entry["effect"] for entry in record["decisions"] if entry["kept"]}
     parts = [part for edge in data["edges"] for part in edge["parts"]]
     assert {part["label"]: part["effect"] for part in parts} == kept and len(parts) == len(kept)
     text = json_text(data)
