@@ -27,6 +27,7 @@ from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.distributed import ALONE, World
 from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for, release_unused
 from pahq_plugin.engine.candidates import Group, Single, starts_of, which_change
+from pahq_plugin.engine.cap import RowCap, is_out_of_memory
 from pahq_plugin.engine.passes import Pass, Waiting
 from pahq_plugin.engine.plans import Plans
 from pahq_plugin.engine.products import OwnProducts, Products
@@ -104,6 +105,7 @@ class IncrementalEngine:
         clean = torch.tensor([readout.clean_loss for readout in self._readouts], dtype=torch.float64)
         self.loss = self._loss = self._mean(lambda: clean[:, None], 1)[0]
         self._limit = self._most_rows = max(LEAST_ROWS, len(model.srcs))
+        self._cap = RowCap(self._most_rows)
         self.lookahead = 4 * self._most_rows  # most edges lead nowhere and need no row
         self._freed = 0
         self._last: Pass | None = None
@@ -167,6 +169,9 @@ class IncrementalEngine:
                 raise MetricError(f"at edge {edge_label(group[0])}: {error}") from error
             # Perhaps a row that assumed a wrong prediction: take the first candidate alone.
             return self.effects(group[:1], kept[:1], exact=exact)
+        except (RuntimeError, MemoryError) as error:
+            self._make_room(error)
+            return self.effects(candidates, predicted_kept, exact=exact)
 
     def _first_of_a_stage(self, candidates: Sequence[Edge], few: int) -> tuple[list[Edge], list[bool]]:
         """The candidates into the first one's destination, and into the next ones of its stage
@@ -240,7 +245,8 @@ class IncrementalEngine:
         if not steps:
             return [0.0] * len(asked)
         # Of one more candidate the states before and after it are shown, and the first and last of all.
-        fit = max(1, self._plans.fitting_rows(steps, self._budget.rows) // 2 - 1)
+        rows = min(self._cap.rows, self._plans.fitting_rows(steps, self._budget.rows))
+        fit = max(1, rows // 2 - 1)
         if len(asked) > fit:
             candidates = candidates[: asked[fit - 1] + 1]
         size = len(candidates)
@@ -255,6 +261,9 @@ class IncrementalEngine:
                 raise MetricError(f"at edge {edge_label(candidates[asked[0]])}: {error}") from error
             # Perhaps a row that assumed a wrong prediction: take the first one alone.
             return self.settle(candidates[:upto], predicted_kept[:upto], wanted[:upto])
+        except (RuntimeError, MemoryError) as error:
+            self._make_room(error)
+            return self.settle(candidates, predicted_kept, wanted)
         return _all_known([effects[i] for i in asked[:fit]])
 
     @torch.inference_mode()
@@ -290,6 +299,7 @@ class IncrementalEngine:
         how the state was reached before has a say in what follows, not even in its rounding."""
         self._last = self._asked = None
         self._limit = self._most_rows
+        self._cap = RowCap(self._most_rows)
         self._waiting.clear()
         self._graph.reset()
         self._plans.clear()
@@ -349,6 +359,7 @@ class IncrementalEngine:
             lambda: torch.stack([readout.losses(one.output, unembedding) for one, readout in each]),
             n_rows,
         )
+        self._cap.passed()
         self._freed += n_rows * self._plans.row_bytes(steps)
         if self._freed > RELEASE_BYTES:
             self._freed = 0
@@ -403,7 +414,7 @@ class IncrementalEngine:
         self, group: list[Edge], needed: Sequence[bool], screen: Screen | None
     ) -> tuple[list[Edge], list[Step]]:
         """As many of the first candidates as rows are wanted and fit, and their cone."""
-        counts, limit = np.cumsum(needed), self._limit
+        counts, limit = np.cumsum(needed), min(self._limit, self._cap.rows)
         budget = self._budget.rows if screen is None else self._budget.screened_rows
         while True:
             group = group[: int(np.searchsorted(counts, limit, side="right"))]
@@ -413,6 +424,17 @@ class IncrementalEngine:
             if len(live) <= fit:
                 return group, steps
             limit = fit
+
+    def _make_room(self, error: BaseException) -> None:
+        """Smaller passes from now on, if memory ran out; a pass changes nothing before it is committed.
+
+        Raises:
+            ModelError: a single row does not fit.
+        """
+        if not is_out_of_memory(error) or self._world.size > 1:  # the others would wait
+            raise error
+        self._last = None
+        self._cap.shrink(error)
 
     def _adapt(self, candidates: Sequence[Edge]) -> None:
         """More rows after a pass that was used up, fewer after one that was cut short."""

@@ -1,0 +1,71 @@
+"""How many rows a pass may have, where memory turned out to be short.
+
+When a pass runs out of memory the cap halves and the pass is run again; after some passes that went
+well it doubles, since other passes may leave more room.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+
+import torch
+
+from pahq_plugin.engine.budget import release_unused
+from pahq_plugin.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+GOOD_PASSES = 16
+"""After so many passes without trouble the cap doubles."""
+
+
+class RowCap:
+    """The cap of one engine.
+
+    Args:
+        most: rows of the largest pass there can be.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._good = 0
+        self.rows = most
+
+    def shrink(self, error: BaseException) -> None:
+        """Halve the cap and free what can be freed.
+
+        Args:
+            error: what a pass with that cap ended with.
+
+        Raises:
+            ModelError: a single row does not fit.
+        """
+        if self.rows == 1:
+            raise ModelError(
+                "memory is too short for a single patched forward; pass a smaller batch_size, or fewer "
+                "prompts"
+            ) from error
+        self.rows //= 2
+        self._good = 0
+        log.warning("out of memory: passes of at most %d rows from now on", self.rows)
+        gc.collect()
+        release_unused()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def passed(self) -> None:
+        """Take in that a pass went well."""
+        if self.rows == self._most:
+            return
+        self._good += 1
+        if self._good == GOOD_PASSES:
+            self._good = 0
+            self.rows = min(self._most, 2 * self.rows)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or in the host's memory."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )

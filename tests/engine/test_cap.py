@@ -1,0 +1,96 @@
+"""Passes that run out of memory are run again with fewer rows, to the same decisions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pahq_plugin.discovery import discover
+from pahq_plugin.engine import incremental
+from pahq_plugin.engine.cap import GOOD_PASSES, RowCap, is_out_of_memory
+from pahq_plugin.errors import ModelError
+from pahq_plugin.result import Discovery
+from tests.helpers.small import loader, small_model
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+def short_of_memory(
+    monkeypatch: pytest.MonkeyPatch, most: int, error: BaseException, until: int = 10**9
+) -> list[int]:
+    """Passes of more than ``most`` rows fail, until so many have been tried; returns rows of all."""
+    original, tried = incremental.Rows, []
+
+    def rows(state: Any, steps: Any, start: Any, n_rows: int, *others: Any) -> Any:
+        tried.append(n_rows)
+        if n_rows > most and len(tried) <= until:
+            raise error
+        return original(state, steps, start, n_rows, *others)
+
+    monkeypatch.setattr(incremental, "Rows", rows)
+    return tried
+
+
+def found(method: str) -> Discovery:
+    return discover(small_model(), loader(), method=method, threshold=0.003, progress=False)
+
+
+def kept(result: Discovery) -> list[tuple[str, bool]]:
+    return [(decision.edge.name, decision.kept) for decision in result.decisions]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("method", ["acdc", "pahq"])
+@pytest.mark.parametrize("most", [3, 5])
+def test_the_same_decisions(
+    most: int, method: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plenty = found(method)
+    tried = short_of_memory(monkeypatch, most, error)
+    assert kept(found(method)) == kept(plenty)
+    assert max(tried) > most
+
+
+def test_passes_grow_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = short_of_memory(monkeypatch, 4, ERRORS[0], until=6)
+    found("acdc")
+    assert max(tried[6:]) > 4
+
+
+def test_a_single_row_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_of_memory(monkeypatch, 0, ERRORS[0])
+    with pytest.raises(ModelError, match="memory is too short for a single patched forward"):
+        found("acdc")
+
+
+def test_other_errors_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_of_memory(monkeypatch, 0, RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        found("acdc")
+
+
+def test_the_cap_by_hand() -> None:
+    cap = RowCap(20)
+    cap.shrink(MemoryError())
+    cap.shrink(MemoryError())
+    assert cap.rows == 5
+    for _ in range(GOOD_PASSES - 1):
+        cap.passed()
+    assert cap.rows == 5
+    cap.passed()
+    assert cap.rows == 10
+    for _ in range(2 * GOOD_PASSES):
+        cap.passed()
+    assert cap.rows == 20
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+def test_what_counts_as_out_of_memory(error: BaseException) -> None:
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
