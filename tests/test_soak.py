@@ -44,6 +44,7 @@ def hooks(model: nn.Module) -> int:
 def discoveries(count: int, folder: Path) -> None:
     """``count`` of them, in all `WAYS` in turn, on one model; the process is afterwards as before."""
     model, prompts = small_model(), loader()
+    discover(model, prompts, method="eap", progress=False)  # tqdm's monitor is a thread that stays
     before = hooks(model), threading.active_count(), len(os.listdir("/proc/self/fd"))
     for turn in range(count):
         way = dict(WAYS[turn % len(WAYS)])

@@ -1,7 +1,7 @@
 """How many rows a pass may have, where memory turned out to be short.
 
 When a pass runs out of memory the cap halves and the pass is run again; after some passes that went
-well it doubles, since other passes may leave more room.
+well it doubles, since other passes may leave more room. After each failure it takes twice as many.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pahq_plugin.errors import ModelError
 log = logging.getLogger(__name__)
 
 GOOD_PASSES = 16
-"""After so many passes without trouble the cap doubles."""
+"""After so many passes without trouble the cap doubles, at first."""
 
 
 class RowCap:
@@ -29,7 +29,7 @@ class RowCap:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._good = 0
+        self._good, self._wanted = 0, GOOD_PASSES // 2
         self.rows = most
 
     def shrink(self, error: BaseException) -> None:
@@ -47,7 +47,7 @@ class RowCap:
                 "prompts"
             ) from error
         self.rows //= 2
-        self._good = 0
+        self._good, self._wanted = 0, 2 * self._wanted
         log.warning("out of memory: passes of at most %d rows from now on", self.rows)
         gc.collect()
         release_unused()
@@ -59,7 +59,7 @@ class RowCap:
         if self.rows == self._most:
             return
         self._good += 1
-        if self._good == GOOD_PASSES:
+        if self._good == self._wanted:
             self._good = 0
             self.rows = min(self._most, 2 * self.rows)
 
