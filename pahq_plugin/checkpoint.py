@@ -39,6 +39,7 @@ METADATA = "pahq"
 EVERY = 30.0
 """Seconds between two writes."""
 
+STATE_KEYS = {"recent", "audits", "guard", "evaluations", "re_evaluations"}
 TENSORS = {"effects": np.float64, "kept": np.bool_, "exact": np.bool_, "predicted": np.bool_}
 
 
@@ -211,7 +212,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[An
 
 def _is_whole(document: dict[str, Any], tensors: dict[str, np.ndarray[Any, Any]]) -> bool:
     state = document.get("state")
-    if not isinstance(state, dict) or tensors.keys() != TENSORS.keys():
+    if not isinstance(state, dict) or state.keys() != STATE_KEYS:
+        return False
+    if not isinstance(document.get("identity"), dict) or tensors.keys() != TENSORS.keys():
         return False
     typed = all(t.dtype == TENSORS[name] and t.ndim == 1 for name, t in tensors.items())
     equal = len(tensors["effects"]) == len(tensors["kept"]) == len(tensors["exact"])

@@ -175,7 +175,7 @@ def test_torn_files_are_refused(written: Path, share: float) -> None:
         run(written)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_changed_bit_goes_unnoticed(data: st.DataObject, tmp_path_factory: Any) -> None:
     content = bytearray(_content(tmp_path_factory))

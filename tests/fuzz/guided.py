@@ -23,6 +23,7 @@ READERS = (
     "pahq_plugin.records",
     "pahq_plugin.compare.plan",
     "pahq_plugin.compare.stored",
+    "pahq_plugin.checkpoint",
     "pahq_plugin.zoo.prompt_files",
     "pahq_exporters.prompt_file",
     "pahq_exporters.interchange",
