@@ -29,7 +29,7 @@ from pahq_plugin.host import PromptPairBatch
 
 Value = TypeVar("Value")
 
-MEETING = timedelta(seconds=40)
+MEETING = timedelta(seconds=30)
 """How long a process waits at the start for the others to come."""
 
 PATIENCE = timedelta(minutes=30)
