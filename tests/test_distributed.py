@@ -141,9 +141,8 @@ def test_processes_that_die_at_random_moments(alone: Path, tmp_path: Path) -> No
         victim, after = moments.randrange(2), moments.uniform(1, 15)
         begun = time.monotonic()
         check_kill(tmp_path / str(turn), alone, victim, after)
-        print(
-            f"turn {turn}: process {victim} killed after {after:.1f} s, {time.monotonic() - begun:.0f} s in all"
-        )
+        seconds = time.monotonic() - begun
+        print(f"turn {turn}: process {victim} killed after {after:.1f} s, {seconds:.0f} s in all")
 
 
 def test_what_processes_cannot_share_is_refused_in_each(tmp_path: Path) -> None:
