@@ -29,8 +29,8 @@ from pahq_plugin.host import PromptPairBatch
 
 Value = TypeVar("Value")
 
-MEETING = timedelta(seconds=30)
-"""How long a process waits at the start for the others to come."""
+MEETING = timedelta(seconds=float(os.environ.get("PAHQ_MEETING", "25")))
+"""How long a process waits at the start for the others to come; longer where loading takes its time."""
 
 PATIENCE = timedelta(minutes=30)
 """How long it waits later for one that lives but does not answer; a death is noticed at once."""
