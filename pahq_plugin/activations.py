@@ -9,7 +9,7 @@ At the shape of GPT-2 XL and 32 x 16 tokens this takes 0.6 GiB where the host ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pahq_plugin.host import AblationType, PatchableModel, PromptDataLoader, PromptPairBatch
 from pahq_plugin.host.blocks import AttentionMath, embed, normalise
+from pahq_plugin.placement.place import InPlace, Placement, Tensors
 
 
 @dataclass
@@ -30,29 +31,35 @@ class Sources:
     """
 
     embedding: Tensor
-    z: list[Tensor]
-    mlp: list[Tensor]
+    z: MutableSequence[Tensor]
+    mlp: MutableSequence[Tensor]
 
-    def map(self, function: Callable[[Tensor, int], Tensor]) -> Sources:
-        """Apply ``function(tensor, batch_axis)`` to every tensor."""
+    def map(self, function: Callable[[Tensor, int], Tensor], tensors: Tensors = list) -> Sources:
+        """Apply ``function(tensor, batch_axis)`` to every tensor; ``tensors`` holds what it gives."""
         return Sources(
             function(self.embedding, 0),
-            [function(z, 1) for z in self.z],
-            [function(mlp, 0) for mlp in self.mlp],
+            tensors(function(z, 1) for z in self.z),
+            tensors(function(mlp, 0) for mlp in self.mlp),
         )
 
-    def plus(self, other: Sources) -> Sources:
-        """Sum of two, tensor by tensor."""
+    def plus(self, other: Sources, tensors: Tensors = list) -> Sources:
+        """Sum of two, tensor by tensor; ``tensors`` holds what it gives."""
         return Sources(
             self.embedding + other.embedding,
-            [a + b for a, b in zip(self.z, other.z, strict=True)],
-            [a + b for a, b in zip(self.mlp, other.mlp, strict=True)],
+            tensors(a + b for a, b in zip(self.z, other.z, strict=True)),
+            tensors(a + b for a, b in zip(self.mlp, other.mlp, strict=True)),
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes that the stored outputs take."""
-        return sum(x.nbytes for x in (self.embedding, *self.z, *self.mlp))
+        return self.embedding.nbytes + nbytes_of(self.z) + nbytes_of(self.mlp)
+
+
+def nbytes_of(tensors: Sequence[Tensor]) -> int:
+    """Bytes of cached tensors, without having them come into memory."""
+    own = getattr(tensors, "nbytes", None)
+    return sum(x.nbytes for x in tensors) if own is None else own
 
 
 @dataclass(frozen=True)
@@ -71,31 +78,37 @@ class PlainRun:
 
 
 @torch.inference_mode()
-def run_plain(model: PatchableModel, tokens: Tensor, dtype: torch.dtype) -> PlainRun:
-    """Run the model on ``tokens``, ``[batch, pos]``; source outputs are stored in ``dtype``.
+def run_plain(
+    model: PatchableModel, tokens: Tensor, dtype: torch.dtype, placement: Placement | None = None
+) -> PlainRun:
+    """Run the model on ``tokens``, ``[batch, pos]``; source outputs are stored in ``dtype``, where
+    ``placement`` keeps them.
 
     The host's own forward would do, but with split inputs it multiplies every head's input element
     by element and takes some forty times as long.
     """
+    placement = placement or InPlace(model)
     residual, padding = embed(model, tokens)
-    sources = Sources(residual.to(dtype, copy=True), [], [])
+    sources = Sources(residual.to(dtype, copy=True), placement.tensors(()), placement.tensors(()))
     parallel, heads = model.cfg.parallel_attn_mlp, list(range(model.cfg.n_heads))
-    for layer, block in enumerate(model.blocks):
-        before = residual
+    for layer, block in enumerate(placement.blocks):
+        before, attn = residual, block.attn
         math = AttentionMath(model, layer, residual, padding)
         z = _value_mix(math, residual, heads)
+        residual = residual + torch.einsum("hbpd,hdm->bpm", z, attn.W_O) + attn.b_O
         sources.z.append(z.to(dtype))
-        residual = residual + torch.einsum("hbpd,hdm->bpm", z, block.attn.W_O) + block.attn.b_O
         if not model.cfg.attn_only:
             mlp = block.mlp(normalise(block.ln2, before if parallel else residual))
-            sources.mlp.append(mlp.to(dtype))
             residual = residual + mlp
+            sources.mlp.append(mlp.to(dtype))
     return PlainRun(sources, residual, padding)
 
 
-def run_sources(model: PatchableModel, tokens: Tensor, dtype: torch.dtype) -> Sources:
+def run_sources(
+    model: PatchableModel, tokens: Tensor, dtype: torch.dtype, placement: Placement | None = None
+) -> Sources:
     """Source outputs of `run_plain`."""
-    return run_plain(model, tokens, dtype).sources
+    return run_plain(model, tokens, dtype, placement).sources
 
 
 def _value_mix(math: AttentionMath, residual: Tensor, heads: list[int]) -> Tensor:
@@ -116,14 +129,17 @@ def ablated_runs(
     batches: Sequence[PromptPairBatch],
     ablation: AblationType,
     dtype: torch.dtype,
+    placement: Placement | None = None,
 ) -> list[Sources]:
     """What patched edges carry, per batch, for every ablation type of the host."""
+    placement = placement or InPlace(model)
     if ablation.mean_over_dataset:
-        mean = _dataset_mean(model, loader, ablation, dtype)
+        mean = _dataset_mean(model, loader, ablation, dtype, placement)
         return [mean] * len(batches)
-    return [
-        run_sources(model, batch.corrupt, dtype).map(_BATCH_ABLATIONS[ablation]) for batch in batches
-    ]
+    runs = (run_sources(model, batch.corrupt, dtype, placement) for batch in batches)
+    if ablation is AblationType.RESAMPLE:
+        return list(runs)
+    return [run.map(_BATCH_ABLATIONS[ablation], placement.tensors) for run in runs]
 
 
 def _mean_over_prompts(x: Tensor, batch_axis: int) -> Tensor:
@@ -135,7 +151,6 @@ def _mean_over_tokens(x: Tensor, batch_axis: int) -> Tensor:
 
 
 _BATCH_ABLATIONS: dict[AblationType, Callable[[Tensor, int], Tensor]] = {
-    AblationType.RESAMPLE: lambda x, _: x,
     AblationType.ZERO: lambda x, _: torch.zeros_like(x),
     AblationType.BATCH_TOKENWISE_MEAN: _mean_over_prompts,
     AblationType.BATCH_ALL_TOK_MEAN: _mean_over_tokens,
@@ -143,7 +158,11 @@ _BATCH_ABLATIONS: dict[AblationType, Callable[[Tensor, int], Tensor]] = {
 
 
 def _dataset_mean(
-    model: PatchableModel, loader: PromptDataLoader, ablation: AblationType, dtype: torch.dtype
+    model: PatchableModel,
+    loader: PromptDataLoader,
+    ablation: AblationType,
+    dtype: torch.dtype,
+    placement: Placement,
 ) -> Sources:
     """Mean per token position over the clean and/or corrupt prompts of the whole loader."""
     total: Sources | None = None
@@ -151,7 +170,9 @@ def _dataset_mean(
     for batch in loader:
         chosen = [batch.clean] * ablation.clean_dataset + [batch.corrupt] * ablation.corrupt_dataset
         for tokens in chosen:
-            mean = run_sources(model, tokens, dtype).map(_mean_over_prompts)
-            total, runs = (mean if total is None else total.plus(mean)), runs + 1
+            run = run_sources(model, tokens, dtype, placement)
+            mean = run.map(_mean_over_prompts, placement.tensors)
+            total = mean if total is None else total.plus(mean, placement.tensors)
+            runs += 1
     assert total is not None  # collect_batches has refused an empty loader
-    return total.map(lambda x, _: x / runs)
+    return total.map(lambda x, _: x / runs, placement.tensors)

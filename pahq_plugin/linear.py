@@ -33,13 +33,13 @@ class _LowProduct(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        master: Tensor,
+        master: Tensor | None,
         low_x: Quantised,
         low_weight: Quantised,
         kernel: Kernel | None,
     ) -> Tensor:
         ctx.save_for_backward(low_x.codes, low_x.scale, low_weight.codes, low_weight.scale)
-        ctx.dtypes = (x.dtype, master.dtype)
+        ctx.dtypes = (x.dtype, None if master is None else master.dtype)
         return product_of(kernel)(low_x, low_weight)
 
     @staticmethod
@@ -64,7 +64,7 @@ def _sum_to(x: Tensor, shape: torch.Size) -> Tensor:
 
 def low_product(
     x: Tensor,
-    master: Tensor,
+    master: Tensor | None,
     low_weight: Quantised,
     number_format: NumberFormat,
     granularity: Granularity,
@@ -75,7 +75,7 @@ def low_product(
 
     Args:
         x: ``[..., n, d_in]``.
-        master: ``[..., d_in, d_out]``, the weight that gradients go to.
+        master: ``[..., d_in, d_out]``, the weight that gradients go to; ``None`` where none do.
         low_weight: its low copy.
         number_format: format of the activations.
         granularity: which activations share a scale.

@@ -27,6 +27,7 @@ from pahq_plugin.host.model import model_digest
 from pahq_plugin.host.patching import prepare, prompts_digest
 from pahq_plugin.hybrid import calibrate, configured
 from pahq_plugin.metrics import Metric
+from pahq_plugin.placement.place import Placement
 from pahq_plugin.plugins import engine_factory
 from pahq_plugin.progress import progress_bar
 from pahq_plugin.result import Decision, Stats
@@ -49,6 +50,7 @@ class SearchTask:
         metric: name and function.
         world: the processes that share the prompts.
         everyone: the batches whole.
+        placement: where the model's weights are, and caches; ``None`` for in place.
     """
 
     model: PatchableModel
@@ -58,6 +60,7 @@ class SearchTask:
     metric: tuple[str, Metric]
     world: World = ALONE
     everyone: list[PromptPairBatch] = field(default_factory=list)
+    placement: Placement | None = None
 
 
 def search(
@@ -165,7 +168,7 @@ def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: 
     if name != "host" and not objection:
         return IncrementalEngine(
             model, loader, prompts, task.ablation, task.metric, screening,
-            world=task.world, everyone=task.everyone,
+            world=task.world, everyone=task.everyone, placement=task.placement,
         )  # fmt: skip
     prepared = prepare(model, loader, prompts, task.ablation)  # before the model is lent
     if precision.guard != 0 and precision.masters == "auto":

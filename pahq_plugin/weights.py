@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from pahq_plugin.fingerprint import fingerprint
 from pahq_plugin.formats import Granularity, NumberFormat, Quantised
-from pahq_plugin.host.model import fingerprint
 from pahq_plugin.kernels import Demand, kernel_for
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from typing import Any
 
@@ -34,7 +34,10 @@ RELEASE_BYTES = 2**23
 """After passes whose rows held so much together, freed memory is given back to the system."""
 
 MEMO_BYTES = {"cpu": 16 * 2**20, "cuda": 2**31}
-"""By kind of device: what is remembered of the present state, all batches together."""
+"""By kind of device: inputs of the present state that are remembered, all batches together."""
+
+MEMO_PARTS = 1 + 1 / 4 + 1 / 2
+"""What is remembered in all: besides inputs, residual streams, and hidden layers of screened MLPs."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,16 @@ class Budget:
     cached: int
     memo: int
 
+    @property
+    def together(self) -> int:
+        """What a search takes at a time, narrow MLPs' maps included."""
+        return max(self.rows, self.screened_rows) + self.work + int(MEMO_PARTS * self.memo) + self.maps
+
+    @property
+    def maps(self) -> int:
+        """What narrow MLPs remember."""
+        return self.memo // 2
+
 
 def budget_for(device: torch.device, rows: int | None = None) -> Budget:
     """The usual budget on a device, or one with another number of bytes for ``rows``."""
@@ -62,6 +75,13 @@ def budget_for(device: torch.device, rows: int | None = None) -> Budget:
     screened = rows or SCREENED_ROW_BYTES[kind]
     rows = rows or ROW_BYTES[kind]
     return Budget(rows, screened, rows // WORK_SHARE, CACHED_BYTES[kind], MEMO_BYTES[kind])
+
+
+def budget_within(device: torch.device, nbytes: int) -> Budget:
+    """The usual budget, or where ``nbytes`` are less than that takes, the same part of everything."""
+    usual = budget_for(device)
+    share = min(1.0, nbytes / usual.together)
+    return Budget(*(int(share * part) for part in astuple(usual)))
 
 
 def row_bytes(steps: Sequence[Step], graph: KeptGraph, cfg: Any, prompts: int) -> int:

@@ -25,7 +25,7 @@ import torch
 from pahq_plugin.activations import ablated_runs, run_plain, run_sources
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.distributed import ALONE, World
-from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for, release_unused
+from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for, budget_within, release_unused
 from pahq_plugin.engine.candidates import Group, Single, starts_of, which_change
 from pahq_plugin.engine.cap import RowCap, is_out_of_memory
 from pahq_plugin.engine.passes import Pass, Waiting
@@ -41,6 +41,7 @@ from pahq_plugin.graph import KeptGraph, Place, Step
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
 from pahq_plugin.host.graph import edge_label
 from pahq_plugin.metrics import Metric
+from pahq_plugin.placement.place import InPlace, Placement
 from pahq_plugin.policy import check_parts
 
 LEAST_ROWS = 16
@@ -60,6 +61,7 @@ class IncrementalEngine:
         storage: dtype of the cached source outputs; FP32 (or the model's wider dtype) is exact.
         world: processes that the prompts are shared by.
         everyone: the batches whole; ``None`` for ``prompts``, where nothing is shared.
+        placement: where the model's weights are, and caches; ``None`` for in place.
     """
 
     name = "incremental"
@@ -76,24 +78,28 @@ class IncrementalEngine:
         storage: torch.dtype | None = None,
         world: World = ALONE,
         everyone: list[PromptPairBatch] | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self.evaluations = 0
         everyone = everyone or prompts
         device = prompts[0].clean.device
         self._model = model
-        self._budget = budget_for(device, memory)
+        place = self._placement = placement or InPlace(model)
+        self._budget = (
+            budget_for(device, memory) if place.passes is None else budget_within(device, place.passes)
+        )
         self._storage = storage or model.cfg.dtype
         self._world = world
         self._weights = [
             len(own.clean) / len(whole.clean) for own, whole in zip(prompts, everyone, strict=True)
         ]
         self._graph = KeptGraph(model, shape_of(model, everyone, ablation), device)
-        ablated = ablated_runs(model, loader, prompts, ablation, self._storage)
+        ablated = ablated_runs(model, loader, prompts, ablation, self._storage, place)
         self._states, self._readouts = [], []
-        own = self._own = OwnProducts(model)
+        own = self._own = OwnProducts(model, place, self._budget.maps)
         memo_bytes = self._budget.memo // len(prompts)
         for batch, sources in zip(prompts, ablated, strict=True):
-            run = run_plain(model, batch.clean, self._storage)
+            run = run_plain(model, batch.clean, self._storage, place)
             first = first_changes(model, batch, ablation)
             self._states.append(
                 BatchState(
@@ -101,6 +107,7 @@ class IncrementalEngine:
                 )
             )
             final = run.final[:, self._graph.outputs.index]
+            place.unembedding()
             self._readouts.append(Readout(model, batch, final, metric, self._budget.work))
         clean = torch.tensor([readout.clean_loss for readout in self._readouts], dtype=torch.float64)
         self.loss = self._loss = self._mean(lambda: clean[:, None], 1)[0]
@@ -303,8 +310,9 @@ class IncrementalEngine:
         self._waiting.clear()
         self._graph.reset()
         self._plans.clear()
+        self._placement.clear()
         for state in self._states:
-            state.restart(run_sources(self._model, state.batch.clean, self._storage))
+            state.restart(run_sources(self._model, state.batch.clean, self._storage, self._placement))
         self._loss = self.loss
         if removed:
             self._advance(removed)
@@ -353,6 +361,7 @@ class IncrementalEngine:
             for state, start in zip(self._states, starts, strict=True)
         ]
         self.evaluations += n_rows
+        self._placement.unembedding()
         unembedding = None if products is None else products.unembedding()
         each = list(zip(rows, self._readouts, strict=True))
         losses = self._mean(

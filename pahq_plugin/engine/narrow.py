@@ -19,24 +19,23 @@ import torch
 from torch import Tensor
 
 from pahq_plugin.engine.memo import Memo
-from pahq_plugin.host import PatchableModel
 from pahq_plugin.host.blocks import LinearNorm, linear_norm
-from pahq_plugin.mlp import SUPPORTED, activate
-
-MEMO_BYTES = 8 * 2**20
+from pahq_plugin.mlp import SUPPORTED, activate, first_weights
 
 
 class NarrowMlp:
     """MLP outputs from changes of heads, in the model's own precision.
 
     Args:
-        model: a borrowed model: its weights do not change as long as this lives.
+        blocks: of a borrowed model: its weights do not change as long as this lives.
+        width: d_model.
+        memo_bytes: what may be remembered.
     """
 
-    def __init__(self, model: PatchableModel) -> None:
-        self._blocks = model.blocks
-        self._width: int = model.cfg.d_model
-        self._maps: Memo[Tensor] = Memo(MEMO_BYTES)
+    def __init__(self, blocks: Sequence[Any], width: int, memo_bytes: int) -> None:
+        self._blocks = blocks
+        self._width = width
+        self._maps: Memo[Tensor] = Memo(memo_bytes)
 
     def next_round(self) -> None:
         """Tell the memo that a pass begins."""
@@ -60,21 +59,19 @@ class NarrowMlp:
             heads: (layer, head) of what changes.
             dz: their changes side by side, ``[candidate, n, head * d_head]``.
         """
-        mlp: Any = self._blocks[layer].mlp
         norm = linear_norm(self._blocks[layer].ln2)
         assert norm is not None  # see `pays`
         inverse, direction = norm.inverse_size(x), norm.direction(x_now)
         entries = {}
-        for name in ("W_in", "W_gate"):
-            weight = getattr(mlp, name, None)
-            if weight is None:
-                continue
+        for name in first_weights(self._blocks[layer].mlp):
             maps = [self._map(layer, name, norm, *head) for head in heads]
             entry = dz @ torch.cat(maps)
+            weight = getattr(self._blocks[layer].mlp, name)
             entry += direction @ weight
             if inverse is not None:
                 entry *= inverse
             entries[name] = entry if norm.b is None else entry.add_(norm.b @ weight)
+        mlp: Any = self._blocks[layer].mlp
         post = activate(mlp, entries)
         return torch.addmm(mlp.b_out, post.flatten(0, 1), mlp.W_out).unflatten(0, post.shape[:2])
 
@@ -83,7 +80,7 @@ class NarrowMlp:
         key = (layer, name, source, head)
         found = self._maps.get(key)
         if found is None:
-            weight = getattr(self._blocks[layer].mlp, name)
-            found = norm.fold(self._blocks[source].attn.W_O[head]) @ weight
+            folded = norm.fold(self._blocks[source].attn.W_O[head])
+            found = folded @ getattr(self._blocks[layer].mlp, name)
             self._maps.put(key, found)
         return found

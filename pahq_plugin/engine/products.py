@@ -27,6 +27,7 @@ from pahq_plugin.host import PatchableModel
 from pahq_plugin.host.blocks import Rounding, Unembedding
 from pahq_plugin.linear import low_product, rounded
 from pahq_plugin.mlp import MixedMLP, activate, check_mlp, first_weights
+from pahq_plugin.placement.place import Placement
 from pahq_plugin.unembedding import WEIGHT, is_high
 
 RowFunction = Callable[[Tensor], Tensor]
@@ -84,13 +85,19 @@ class Products(Protocol):
 class OwnProducts:
     """Products in the model's own precision.
 
+    Args:
+        model: a borrowed model.
+        placement: where its weights are.
+        memo_bytes: what `narrow_mlp` may remember.
+
     Attributes:
+        blocks: where the weights of a block are asked for.
         narrow_mlp: the same for MLPs whose input changes in few directions.
     """
 
-    def __init__(self, model: PatchableModel) -> None:
-        self._blocks = model.blocks
-        self.narrow_mlp = NarrowMlp(model)
+    def __init__(self, model: PatchableModel, placement: Placement, memo_bytes: int) -> None:
+        self.blocks = placement.blocks
+        self.narrow_mlp = NarrowMlp(self.blocks, model.cfg.d_model, memo_bytes)
 
     def heads(self, layer: int, name: str, heads: Sequence[int], x: Tensor) -> Tensor:
         """Each head's ``x [head, n, d_in]`` times its weight ``name``, ``[head, n, d_out]``."""
@@ -98,7 +105,7 @@ class OwnProducts:
 
     def weight(self, layer: int, name: str, heads: Sequence[int]) -> Tensor:
         """Weights of some heads, ``[head, d_in, d_out]``; a view where they follow each other."""
-        return some_heads(getattr(self._blocks[layer].attn, name), heads)
+        return some_heads(getattr(self.blocks[layer].attn, name), heads)
 
     def project(
         self, layer: int, name: str, heads: Sequence[int], x: Tensor, x_now: Tensor, y_now: Tensor
@@ -115,15 +122,14 @@ class OwnProducts:
 
     def hidden(self, layer: int, x_now: Tensor) -> dict[str, Tensor]:
         """See `Products.hidden`."""
-        mlp: Any = self._blocks[layer].mlp
+        mlp: Any = self.blocks[layer].mlp
         return {name: x_now @ getattr(mlp, name) for name in first_weights(mlp)}
 
     def mlp(
         self, layer: int, x_now: Tensor, y_now: Tensor, hidden: Callable[[], dict[str, Tensor]]
     ) -> RowFunction:
         """See `Products.mlp`."""
-        mlp = self._blocks[layer].mlp
-        return lambda x: mlp(x).sub_(y_now)
+        return lambda x: self.blocks[layer].mlp(x).sub_(y_now)
 
     def rounding(self, layer: int, heads: Sequence[int]) -> None:
         """See `Products.rounding`."""
@@ -149,9 +155,8 @@ class ScreenedProducts:
             if not model.cfg.attn_only and shared.precision.format_of("mlp", layer).is_low:
                 check_mlp(block.mlp, layer)
         self._own = own
-        self._blocks = model.blocks
-        unembed: Any = model.wrapped_model.unembed
-        self._weight: Tensor = unembed.W_U
+        self._blocks = own.blocks
+        self._unembed: Any = model.wrapped_model.unembed
         self._shared = shared
         self._copies: dict[str, Quantised] = {}
 
@@ -225,14 +230,12 @@ class ScreenedProducts:
     ) -> RowFunction:
         """See `Products.mlp`."""
         precision, high = self._shared.precision, self._shared.high
-        mlp: Any = self._blocks[layer].mlp
         is_low = precision.format_of("mlp", layer).is_low
         if high.everything or layer in high.mlps or not is_low:
             return self._own.mlp(layer, x_now, y_now, hidden)
         if not self._changes:
-            mixed = MixedMLP(mlp, layer, self._shared)
-            return lambda x: mixed(x).sub_(y_now)
-        now = hidden()
+            return lambda x: MixedMLP(self._blocks[layer].mlp, layer, self._shared)(x).sub_(y_now)
+        now, mlp = hidden(), self._blocks[layer].mlp
         post_now = activate(mlp, now)
 
         def rows(x: Tensor) -> Tensor:
@@ -263,12 +266,12 @@ class ScreenedProducts:
             return None
         precision = self._shared.precision
         number_format = precision.format_of("unembed")
-        copy = self._copy(WEIGHT, self._weight, number_format)
+        copy = self._copy(WEIGHT, lambda: self._unembed.W_U, number_format)
         used = precision.activation_format(number_format)
 
         def logits(x: Tensor, words: slice) -> Tensor:
-            some, master = copy.columns(words), self._weight[:, words]
-            return low_product(x, master, some, used, precision.scale, demand=precision.kernel)
+            some = copy.columns(words)
+            return low_product(x, None, some, used, precision.scale, demand=precision.kernel)
 
         return logits
 
@@ -282,24 +285,26 @@ class ScreenedProducts:
         """``x [head, n, d_in]`` times low weights of those heads, ``[head, n, d_out]``."""
         precision = self._shared.precision
         number_format = precision.format_of(part, layer)
-        master = getattr(self._blocks[layer].attn, name)
-        copy = of_heads(self._copy(f"blocks.{layer}.attn.{name}", master, number_format), heads)
-        used = precision.activation_format(number_format)
-        return low_product(x, master, copy, used, precision.scale, 0, precision.kernel)
+        whole = self._copy(
+            f"blocks.{layer}.attn.{name}", lambda: getattr(self._blocks[layer].attn, name), number_format
+        )
+        used, copy = precision.activation_format(number_format), of_heads(whole, heads)
+        return low_product(x, None, copy, used, precision.scale, 0, precision.kernel)
 
     def _low_mlp(self, layer: int, name: str, x: Tensor) -> Tensor:
         """``x [..., d_in]`` times a low weight of the MLP, ``[..., d_out]``."""
-        number_format = self._shared.precision.format_of("mlp", layer)
-        master = getattr(self._blocks[layer].mlp, name)
-        copy = self._copy(f"blocks.{layer}.mlp.{name}", master, number_format)
         precision = self._shared.precision
+        number_format = precision.format_of("mlp", layer)
+        copy = self._copy(
+            f"blocks.{layer}.mlp.{name}", lambda: getattr(self._blocks[layer].mlp, name), number_format
+        )
         used = precision.activation_format(number_format)
-        return low_product(x, master, copy, used, precision.scale, demand=precision.kernel)
+        return low_product(x, None, copy, used, precision.scale, demand=precision.kernel)
 
-    def _copy(self, name: str, master: Tensor, number_format: NumberFormat) -> Quantised:
-        """The low copy of a weight; its content is checked once only."""
+    def _copy(self, name: str, read: Callable[[], Tensor], number_format: NumberFormat) -> Quantised:
+        """The low copy of a weight, which is read once only."""
         if name not in self._copies:
-            self._copies[name] = self._shared.low_copy(name, master, number_format)
+            self._copies[name] = self._shared.low_copy(name, read(), number_format)
         return self._copies[name]
 
 

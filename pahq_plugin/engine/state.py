@@ -95,7 +95,7 @@ class BatchState:
         now: source outputs of the present state; changed by `add_to_source`.
         ablated: source outputs that removed edges carry.
         memo_bytes: budget of memoised inputs; bases of inputs get a quarter more, hidden layers of
-            screened MLPs half of it.
+            screened MLPs half of it (`pahq_plugin.engine.budget.MEMO_PARTS`).
         own: products in the model's own precision.
         first_changes: per prompt the position before which nothing ever differs, ``[prompt]``.
     """
@@ -216,7 +216,7 @@ class BatchState:
             if weights is not None:
                 factors *= weights[members][:, None, :, None]
             if self._is_heads(stage):
-                weight = self.model.blocks[self.graph.stages[stage].layer].attn.W_O[heads]
+                weight = self.own.blocks[self.graph.stages[stage].layer].attn.W_O[heads]
                 total += factors.permute(1, 2, 0, 3).flatten(2) @ weight.flatten(0, 1)
             else:
                 total += factors[0]
@@ -376,7 +376,7 @@ class BatchState:
             products: in which precision to multiply.
         """
         layer = self.graph.stages[at].layer
-        norm = self.model.blocks[layer].ln2
+        norm = self.own.blocks[layer].ln2
         x_now = normalise(norm, x_now[None])
 
         def hidden() -> dict[str, Tensor]:
@@ -430,7 +430,7 @@ class BatchState:
             if earlier.kind == "mlp":
                 total += sources.mlp[earlier.layer].to(dtype)
                 continue
-            attn = self.model.blocks[earlier.layer].attn
+            attn = self.own.blocks[earlier.layer].attn
             z = sources.z[earlier.layer].to(dtype).permute(1, 2, 0, 3).flatten(2)
             total += z @ attn.W_O.flatten(0, 1) + attn.b_O
         return total

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pahq_plugin.errors import ModelError
+from pahq_plugin.fingerprint import fingerprint
 from pahq_plugin.host.graph import canonical_edges, edge_label
 from pahq_plugin.host.types import PatchableModel
+from pahq_plugin.mapped import let_go_if_unchanged
 
-FINGERPRINT_ENTRIES = 2**20
-"""Entries that are widened to 64 bits at a time."""
+FINITE_ENTRIES = 2**22
+"""Entries that are looked at together; what that takes is made several times over."""
 
 
 def check_patchable(model: object) -> PatchableModel:
@@ -118,8 +120,10 @@ def check_finite(model: PatchableModel) -> None:
         ModelError: a weight holds NaN or infinity; names the first in the order of layers.
     """
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter.detach()).all()):
+        parts = parameter.detach().flatten().split(FINITE_ENTRIES)
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
             raise ModelError(f"weights of {_plain_name(name)} hold NaN or infinity")
+        let_go_if_unchanged(parameter)
 
 
 def _plain_name(name: str) -> str:
@@ -133,38 +137,15 @@ def weight_parameters(model: PatchableModel) -> Iterator[tuple[str, nn.Parameter
             yield _plain_name(name), parameter
 
 
-def fingerprint(x: Tensor) -> int:
-    """A wrapping 64-bit sum of the bit patterns of ``x``, each times a multiplier of its own.
-
-    The multiplier of an entry is the product of a scrambled row index and a scrambled column index,
-    so that no permutation of entries goes unnoticed. Integer arithmetic makes the value the same on
-    every machine and for any number of threads.
-    """
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    bits = x.detach().contiguous().view(integers[x.element_size()])
-    matrix = bits.reshape(-1, x.shape[-1] if x.ndim else 1)
-    columns = _multipliers(matrix.shape[1], 1, x.device)
-    rows = _multipliers(matrix.shape[0], 2, x.device)
-    step = max(1, FINGERPRINT_ENTRIES // max(1, matrix.shape[1]))
-    parts = zip(matrix.split(step), rows.split(step), strict=True)
-    return sum(int(((part * columns).sum(dim=1) * row).sum()) for part, row in parts) % 2**64
-
-
-def _multipliers(count: int, salt: int, device: torch.device) -> Tensor:
-    """Odd 64-bit numbers that look random (the scrambling of SplitMix64, Steele et al. 2014)."""
-    x = (torch.arange(1, count + 1, device=device) + (salt << 40)) * -7046029254386353131
-    x = (x ^ (x >> 30)) * -4658895280553007687
-    x = (x ^ (x >> 27)) * -7723592293110705685
-    return (x ^ (x >> 31)) | 1
-
-
 def model_digest(model: PatchableModel) -> str:
     """Hash of the graph's edges and of every weight's name, shape, dtype and content."""
     digest = hashlib.blake2b(digest_size=16)
     for edge in canonical_edges(model):
         digest.update(edge_label(edge).encode())
     for name, parameter in sorted(weight_parameters(model)):
-        entry = (name, tuple(parameter.shape), str(parameter.dtype), fingerprint(parameter))
+        content = fingerprint(parameter)
+        let_go_if_unchanged(parameter, content)
+        entry = (name, tuple(parameter.shape), str(parameter.dtype), content)
         digest.update(repr(entry).encode())
     return digest.hexdigest()
 

@@ -37,7 +37,7 @@ def test_it_is_the_mlp_on_the_changed_input(
     norm: dict[str, Any], mlp: dict[str, Any], heads: list[tuple[int, int]]
 ) -> None:
     model = small_model(**norm, **mlp)
-    narrow, block = NarrowMlp(model), model.blocks[1]
+    narrow, block = NarrowMlp(model.blocks, model.cfg.d_model, 2**23), model.blocks[1]
     generator = torch.Generator().manual_seed(0)
     x_now = torch.randn(10, 32, generator=generator)
     dz = torch.randn(3, 10, 8 * len(heads), generator=generator)

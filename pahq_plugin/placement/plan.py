@@ -1,0 +1,259 @@
+"""How a budget of memory is divided between weights, caches and passes.
+
+1. What cannot be left out: small weights, what the metric needs, and a window in which weights come and
+   go: three attention layers or MLPs, or the unembedding.
+2. The low copies of a search that screens; where they do not fit, it measures in full precision.
+3. The source outputs of all prompts; where they do not fit they come and go, too.
+4. Passes: what they usually take, or a quarter of what is left.
+5. Weights that stay, with the rest: the unembedding, then blocks from the last one back, since every
+   pass ends there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pahq_plugin.config import PrecisionConfig
+from pahq_plugin.errors import ConfigError
+from pahq_plugin.host import PatchableModel, PromptPairBatch
+from pahq_plugin.host.blocks import output_positions
+from pahq_plugin.host.model import weight_parameters
+
+WINDOW = 3
+"""Attention layers or MLPs that fit the window: a product reads the weights of two at a time."""
+
+SCALES = 1.02
+"""Scales and padding make low copies larger by this factor at most, where a scale is for a row."""
+
+LEAST_SHARE = 8
+"""Passes take at least this part of what they usually do."""
+
+RESERVE = 0.03
+"""Part of the budget that is left for what is not counted: tensors of a few bytes, allocators."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Weights that come and go together.
+
+    Attributes:
+        name: ``"embed"``, ``"blocks.3.attn"``, ``"blocks.3.mlp"`` or ``"unembed"``.
+        parameters: its weights, without biases.
+    """
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights."""
+        return sum(p.nbytes for p in self.parameters)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is where, in bytes.
+
+    Attributes:
+        max_memory: the budget.
+        weights: all weights of the model.
+        stay: names of units that stay in memory.
+        staying: their bytes, and those of weights that belong to no unit.
+        window: of weights and caches that come and go.
+        low: low copies of weights; 0 where nothing is screened.
+        caches: source outputs of all prompts.
+        caches_stay: whether these stay in memory.
+        passes: what the rows of a pass and what is remembered of the present state may take.
+        forward: what the metric's clean outputs take, and one plain forward.
+        screens: whether the search still screens.
+    """
+
+    max_memory: int
+    weights: int
+    stay: frozenset[str]
+    staying: int
+    window: int
+    low: int
+    caches: int
+    caches_stay: bool
+    passes: int
+    forward: int
+    screens: bool
+
+    @property
+    def everything_stays(self) -> bool:
+        """Whether no weight has to come and go."""
+        return self.window == 0
+
+    def __str__(self) -> str:
+        rest = (
+            "all weights stay in memory"
+            if self.everything_stays
+            else f"{_size(self.staying)} of {_size(self.weights)} of weights stay in memory, the others "
+            f"come when they are needed ({_size(self.window)} at a time)"
+        )
+        caches = "in memory" if self.caches_stay else "outside memory"
+        low = f", low copies {_size(self.low)}" if self.low else ""
+        return (
+            f"max_memory {_size(self.max_memory)}: {rest}; source outputs {_size(self.caches)} {caches}"
+            f"{low}, passes {_size(self.passes)}, outputs {_size(self.forward)}"
+        )
+
+
+def units_of(model: PatchableModel) -> list[Unit]:
+    """The units of a model, those first that are worth most when they stay."""
+    inner: Any = model.wrapped_model
+    units = [_unit("unembed", inner.unembed)]
+    for layer in reversed(range(model.cfg.n_layers)):
+        if not model.cfg.attn_only:
+            units.append(_unit(f"blocks.{layer}.mlp", model.blocks[layer].mlp))
+        units.append(_unit(f"blocks.{layer}.attn", model.blocks[layer].attn))
+    return [*units, _unit("embed", inner.embed)]
+
+
+def _unit(name: str, module: nn.Module) -> Unit:
+    return Unit(name, tuple(_matrices(module)))
+
+
+def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
+    """What products multiply with; not biases, the weights of norms and the host's masks."""
+    for name, parameter in module.named_parameters():
+        if any(part.lstrip("_").startswith("W_") for part in name.split(".")):
+            yield parameter
+
+
+def plan_memory(
+    model: PatchableModel,
+    prompts: Sequence[PromptPairBatch],
+    max_memory: int,
+    precision: PrecisionConfig | None,
+    usual_passes: int,
+    means: bool = False,
+) -> Plan:
+    """Divide a budget.
+
+    Args:
+        model: a transformer.
+        prompts: the batches that one process holds.
+        max_memory: bytes in all.
+        precision: that the search would screen in; ``None`` where it does not.
+        usual_passes: bytes that passes take where memory is no question.
+        means: whether the ablation averages over the data set, which holds more source outputs at once.
+
+    Raises:
+        ConfigError: the budget is too small; the message says what would do.
+    """
+    units = units_of(model)
+    weights = sum(p.nbytes for _, p in weight_parameters(model))
+    low = _low_bytes(model, precision)
+    caches = (4 if means else 2) * sum(_source_bytes(model, batch) for batch in prompts)
+    kept, forward = _output_bytes(model, prompts), _forward_bytes(model, prompts)
+    usable = int(max_memory * (1 - RESERVE))
+    if weights + caches + low + kept + max(usual_passes, forward) <= usable:
+        everything = frozenset(unit.name for unit in units)
+        return Plan(
+            max_memory, weights, everything, weights, 0, low, caches, True, usual_passes,
+            kept + forward, precision is not None,
+        )  # fmt: skip
+    small = weights - sum(unit.nbytes for unit in units)
+    window = _window_bytes(model, units)
+    least_passes = max(usual_passes // LEAST_SHARE, caches // 2 // len(prompts))
+    least = small + window + kept + max(least_passes, forward)
+    if least > usable:
+        raise ConfigError(
+            f"max_memory={max_memory} is too small for this model and these prompts: at least "
+            f"{int(least / (1 - RESERVE)) + 1} bytes are needed, of which {_size(window)} for weights "
+            f"that come and go and {_size(kept + max(least_passes, forward))} for passes and outputs"
+        )
+    room = _Room(usable - least)
+    screens = precision is not None and room.take(low)
+    caches_stay = room.take(caches)
+    passes = max(least_passes, min(usual_passes, least_passes + room.left // 4))
+    room.take(max(passes, forward) - max(least_passes, forward))
+    # The embedding is read at the start only.
+    stay = [unit for unit in units if unit.name != "embed" and room.take(unit.nbytes)]
+    return Plan(
+        max_memory, weights, frozenset(unit.name for unit in stay),
+        small + sum(unit.nbytes for unit in stay), window, low if screens else 0, caches, caches_stay,
+        passes, kept + forward, screens,
+    )  # fmt: skip
+
+
+@dataclass
+class _Room:
+    """Bytes that are still free."""
+
+    left: int
+
+    def take(self, nbytes: int) -> bool:
+        """Take so many, if there are as many."""
+        fits = nbytes <= self.left
+        self.left -= nbytes if fits else 0
+        return fits
+
+
+def _window_bytes(model: PatchableModel, units: Sequence[Unit]) -> int:
+    """Room for the weights that are read at a time."""
+    blocks = [unit.nbytes for unit in units if unit.name.startswith("blocks.")]
+    return max(WINDOW * max(blocks), units[0].nbytes)
+
+
+def _source_bytes(model: PatchableModel, batch: PromptPairBatch) -> int:
+    """Source outputs of one run of a batch."""
+    cfg = model.cfg
+    wide = cfg.d_model * (1 + (0 if cfg.attn_only else cfg.n_layers))
+    return batch.clean.numel() * cfg.dtype.itemsize * (wide + cfg.n_layers * cfg.n_heads * cfg.d_head)
+
+
+def _output_bytes(model: PatchableModel, prompts: Sequence[PromptPairBatch]) -> int:
+    """Clean distributions in FP64 at the positions that count."""
+    numbers = 0
+    for batch in prompts:
+        positions, _ = output_positions(model, batch.clean.shape[1])
+        numbers += len(batch.clean) * len(positions) * model.cfg.d_vocab_out
+    return 8 * numbers
+
+
+def _forward_bytes(model: PatchableModel, prompts: Sequence[PromptPairBatch]) -> int:
+    """What a plain forward of the largest batch holds at a time: logits and what became of them, or
+    the widest block."""
+    cfg = model.cfg
+    largest = max((batch.clean for batch in prompts), key=lambda tokens: tokens.numel())
+    tokens, length = largest.numel(), largest.shape[1]
+    block = 6 * cfg.d_model + 4 * (cfg.d_mlp or 0) + 3 * cfg.n_heads * (length + cfg.d_head)
+    return cfg.dtype.itemsize * tokens * max(block, 3 * cfg.d_vocab_out)
+
+
+def _low_bytes(model: PatchableModel, precision: PrecisionConfig | None) -> int:
+    """Low copies of every weight that has one, packed ones included."""
+    if precision is None:
+        return 0
+    nbytes = 0
+    for name, parameter in weight_parameters(model):
+        part = _part_of(name)
+        number_format = None if part is None else precision.format_of(*part)
+        if number_format is not None and number_format.is_low:
+            repeats = model.cfg.n_heads // len(parameter) if "._W_" in name else 1  # grouped keys
+            nbytes += repeats * parameter.numel() * number_format.storage.itemsize
+    return int(SCALES * nbytes)
+
+
+def _part_of(name: str) -> tuple[str, int | None] | None:
+    """The part that a weight belongs to and its block, as `PrecisionConfig.format_of` takes them."""
+    path = name.split(".")
+    last = path[-1].lstrip("_")
+    if name == "unembed.W_U":
+        return "unembed", None
+    if path[0] != "blocks" or not last.startswith("W_"):
+        return None
+    part = "mlp" if path[2] == "mlp" else "output" if last == "W_O" else "qkv"
+    return part, int(path[1])
+
+
+def _size(nbytes: float) -> str:
+    """Bytes as people read them."""
+    return f"{nbytes / 1e6:,.0f} MB" if nbytes < 1e10 else f"{nbytes / 1e9:,.1f} GB"
