@@ -13,7 +13,9 @@ from pahq_plugin.host.algorithms import host_keys
 Kind = Literal["search", "attribution", "integrated", "host"]
 
 USES: dict[Kind, frozenset[str]] = {
-    "search": frozenset({"threshold", "metric", "ablation", "engine", "order", "batches", "checkpoint"}),
+    "search": frozenset(
+        {"threshold", "metric", "ablation", "engine", "order", "batches", "checkpoint", "max_memory"}
+    ),
     "attribution": frozenset({"ablation", "batches", "n_edges"}),
     "integrated": frozenset({"ablation", "batches", "n_edges"}),
     "host": frozenset({"batches", "n_edges", "true_edges"}),

@@ -258,6 +258,27 @@ def default_precision(device: torch.device) -> PrecisionConfig:
     return PrecisionConfig(low="bf16", mlp="fp32")
 
 
+_PREFIXES = ("", "K", "M", "G", "T")
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?) ?([KMGT]?)(i?)B?", re.IGNORECASE | re.ASCII)
+
+
+def parse_bytes(size: int | str) -> int:
+    """Bytes from a number, or a text such as ``"24GB"`` (10^9), ``"1.5 GiB"`` (2^30) or ``"500MB"``.
+
+    Raises:
+        ConfigError: anything else, or nothing above 0.
+    """
+    nbytes = size if type(size) is int else 0
+    found = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
+    if found is not None:
+        number, prefix, binary = found.groups()
+        base = 1024 if binary else 1000
+        nbytes = int(float(number) * base ** _PREFIXES.index(prefix.upper()))
+    if nbytes <= 0:
+        raise ConfigError(f"max_memory={size!r} must be bytes above 0, such as 24GB, 1.5GiB or 500MB")
+    return nbytes
+
+
 @dataclass(frozen=True)
 class SearchConfig:
     """Settings of one ACDC sweep.

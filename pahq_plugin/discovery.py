@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pahq_plugin.backend import model_device
 from pahq_plugin.catalogue import Method, get_method, refuse_unused
 from pahq_plugin.checkpoint import EVERY, Checkpoint, held_by_first
 from pahq_plugin.config import (
@@ -22,6 +23,7 @@ from pahq_plugin.config import (
     FULL_PRECISION,
     PrecisionConfig,
     SearchConfig,
+    parse_bytes,
 )
 from pahq_plugin.distributed import World, current_world
 from pahq_plugin.errors import ConfigError, DistributedError, GraphError
@@ -50,12 +52,20 @@ from pahq_plugin.host.patching import (
     first_batches,
     prepare,
 )
-from pahq_plugin.measure import forward_seconds, measured
+from pahq_plugin.measure import budgeted, forward_seconds, measured
 from pahq_plugin.metrics import Metric, check_answers, logit_diff, resolve_metric
 from pahq_plugin.plugins import engine_names
 from pahq_plugin.policy import check_parts
+from pahq_plugin.progress import say
 from pahq_plugin.result import Decision, Discovery, Stats
-from pahq_plugin.searching import ENGINES, SearchTask, engine_precision, run_identity, search
+from pahq_plugin.searching import (
+    ENGINES,
+    SearchTask,
+    engine_precision,
+    plan_search,
+    run_identity,
+    search,
+)
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +91,7 @@ def discover(
     progress: bool = True,
     seed: int = 0,
     checkpoint_every: float = EVERY,
+    max_memory: int | str | None = None,
 ) -> Discovery:
     """Find the circuit of a behaviour.
 
@@ -107,6 +118,10 @@ def discover(
         progress: show a progress bar when a terminal is attached.
         seed: seeds the watch on the guard band and algorithms that draw random numbers.
         checkpoint_every: seconds between two writes; one more is made when the run is interrupted.
+        max_memory: bytes, or a text such as ``"8GB"``, that weights, caches and passes of a search may
+            take on the device of the prompts, above what the process holds without the model's
+            weights. What does not fit comes from disk (on a GPU: from host memory) when it is needed.
+            ``None`` for no limit. Give the model on the CPU (`open_model`), the prompts on the device.
 
     Returns:
         The circuit, its decisions and prune scores. The model is given back as it was.
@@ -134,8 +149,10 @@ def discover(
         "true_edges": true_edges is not None,
         "n_edges": n_edges is not None,
         "checkpoint": checkpoint is not None,
+        "max_memory": max_memory is not None,
     }
     refuse_unused(chosen, given)
+    most = None if max_memory is None else parse_bytes(max_memory)
     if engine not in ENGINES and engine not in engine_names():
         known = ", ".join([*ENGINES, *engine_names()])
         raise ConfigError(f"unknown engine {engine!r}; known: {known}")
@@ -163,18 +180,24 @@ def discover(
     width = _output_width(model, prompts[0].clean)
     world = current_world()
     check_world(chosen, model, world)
-    with seeded(seed), borrowed(model):
+    device = prompts[0].clean.device
+    with seeded(seed), ExitStack() as stack:
+        stack.enter_context(borrowed(model))
         if chosen.kind == "search":
             used = chosen.precision or precision or engine_precision(engine, model)
             task = SearchTask(
                 model, loader, [world.share_of(batch) for batch in prompts], kind,
                 resolve_metric(metric, width), world, prompts,
             )  # fmt: skip
+            if most is not None:
+                plan, used = plan_search(task, engine, used, most)
+                say(str(plan), progress and world.is_first)
+                task = replace(task, placement=stack.enter_context(budgeted(model, plan, device, stats)))
             kept = None
             if checkpoint is not None and world.is_first:
                 identity = settings | run_identity(task, edges, used, engine, threshold)
                 kept = Checkpoint(checkpoint, identity, edges, threshold, checkpoint_every)
-            with held_by_first(kept, edges, world) as start, measured(stats, model_device(model)):
+            with held_by_first(kept, edges, world) as start, measured(stats, device):
                 decisions, engine_used, used = search(
                     task, engine, edges, config, used, stats, progress and world.is_first, start,
                     None if kept is None else kept.take,
@@ -192,7 +215,7 @@ def discover(
                 settings["options"] = dict(chosen.options)
             if chosen.kind != "host":
                 check_answers(prompts, width)
-            with measured(stats, model_device(model)):
+            with measured(stats, device):
                 scores = _scores(chosen, model, loader, prompts, batches, kind, true_edges)
             if n_edges is None and chosen.key in SWEEPS:
                 n_edges = sum(int(values.isinf().sum()) for values in scores.values())

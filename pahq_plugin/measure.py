@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import resource
 import sys
@@ -14,11 +15,20 @@ from statistics import median
 
 import torch
 
+from pahq_plugin.engine.budget import release_unused, tidy_heap
 from pahq_plugin.host import PatchableModel, PromptPairBatch
 from pahq_plugin.host.model import unsplit
+from pahq_plugin.mapped import is_mapped
+from pahq_plugin.placement.place import Placement, placed
+from pahq_plugin.placement.plan import Plan, units_of
 from pahq_plugin.result import Stats
 
+log = logging.getLogger(__name__)
+
 FORWARDS = 3
+
+OVER = 1.05
+"""How far above a budget of memory a search may be without a warning."""
 
 
 @contextmanager
@@ -51,14 +61,14 @@ class Memory:
 
 
 @contextmanager
-def memory_above() -> Iterator[Memory]:
+def memory_above(device: torch.device | None = None) -> Iterator[Memory]:
     """Measure the peak of this process's resident memory during the ``with`` block.
 
     Linux can be told to forget the earlier peak; elsewhere only what exceeds that is seen. On a GPU
     it is the peak of the allocator.
     """
     memory = Memory()
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cuda = torch.cuda.is_initialized() and (device is None or device.type == "cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -68,6 +78,32 @@ def memory_above() -> Iterator[Memory]:
     yield memory
     after = torch.cuda.max_memory_allocated() if cuda else _resident_peak()
     memory.above = max(0, after - before)
+
+
+@contextmanager
+def budgeted(
+    model: PatchableModel, plan: Plan, device: torch.device, stats: Stats
+) -> Iterator[Placement]:
+    """Weights and caches where ``plan`` wants them, and the peak held against its budget.
+
+    Enters into ``stats`` what was taken; says so where that is more than 5 % above the budget.
+    """
+    with placed(model, plan, device) as placement, tidy_heap():
+        staying = (p for unit in units_of(model) if unit.name in plan.stay for p in unit.parameters)
+        in_memory = sum(p.nbytes for p in staying if not is_mapped(p))
+        release_unused()
+        with memory_above(device) as memory:
+            yield placement
+        peak = memory.above + in_memory
+        stats.memory = {
+            "max_memory": plan.max_memory,
+            "peak": peak,
+            "weights": plan.weights,
+            "stayed": plan.staying,
+            "moved": placement.moved,
+        }
+        if peak > OVER * plan.max_memory:
+            log.warning("the search took %.0f MB, more than max_memory", peak / 1e6)
 
 
 def _forget_peak() -> None:

@@ -32,6 +32,12 @@ def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[_Bar]:
         yield _Bar(bar, bar.add_task(label, total=total, note=""))
 
 
+def say(line: str, shown: bool = True) -> None:
+    """A line on standard error that belongs to the progress of a run."""
+    if shown:
+        Console(stderr=True, highlight=False, markup=False).print(line, soft_wrap=True)
+
+
 class _Bar:
     """One line of progress."""
 

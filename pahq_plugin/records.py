@@ -37,6 +37,7 @@ STATS: dict[str, type | tuple[type, ...]] = {
     "forward_equivalents": (int, float),
     "guard": dict,
     "sensitivity": dict,
+    "memory": dict,
 }
 
 ENTRY_FIELDS = {"edge", "seq_idx", "effect", "kept", "exact"}

@@ -67,6 +67,8 @@ class Stats:
         guard: relative width, floor and number of widenings of the guard band; empty without one.
         sensitivity: of the hybrid policy, the error of each part in its configured format
             (`pahq_plugin.hybrid`); empty without one.
+        memory: under ``max_memory``, in bytes: the budget, what the search took of it at its peak,
+            weights, those that stayed, and what was read from disk or copied to the GPU; else empty.
     """
 
     evaluations: int = 0
@@ -76,6 +78,7 @@ class Stats:
     forward_equivalents: float = 0.0
     guard: dict[str, float] = field(default_factory=dict)
     sensitivity: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

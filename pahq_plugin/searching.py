@@ -15,9 +15,10 @@ from pahq_plugin.backend import mixed_precision, model_device
 from pahq_plugin.config import FULL_PRECISION, PrecisionConfig, SearchConfig, default_precision
 from pahq_plugin.distributed import ALONE, World
 from pahq_plugin.engine import Engine
+from pahq_plugin.engine.budget import budget_for
 from pahq_plugin.engine.host import HostEngine
 from pahq_plugin.engine.incremental import IncrementalEngine
-from pahq_plugin.errors import DistributedError
+from pahq_plugin.errors import ConfigError, DistributedError
 from pahq_plugin.files import installed_version
 from pahq_plugin.guard import GuardBand
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
@@ -28,6 +29,7 @@ from pahq_plugin.host.patching import prepare, prompts_digest
 from pahq_plugin.hybrid import calibrate, configured
 from pahq_plugin.metrics import Metric
 from pahq_plugin.placement.place import Placement
+from pahq_plugin.placement.plan import Plan, plan_memory
 from pahq_plugin.plugins import engine_factory
 from pahq_plugin.progress import progress_bar
 from pahq_plugin.result import Decision, Stats
@@ -182,6 +184,40 @@ def _uneven(prompts: Sequence[PromptPairBatch]) -> str | None:
     """Why the incremental engine cannot use these batches; ``None`` if it can."""
     lengths = sorted({batch.clean.shape[1] for batch in prompts if batch.clean.ndim > 1})
     return f"batches of different lengths ({lengths})" if len(lengths) > 1 else None
+
+
+def plan_search(
+    task: SearchTask, engine: str, precision: PrecisionConfig, max_memory: int
+) -> tuple[Plan, PrecisionConfig]:
+    """Divide ``max_memory`` between weights, caches and passes.
+
+    Returns:
+        The plan, and what to screen in: nothing, where low copies of the weights find no room.
+
+    Raises:
+        ConfigError: an engine or a model that cannot keep a budget, or a budget that is too small.
+    """
+    if engine not in ("auto", "incremental"):
+        raise ConfigError(f"engine={engine!r} cannot keep max_memory; use engine='incremental'")
+    objection = unsupported(task.model) or _uneven(task.prompts)
+    if objection:
+        raise ConfigError(f"max_memory needs engine='incremental', which cannot do {objection}")
+    screens = not (precision.is_exact or precision.guard == math.inf)
+    device = task.prompts[0].clean.device
+    plan = plan_memory(
+        task.model, task.prompts, max_memory, precision if screens else None,
+        budget_for(device).together, task.ablation.mean_over_dataset,
+    )  # fmt: skip
+    if screens and not plan.screens:
+        if precision.guard == 0:
+            raise ConfigError(
+                f"max_memory={max_memory} leaves no room for the low copies of the weights, without "
+                "which a search without guard band takes other decisions; give it more, or use "
+                "method='acdc'"
+            )
+        log.warning("low copies of the weights do not fit max_memory: measuring in full precision")
+        precision = FULL_PRECISION
+    return plan, precision
 
 
 def engine_precision(engine: str, model: PatchableModel) -> PrecisionConfig:

@@ -53,7 +53,7 @@ def adapt(
         ModelError: no `HookedTransformer`, or one whose edges cannot be patched truthfully; nothing
             was changed then.
     """
-    _check_kind(model)
+    check_kind(model)
     _check_post_norms(model)
     repeated = tuple(repeated_cache(model.cfg, cache) for cache in kv_caches)
     flags = _set_flags(model, separate_qkv)
@@ -77,7 +77,7 @@ def adapt(
     return patchable
 
 
-def _check_kind(model: object) -> None:
+def check_kind(model: object) -> None:
     if isinstance(model, PatchableModel):
         raise ModelError("model is a PatchableModel already; give the HookedTransformer that it wraps")
     if not isinstance(model, HookedTransformer):

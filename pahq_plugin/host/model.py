@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pahq_plugin.errors import ModelError
 from pahq_plugin.fingerprint import fingerprint

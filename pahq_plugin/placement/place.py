@@ -90,6 +90,11 @@ class Planned:
         )
         self.passes: int | None = plan.passes
 
+    @property
+    def moved(self) -> int:
+        """Bytes that came into memory so far."""
+        return self.window.brought
+
     def use(self, name: str) -> None:
         """A unit is about to be read."""
         if name in self._units:
@@ -127,7 +132,7 @@ class _Block:
 @contextmanager
 def placed(
     model: PatchableModel, plan: Plan, device: torch.device, spill: Path | None = None
-) -> Iterator[Placement]:
+) -> Iterator[Planned]:
     """The model's weights where ``plan`` wants them, for as long as the ``with`` block lasts.
 
     Afterwards every parameter is the same object with the same values, and where it was.

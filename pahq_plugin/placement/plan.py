@@ -32,6 +32,9 @@ SCALES = 1.02
 LEAST_SHARE = 8
 """Passes take at least this part of what they usually do."""
 
+EDGE_BYTES, BASE_BYTES = 1000, 4_000_000
+"""What a search keeps in Python objects of each edge, and besides (measured: 600 and 3,000,000)."""
+
 RESERVE = 0.03
 """Part of the budget that is left for what is not counted: tensors of a few bytes, allocators."""
 
@@ -69,6 +72,7 @@ class Plan:
         caches_stay: whether these stay in memory.
         passes: what the rows of a pass and what is remembered of the present state may take.
         forward: what the metric's clean outputs take, and one plain forward.
+        objects: Python's, of the search.
         screens: whether the search still screens.
     """
 
@@ -82,6 +86,7 @@ class Plan:
     caches_stay: bool
     passes: int
     forward: int
+    objects: int
     screens: bool
 
     @property
@@ -152,21 +157,23 @@ def plan_memory(
     low = _low_bytes(model, precision)
     caches = (4 if means else 2) * sum(_source_bytes(model, batch) for batch in prompts)
     kept, forward = _output_bytes(model, prompts), _forward_bytes(model, prompts)
-    usable = int(max_memory * (1 - RESERVE))
+    objects = BASE_BYTES + EDGE_BYTES * len(model.edges) if prompts[0].clean.device.type == "cpu" else 0
+    usable = int(max_memory * (1 - RESERVE)) - objects
     if weights + caches + low + kept + max(usual_passes, forward) <= usable:
         everything = frozenset(unit.name for unit in units)
         return Plan(
             max_memory, weights, everything, weights, 0, low, caches, True, usual_passes,
-            kept + forward, precision is not None,
+            kept + forward, objects, precision is not None,
         )  # fmt: skip
     small = weights - sum(unit.nbytes for unit in units)
     window = _window_bytes(model, units)
     least_passes = max(usual_passes // LEAST_SHARE, caches // 2 // len(prompts))
     least = small + window + kept + max(least_passes, forward)
     if least > usable:
+        enough = int((least + objects) / (1 - RESERVE)) + 1
         raise ConfigError(
             f"max_memory={max_memory} is too small for this model and these prompts: at least "
-            f"{int(least / (1 - RESERVE)) + 1} bytes are needed, of which {_size(window)} for weights "
+            f"{enough} bytes are needed, of which {_size(window)} for weights "
             f"that come and go and {_size(kept + max(least_passes, forward))} for passes and outputs"
         )
     room = _Room(usable - least)
@@ -179,7 +186,7 @@ def plan_memory(
     return Plan(
         max_memory, weights, frozenset(unit.name for unit in stay),
         small + sum(unit.nbytes for unit in stay), window, low if screens else 0, caches, caches_stay,
-        passes, kept + forward, screens,
+        passes, kept + forward, objects, screens,
     )  # fmt: skip
 
 

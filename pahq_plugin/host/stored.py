@@ -1,0 +1,241 @@
+"""Models as folders with a file for each block, and models opened from these without being read.
+
+``model.json`` holds TransformerLens' configuration, the fingerprint of every weight and the version of
+this layout. ``embedding.safetensors``, ``block-000.safetensors``, ... and ``unembedding.safetensors``
+hold the weights as the model in memory has them, folded norms and all. ``tokenizer`` is Hugging Face's.
+
+A weight of an opened model is mapped into memory: it is read from the disk when it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from pahq_plugin.errors import ModelError, one_line
+from pahq_plugin.files import read_json, write_text
+from pahq_plugin.fingerprint import fingerprint
+from pahq_plugin.host.adapt import check_kind
+from pahq_plugin.mapped import let_go_if_unchanged, mapped_parameter, read_mapped
+
+MODEL_FILE = "model.json"
+TOKENIZER = "tokenizer"
+LAYOUT = 1
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64)}
+"""What models can be stored in: those in half precision are searched by the host's forward."""
+
+MACHINE_FIELDS = ("device", "n_devices", "seed", "init_weights", "trust_remote_code", "tokenizer_name")
+"""Fields of the configuration that say nothing about the model, or that a file must not decide."""
+
+
+def save_model(model: HookedTransformer, folder: str | Path, *, force: bool = False) -> None:
+    """Write a model so that `open_model` can open it.
+
+    Args:
+        model: on any device, before or after `adapt`; FP32 or FP64.
+        folder: is made if need be.
+        force: replace a model that is there already.
+
+    Raises:
+        ModelError: no `HookedTransformer`, one in half precision or with norms shared out to heads, a
+            weight that is not finite, or a folder that holds a model already.
+    """
+    folder = Path(folder)
+    _check_storable(model)
+    if (folder / MODEL_FILE).exists() and not force:
+        raise ModelError(f"{folder} holds a model already; pass force=True to replace it")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MODEL_FILE).unlink(missing_ok=True)  # the folder is no model until it is written again
+    contents: dict[str, int] = {}
+    for file, weights in _files(model):
+        for name, weight in weights.items():
+            if not bool(torch.isfinite(weight).all()):
+                raise ModelError(f"weights of {name} hold NaN or infinity")
+            contents[name] = fingerprint(weight)
+        partial = folder / f".{file}.tmp"
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, partial)
+        partial.rename(folder / file)
+    tokenizer: Any = model.tokenizer
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder / TOKENIZER)
+    record = {"layout": LAYOUT, "config": _config_record(model.cfg), "fingerprints": contents}
+    write_text(folder / MODEL_FILE, json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def open_model(folder: str | Path, *, n_ctx: int | None = None) -> HookedTransformer:
+    """A model that `save_model` wrote, in evaluation mode, on the CPU.
+
+    Weights come from the disk when they are used and are never written back. Pass the model to `adapt`,
+    and ``max_memory`` to `discover`, to have no more of them in memory than you want.
+
+    Args:
+        folder: of the model.
+        n_ctx: length of the longest prompts, where the model's own context is not needed: each layer of
+            TransformerLens holds a mask of ``n_ctx * n_ctx``.
+
+    Raises:
+        ModelError: the folder holds no model, or one that is damaged or was changed.
+    """
+    folder = Path(folder)
+    config, contents = _read_record(folder)
+    cfg = _configured(folder, config, n_ctx)
+    model = _empty(folder, cfg)
+    parameters = dict(model.named_parameters())
+    if parameters.keys() != contents.keys():
+        odd = min(parameters.keys() ^ contents.keys())
+        raise ModelError(f"{folder / MODEL_FILE} is damaged: {odd} is missing or not of this model")
+    for file, names in _names_by_file(contents, cfg.n_layers).items():
+        found = _read(folder / file, names)
+        for name in names:
+            _fill(
+                model, name, _checked(folder / file, name, found[name], contents[name], parameters[name])
+            )
+    return model.eval()
+
+
+def is_stored(folder: str | Path) -> bool:
+    """Whether a path is a folder that `save_model` wrote."""
+    return (Path(folder) / MODEL_FILE).is_file()
+
+
+def _check_storable(model: object) -> None:
+    check_kind(model)
+    assert isinstance(model, HookedTransformer)
+    cfg = model.cfg
+    if cfg.dtype not in DTYPES.values():
+        raise ModelError(f"the model is in {cfg.dtype}; stored are {', '.join(DTYPES)}")
+    if cfg.use_normalization_before_and_after:
+        raise ModelError("norms after attention cannot be searched a layer at a time; use it in memory")
+
+
+def _files(model: HookedTransformer) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every weight by name, file by file."""
+    weights = {
+        name.replace(".module.", "."): parameter.detach()
+        for name, parameter in model.named_parameters()
+        if not name.endswith("patch_mask")
+    }
+    for file, names in _names_by_file(weights, model.cfg.n_layers).items():
+        yield file, {name: weights[name].cpu() for name in names}
+
+
+def _names_by_file(names: Any, n_layers: int) -> dict[str, list[str]]:
+    """Which weights stand in which file."""
+    files: dict[str, list[str]] = {"embedding.safetensors": [], "unembedding.safetensors": []}
+    for name in names:
+        path = name.split(".")
+        if path[0] == "blocks":
+            file = f"block-{int(path[1]):03d}.safetensors"
+        else:
+            file = f"{'un' if path[0] in ('unembed', 'ln_final') else ''}embedding.safetensors"
+        files.setdefault(file, []).append(name)
+    return files
+
+
+def _config_record(cfg: Any) -> dict[str, Any]:
+    """TransformerLens' configuration as JSON values."""
+    record = {}
+    for name, value in vars(cfg).items():
+        if name in MACHINE_FIELDS:
+            continue
+        if isinstance(value, torch.dtype):
+            value = str(value).removeprefix("torch.")
+        record[name] = value.item() if isinstance(value, np.generic) else value
+    return record
+
+
+def _read_record(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Configuration and fingerprints."""
+    file = folder / MODEL_FILE
+    if not file.is_file():
+        raise ModelError(
+            f"{folder} holds no model; write one with pahq_plugin.save_model(model, folder)"
+        )
+    try:
+        record = read_json(file)
+        layout, config, contents = record["layout"], record["config"], record["fingerprints"]
+        whole = isinstance(config, dict) and all(type(value) is int for value in contents.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{file} is damaged: {one_line(error)}") from error
+    if layout != LAYOUT or not whole:
+        raise ModelError(f"{file} is of layout {layout!r}; this version reads layout {LAYOUT}")
+    return config, contents
+
+
+def _configured(folder: Path, config: dict[str, Any], n_ctx: int | None) -> Any:
+    """TransformerLens' configuration of a stored model."""
+    file = folder / MODEL_FILE
+    try:
+        values = {name: value for name, value in config.items() if name not in MACHINE_FIELDS}
+        values["dtype"] = DTYPES[values["dtype"]]
+        cfg: Any = HookedTransformerConfig(**values, init_weights=False, device="cpu")
+    except Exception as error:  # whatever TransformerLens makes of values from a file
+        raise ModelError(f"{file} is damaged: {one_line(error)}") from error
+    if n_ctx is not None:
+        if not 1 <= n_ctx <= cfg.n_ctx:
+            raise ModelError(f"n_ctx={n_ctx} must be between 1 and {cfg.n_ctx}, the model's context")
+        cfg.n_ctx = n_ctx
+    return cfg
+
+
+def _empty(folder: Path, cfg: Any) -> HookedTransformer:
+    """The model without memory for its weights."""
+    from accelerate import init_empty_weights
+
+    tokenizer = None
+    if (folder / TOKENIZER).is_dir():
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{folder / TOKENIZER} is damaged: {one_line(error)}") from error
+    try:
+        with init_empty_weights(include_buffers=False):
+            return HookedTransformer(cfg, tokenizer, move_to_device=False)
+    except Exception as error:  # whatever TransformerLens makes of values from a file
+        raise ModelError(f"{folder / MODEL_FILE} is damaged: {one_line(error)}") from error
+
+
+def _read(file: Path, names: list[str]) -> dict[str, Tensor]:
+    """The weights of one file, mapped."""
+    if not names:
+        return {}
+    try:
+        found = read_mapped(file)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file} is damaged: {one_line(error)}") from error
+    if found.keys() != set(names):
+        odd = min(found.keys() ^ set(names))
+        raise ModelError(f"{file} is damaged: {odd} is missing or does not belong there")
+    return found
+
+
+def _checked(file: Path, name: str, x: Tensor, content: int, wanted: nn.Parameter) -> nn.Parameter:
+    """A weight as a parameter, whose content was compared with what was written."""
+    if name == "pos_embed.W_pos" and len(wanted) < len(x):  # a shorter context
+        return nn.Parameter(x[: len(wanted)].clone(), requires_grad=False)
+    if x.shape != wanted.shape or x.dtype != wanted.dtype:
+        raise ModelError(
+            f"{file} is damaged: {name} is {x.dtype} {tuple(x.shape)}, not {wanted.dtype} "
+            f"{tuple(wanted.shape)}"
+        )
+    parameter = mapped_parameter(x, content)
+    if not let_go_if_unchanged(parameter):
+        raise ModelError(f"{file} is damaged: {name} is not what was written; save the model again")
+    return parameter
+
+
+def _fill(model: HookedTransformer, name: str, parameter: nn.Parameter) -> None:
+    """Put a parameter in the place of the empty one."""
+    path, _, last = name.rpartition(".")
+    setattr(model.get_submodule(path), last, parameter)
