@@ -71,8 +71,7 @@ class Plan:
         caches: source outputs of all prompts.
         caches_stay: whether these stay in memory.
         passes: what the rows of a pass and what is remembered of the present state may take.
-        forward: what the metric's clean outputs take, and one plain forward.
-        objects: Python's, of the search.
+        outputs: what the metric's clean outputs and a plain forward take.
         screens: whether the search still screens.
     """
 
@@ -85,8 +84,7 @@ class Plan:
     caches: int
     caches_stay: bool
     passes: int
-    forward: int
-    objects: int
+    outputs: int
     screens: bool
 
     @property
@@ -105,7 +103,7 @@ class Plan:
         low = f", low copies {_size(self.low)}" if self.low else ""
         return (
             f"max_memory {_size(self.max_memory)}: {rest}; source outputs {_size(self.caches)} {caches}"
-            f"{low}, passes {_size(self.passes)}, outputs {_size(self.forward)}"
+            f"{low}, passes {_size(self.passes)}, outputs {_size(self.outputs)}"
         )
 
 
@@ -152,42 +150,102 @@ def plan_memory(
     Raises:
         ConfigError: the budget is too small; the message says what would do.
     """
-    units = units_of(model)
-    weights = sum(p.nbytes for _, p in weight_parameters(model))
-    low = _low_bytes(model, precision)
-    caches = (4 if means else 2) * sum(_source_bytes(model, batch) for batch in prompts)
-    kept, forward = _output_bytes(model, prompts), _forward_bytes(model, prompts)
-    objects = BASE_BYTES + EDGE_BYTES * len(model.edges) if prompts[0].clean.device.type == "cpu" else 0
-    usable = int(max_memory * (1 - RESERVE)) - objects
-    if weights + caches + low + kept + max(usual_passes, forward) <= usable:
-        everything = frozenset(unit.name for unit in units)
+    needs = _needs(model, prompts, precision, usual_passes, means)
+    usable = int(max_memory * (1 - RESERVE)) - needs.objects
+    if needs.everything(usual_passes) <= usable:
+        names = frozenset(unit.name for unit in units_of(model))
         return Plan(
-            max_memory, weights, everything, weights, 0, low, caches, True, usual_passes,
-            kept + forward, objects, precision is not None,
+            max_memory, needs.weights, names, needs.weights, 0, needs.low, needs.caches, True,
+            usual_passes, needs.outputs, precision is not None,
         )  # fmt: skip
-    small = weights - sum(unit.nbytes for unit in units)
-    window = _window_bytes(model, units)
-    least_passes = max(usual_passes // LEAST_SHARE, caches // 2 // len(prompts))
-    least = small + window + kept + max(least_passes, forward)
-    if least > usable:
-        enough = int((least + objects) / (1 - RESERVE)) + 1
+    if needs.least > usable:
         raise ConfigError(
             f"max_memory={max_memory} is too small for this model and these prompts: at least "
-            f"{enough} bytes are needed, of which {_size(window)} for weights "
-            f"that come and go and {_size(kept + max(least_passes, forward))} for passes and outputs"
+            f"{int((needs.least + needs.objects) / (1 - RESERVE)) + 1} bytes are needed, of which "
+            f"{_size(needs.window)} for weights that come and go"
         )
-    room = _Room(usable - least)
-    screens = precision is not None and room.take(low)
-    caches_stay = room.take(caches)
-    passes = max(least_passes, min(usual_passes, least_passes + room.left // 4))
-    room.take(max(passes, forward) - max(least_passes, forward))
+    room = _Room(usable - needs.least)
+    screens = precision is not None and room.take(needs.low + needs.starts)
+    caches_stay = room.take(needs.caches)
+    passes = max(needs.passes, min(usual_passes, needs.passes + room.left // 4))
+    room.take(max(passes, needs.forward) - max(needs.passes, needs.forward))
     # The embedding is read at the start only.
-    stay = [unit for unit in units if unit.name != "embed" and room.take(unit.nbytes)]
+    stay = [unit for unit in units_of(model) if unit.name != "embed" and room.take(unit.nbytes)]
     return Plan(
-        max_memory, weights, frozenset(unit.name for unit in stay),
-        small + sum(unit.nbytes for unit in stay), window, low if screens else 0, caches, caches_stay,
-        passes, kept + forward, objects, screens,
+        max_memory, needs.weights, frozenset(unit.name for unit in stay),
+        needs.small + sum(unit.nbytes for unit in stay), needs.window, needs.low if screens else 0,
+        needs.caches, caches_stay, passes, needs.outputs, screens,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What a search takes, in bytes.
+
+    Attributes:
+        weights: all of them; ``small``: those that belong to no unit.
+        window: weights that come and go.
+        low: low copies of weights.
+        starts: what screened candidates take from their destinations' inputs, where many are settled.
+        caches: source outputs.
+        passes: the least that passes take.
+        kept: clean distributions.
+        forward: a plain forward.
+        objects: Python's.
+    """
+
+    weights: int
+    small: int
+    window: int
+    low: int
+    starts: int
+    caches: int
+    passes: int
+    kept: int
+    forward: int
+    objects: int
+
+    @property
+    def outputs(self) -> int:
+        """What outputs take."""
+        return self.kept + self.forward
+
+    @property
+    def least(self) -> int:
+        """Without which nothing goes, but for objects."""
+        return self.small + self.window + self.kept + max(self.passes, self.forward)
+
+    def everything(self, passes: int) -> int:
+        """With which nothing has to come and go."""
+        return (
+            self.weights + self.caches + self.low + self.starts + self.kept + max(passes, self.forward)
+        )
+
+
+def _needs(
+    model: PatchableModel,
+    prompts: Sequence[PromptPairBatch],
+    precision: PrecisionConfig | None,
+    usual_passes: int,
+    means: bool,
+) -> _Needs:
+    cfg, units = model.cfg, units_of(model)
+    weights = sum(p.nbytes for _, p in weight_parameters(model))
+    runs = [_source_bytes(model, batch) for batch in prompts]
+    tokens = sum(batch.clean.numel() for batch in prompts)
+    on_cpu = prompts[0].clean.device.type == "cpu"
+    return _Needs(
+        weights=weights,
+        small=weights - sum(unit.nbytes for unit in units),
+        window=_window_bytes(units),
+        low=_low_bytes(model, precision),
+        starts=0 if precision is None else len(model.srcs) * tokens * cfg.d_model * cfg.dtype.itemsize,
+        caches=(4 if means else 2) * sum(runs),
+        passes=max(usual_passes // LEAST_SHARE, max(runs)),  # of one row at least
+        kept=_output_bytes(model, prompts),
+        forward=_forward_bytes(model, prompts),
+        objects=BASE_BYTES + EDGE_BYTES * len(model.edges) if on_cpu else 0,
+    )
 
 
 @dataclass
@@ -203,7 +261,7 @@ class _Room:
         return fits
 
 
-def _window_bytes(model: PatchableModel, units: Sequence[Unit]) -> int:
+def _window_bytes(units: Sequence[Unit]) -> int:
     """Room for the weights that are read at a time."""
     blocks = [unit.nbytes for unit in units if unit.name.startswith("blocks.")]
     return max(WINDOW * max(blocks), units[0].nbytes)
