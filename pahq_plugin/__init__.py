@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pahq_plugin.discovery import discover
     from pahq_plugin.errors import PahqError
     from pahq_plugin.host.adapt import adapt
+    from pahq_plugin.host.stored import open_model, save_model
     from pahq_plugin.registry import register
     from pahq_plugin.result import Decision, Discovery
     from pahq_plugin.zoo import Problem, load_problem
@@ -27,6 +28,8 @@ _HOMES = {
     "discover": "discovery",
     "PahqError": "errors",
     "adapt": "host.adapt",
+    "open_model": "host.stored",
+    "save_model": "host.stored",
     "methods": "catalogue",
     "register": "registry",
     "Decision": "result",
@@ -47,7 +50,9 @@ __all__ = [
     "load_problem",
     "methods",
     "mixed_precision",
+    "open_model",
     "register",
+    "save_model",
 ]
 
 

@@ -31,7 +31,9 @@ app = typer.Typer(
 @app.command()
 def discover(
     problem: Annotated[str, typer.Argument(help="A bundled problem, for example ioi.")],
-    model: Annotated[str | None, typer.Option(help="A TransformerLens model name.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A TransformerLens model name, or a folder of pahq store.")
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")] = None,
     method: Annotated[str, typer.Option(help="pahq, acdc, eap, ... or a host key.")] = "pahq",
     threshold: Annotated[float, typer.Option(help="Edges of a smaller effect go.")] = 0.01,
@@ -61,6 +63,10 @@ def discover(
         Path | None, typer.Option(help="File to go on from; default: one in the --out folder.")
     ] = None,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between two writes.", min=0)] = 30.0,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(help="What a search may take, for example 8GB; the rest comes from disk."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to save the result in.")] = None,
     force: Annotated[bool, typer.Option(help="Replace a result that is in the folder.")] = False,
     top: Top = 20,
@@ -115,6 +121,7 @@ def discover(
             progress=not as_json,
             seed=seed,
             checkpoint_every=checkpoint_every,
+            max_memory=max_memory,
         )
         if not world.is_first:
             return
@@ -168,6 +175,28 @@ def show(
 
 
 app.command()(compare)
+
+
+@app.command()
+def store(
+    model: Annotated[str, typer.Argument(help="A TransformerLens model name, for example gpt2.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write it to.")],
+    force: Annotated[bool, typer.Option(help="Replace a model that is there already.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write MODEL as one file a block, which discover opens without reading it whole.
+
+    pahq discover ioi --model FOLDER --max-memory 8GB
+    """
+    with one_line_errors(debug):
+        from pahq_plugin.zoo.problems import store_model
+
+        nbytes = store_model(model, folder, force)
+        if as_json:
+            print_json({"folder": str(folder), "bytes": nbytes})
+        else:
+            typer.echo(f"{nbytes / 1e6:,.0f} MB in {folder}; use it with: --model {folder}")
 
 
 @app.command()

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from pahq_plugin.backend import model_device
 from pahq_plugin.catalogue import Method, get_method, refuse_unused
 from pahq_plugin.checkpoint import EVERY, Checkpoint, held_by_first
 from pahq_plugin.config import (
@@ -181,6 +182,7 @@ def discover(
     world = current_world()
     check_world(chosen, model, world)
     device = prompts[0].clean.device
+    check_device(model, device, most)
     with seeded(seed), ExitStack() as stack:
         stack.enter_context(borrowed(model))
         if chosen.kind == "search":
@@ -245,6 +247,19 @@ def check_circuit_size(n_edges: object, available: int) -> None:
     """
     if type(n_edges) is not int or not 0 <= n_edges <= available:
         raise ConfigError(f"n_edges={n_edges!r} must be an integer between 0 and {available}")
+
+
+def check_device(model: PatchableModel, device: torch.device, max_memory: int | None) -> None:
+    """
+    Raises:
+        ConfigError: the model is on another device than the prompts, and nothing says how to lend it.
+    """
+    found = model_device(model)
+    if found.type != device.type and (max_memory is None or found.type != "cpu"):
+        raise ConfigError(
+            f"the model is on {found}, the prompts are on {device}; move the model there, or with the "
+            "model on the CPU give max_memory"
+        )
 
 
 def check_world(method: Method, model: PatchableModel, world: World) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 FINGERPRINT_ENTRIES = 2**17
-"""Entries that are widened to 64 bits at a time, so that they stay in the cache: ten times as fast here."""
+"""Entries that are widened to 64 bits at a time: few enough to stay in the cache."""
 
 
 def fingerprint(x: Tensor) -> int:

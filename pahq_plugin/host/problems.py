@@ -95,6 +95,18 @@ def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
     return _frozen(model)
 
 
+def any_model(name: str, device: str = "cpu") -> HookedTransformer:
+    """A stored model by its folder, on the CPU, or a pretrained one by its name, on ``device``.
+
+    Raises:
+        ModelError: a folder that holds no model, or a damaged one.
+        ProblemError: see `hub_model`.
+    """
+    from pahq_plugin.host.stored import open_model
+
+    return open_model(name) if Path(name).is_dir() else hub_model(name, device)
+
+
 @_random_state_kept()
 def tracr_model(key: Literal["reverse", "xproportion"], device: str = "cpu") -> HookedTransformer:
     """A transformer that Tracr compiles on the spot, by the host."""

@@ -52,7 +52,7 @@ def save_model(model: HookedTransformer, folder: str | Path, *, force: bool = Fa
     folder = Path(folder)
     _check_storable(model)
     if (folder / MODEL_FILE).exists() and not force:
-        raise ModelError(f"{folder} holds a model already; pass force=True to replace it")
+        raise ModelError(f"{folder} holds a model already; pass force=True (--force) to replace it")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MODEL_FILE).unlink(missing_ok=True)  # the folder is no model until it is written again
     contents: dict[str, int] = {}
@@ -63,6 +63,7 @@ def save_model(model: HookedTransformer, folder: str | Path, *, force: bool = Fa
             contents[name] = fingerprint(weight)
         partial = folder / f".{file}.tmp"
         save_file({name: weight.contiguous() for name, weight in weights.items()}, partial)
+        partial.chmod(0o644)
         partial.rename(folder / file)
     tokenizer: Any = model.tokenizer
     if tokenizer is not None:
@@ -102,9 +103,15 @@ def open_model(folder: str | Path, *, n_ctx: int | None = None) -> HookedTransfo
     return model.eval()
 
 
-def is_stored(folder: str | Path) -> bool:
-    """Whether a path is a folder that `save_model` wrote."""
-    return (Path(folder) / MODEL_FILE).is_file()
+def stored_name(folder: str | Path) -> str | None:
+    """The name of the model in a folder that `save_model` wrote; ``None`` for any other path.
+
+    Raises:
+        ModelError: its file is damaged.
+    """
+    if not (Path(folder) / MODEL_FILE).is_file():
+        return None
+    return _read_record(Path(folder))[0].get("model_name")
 
 
 def _check_storable(model: object) -> None:

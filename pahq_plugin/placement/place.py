@@ -131,7 +131,11 @@ class _Block:
 
 @contextmanager
 def placed(
-    model: PatchableModel, plan: Plan, device: torch.device, spill: Path | None = None
+    model: PatchableModel,
+    plan: Plan,
+    device: torch.device,
+    spill: Path | None = None,
+    copies: bool | None = None,
 ) -> Iterator[Planned]:
     """The model's weights where ``plan`` wants them, for as long as the ``with`` block lasts.
 
@@ -142,6 +146,7 @@ def placed(
         plan: of `plan_memory`.
         device: where products are made.
         spill: folder for what does not stay in memory; by default that of temporary files.
+        copies: whether what comes is copied to ``device``, instead of mapped; ``None`` for on a GPU.
 
     Raises:
         OSError: the disk is full.
@@ -149,7 +154,7 @@ def placed(
     folder = spill or Path(tempfile.gettempdir())
     away = [unit for unit in units_of(model) if unit.name not in plan.stay]
     with torch.inference_mode(False), torch.no_grad(), ExitStack() as stack:
-        if device.type == "cpu":
+        if not (device.type != "cpu" if copies is None else copies):
             items: dict[str, Item] = {unit.name: _paged(unit, folder, stack) for unit in away}
             placement = Planned(model, plan, items, lambda x: Spilled(x, folder))
         else:

@@ -32,8 +32,9 @@ SCALES = 1.02
 LEAST_SHARE = 8
 """Passes take at least this part of what they usually do."""
 
-EDGE_BYTES, BASE_BYTES = 1000, 4_000_000
-"""What a search keeps in Python objects of each edge, and besides (measured: 600 and 3,000,000)."""
+EDGE_BYTES, BASE_BYTES = 1000, 16_000_000
+"""What a search keeps in Python objects of each edge (measured: 600), and what else comes into the
+memory of a process: objects (3,000,000), and code that runs for the first time."""
 
 RESERVE = 0.03
 """Part of the budget that is left for what is not counted: tensors of a few bytes, allocators."""

@@ -115,6 +115,7 @@ class Lent:
         self.nbytes = sum(x.nbytes for _, x, _ in self._homes)
         self.stow()
 
+    @torch.inference_mode(False)
     def bring(self) -> None:
         """See `Item`."""
         for parameter, home, _ in self._homes:
@@ -147,6 +148,7 @@ class Copied:
         """See `Item`."""
         self.here = self._home.to(self._device, non_blocking=True, copy=True)
 
+    @torch.inference_mode()
     def stow(self) -> None:
         """See `Item`."""
         self._home.copy_(self.here)

@@ -82,8 +82,9 @@ def load_problem(
 
     Args:
         name: one of ``problem_names()``.
-        model: a model of the hub by its name in TransformerLens, such as ``"gpt2"``. None is the
-            bundled model (``docstring``: ``"attn-only-4l"``). Tracr problems take none.
+        model: a model of the hub by its name in TransformerLens, such as ``"gpt2"``, or a folder that
+            `save_model` wrote, whose weights stay on disk until they are used. None is the bundled
+            model (``docstring``: ``"attn-only-4l"``). Tracr problems take none.
         prompts: a prompt file in the host's JSON format in place of generated prompts, a third of
             its batches to find a circuit with. Text for the bundled model is split at white space.
         batch_size: prompts a batch; None = 8, for hub models 16, for Tracr's as in the host's
@@ -109,9 +110,9 @@ def load_problem(
         return _assemble(name, parts, True, separate_qkv, device)
     if name == "docstring":
         model = model or "attn-only-4l"
-    if model is None or model == BUNDLED:
+    if model is None or model == BUNDLED or _is_bundled_copy(model):
         _refuse_for_bundled(name)
-        parts = _bundled_parts(name, prompts, batch_size, seed, device)
+        parts = _bundled_parts(name, model, prompts, batch_size, seed, device)
     else:
         parts = _hub_parts(name, model, prompts, batch_size, seed, positional, device)
     return _assemble(name, parts, positional, separate_qkv, device)
@@ -143,9 +144,23 @@ def _assemble(
     return Problem(name, patchable, train, test, parts.metric, true_edges, task)
 
 
+def _is_bundled_copy(folder: str) -> bool:
+    """Whether ``folder`` holds the bundled model, stored."""
+    from pahq_plugin.host.stored import stored_name
+
+    return stored_name(folder) == bundled_model.config()["model_name"]
+
+
 def _bundled_parts(
-    name: str, prompts: str | Path | None, batch_size: int | None, seed: int, device: str
+    name: str,
+    model_name: str | None,
+    prompts: str | Path | None,
+    batch_size: int | None,
+    seed: int,
+    device: str,
 ) -> _Ingredients:
+    from pahq_plugin.host.stored import open_model
+
     batch_size = batch_size or DEFAULT_BATCH[BUNDLED]
     if prompts is None:
         wanted = batch_size * (TRAIN_BATCHES + TEST_BATCHES)
@@ -153,7 +168,8 @@ def _bundled_parts(
     else:
         data = _shuffled(as_token_ids(read_prompts(prompts), bundled_model.encoder()), seed)
     _check_fits(data, bundled_model.config()["n_ctx"])
-    model = bundled_model.load(device)
+    is_stored = model_name not in (None, BUNDLED)
+    model = open_model(cast(str, model_name)) if is_stored else bundled_model.load(device)
     return _Ingredients(model, BUNDLED, data, batch_size, _batches(data, batch_size))
 
 
@@ -175,7 +191,7 @@ def _hub_parts(
         )
     file = None if prompts is None else read_prompts(prompts)
     batch_size = batch_size or DEFAULT_BATCH["hub"]
-    model = problems.hub_model(model_name, device)
+    model = problems.any_model(model_name, device)
     if file is None:
         wanted = batch_size * (TRAIN_BATCHES + TEST_BATCHES)
         file = text_prompts(name, model.tokenizer, wanted, seed, aligned=positional)
@@ -207,8 +223,31 @@ def _tracr_parts(name: str, batch_size: int | None, seed: int, device: str) -> _
     )
 
 
+def store_model(name: str, folder: str | Path, force: bool = False) -> int:
+    """Write a hub model, or the bundled one, as a folder that ``model`` takes as well as a name.
+
+    Returns:
+        Bytes of its weights.
+
+    Raises:
+        ProblemError: no such model, or it cannot be loaded.
+        ModelError: it cannot be stored, or the folder holds a model already and ``force`` is off.
+    """
+    from pahq_plugin.host.problems import hub_model
+    from pahq_plugin.host.stored import save_model
+
+    model = bundled_model.load() if name == BUNDLED else hub_model(name)
+    save_model(model, folder, force=force)
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
 def _hub_encoder(model: HookedTransformer) -> Encoder:
     tokenizer: Any = model.tokenizer
+    if tokenizer is None:
+        raise ProblemError(
+            f"the model {model.cfg.model_name!r} was stored without a tokenizer; set model.tokenizer "
+            "before save_model, or call discover with prompts of token ids"
+        )
     return Encoder(
         encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         bos=tokenizer.bos_token_id,
