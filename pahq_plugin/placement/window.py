@@ -191,3 +191,8 @@ class Shelf(Sequence[Tensor]):
         item = self._items[index]
         self._window.use(item)
         return item.here
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(item.nbytes for item in self._items)

@@ -192,6 +192,11 @@ def _hub_parts(
     file = None if prompts is None else read_prompts(prompts)
     batch_size = batch_size or DEFAULT_BATCH["hub"]
     model = problems.any_model(model_name, device)
+    if model.tokenizer is None:
+        raise ProblemError(
+            f"the model {model.cfg.model_name!r} was stored without a tokenizer; set model.tokenizer "
+            "before save_model, or call discover with prompts of token ids"
+        )
     if file is None:
         wanted = batch_size * (TRAIN_BATCHES + TEST_BATCHES)
         file = text_prompts(name, model.tokenizer, wanted, seed, aligned=positional)
@@ -243,11 +248,6 @@ def store_model(name: str, folder: str | Path, force: bool = False) -> int:
 
 def _hub_encoder(model: HookedTransformer) -> Encoder:
     tokenizer: Any = model.tokenizer
-    if tokenizer is None:
-        raise ProblemError(
-            f"the model {model.cfg.model_name!r} was stored without a tokenizer; set model.tokenizer "
-            "before save_model, or call discover with prompts of token ids"
-        )
     return Encoder(
         encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         bos=tokenizer.bos_token_id,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +18,11 @@ from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.model import borrowed
 from pahq_plugin.host.patching import collect_batches
 from pahq_plugin.metrics import resolve_metric
+from pahq_plugin.placement import place
 from pahq_plugin.placement.place import placed
 from pahq_plugin.placement.plan import Plan, plan_memory, units_of
 from tests.helpers.architectures import build, random_architecture
+from tests.helpers.families import FAMILIES, family_loader, family_model
 
 CPU = torch.device("cpu")
 
@@ -37,21 +41,16 @@ def effects(
     prompts = collect_batches(model, loader, None)
     metric = resolve_metric(None, model.cfg.d_vocab_out)
     precision = pahq.PrecisionConfig(low="int8", mlp="int8", kernel="eager") if low else None
-    found: list[float] = []
     edges = canonical_edges(model)
-    with borrowed(model):
-        if plan is None:
-            engine = IncrementalEngine(model, loader, prompts, ablation, metric, precision)
-            return _walk(engine, edges, found)
-        with placed(model, plan, CPU, copies=copies) as placement:
-            engine = IncrementalEngine(
-                model, loader, prompts, ablation, metric, precision, placement=placement
-            )
-            return _walk(engine, edges, found)
-    return found
+    with ExitStack() as stack:
+        stack.enter_context(borrowed(model))
+        at = None if plan is None else stack.enter_context(placed(model, plan, CPU, copies=copies))
+        engine = IncrementalEngine(model, loader, prompts, ablation, metric, precision, placement=at)
+        return _walk(engine, edges)
 
 
-def _walk(engine: IncrementalEngine, edges: list[Any], found: list[float]) -> list[float]:
+def _walk(engine: IncrementalEngine, edges: list[Any]) -> list[float]:
+    found: list[float] = []
     done = 0
     while done < len(edges):
         rest = edges[done : done + 40]
@@ -87,3 +86,58 @@ def test_every_effect_is_the_same(seed: int, copies: bool) -> None:
         assert parameter.data_ptr() == address or not copies, name
         parameter.data += 0  # ordinary memory again, that may be written to
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+SEARCHED = sorted(FAMILIES.keys() - {"gemma-2", "shortformer"})  # those run on the host's forward
+SAMPLED = {"gpt2", "llama-3", "mixtral", "bloom", "solu", "attn-only", "pythia"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in SAMPLED else pytest.mark.full) for n in SEARCHED]
+)
+def test_every_family_asks_for_its_weights(name: str) -> None:
+    model, loader = pahq.adapt(family_model(name)), family_loader()
+    plan = nothing_stays(model, collect_batches(model, loader, None))
+    for low in [False] if name == "mixtral" else [False, True]:  # experts have no low products
+        expected = effects(model, loader, AblationType.RESAMPLE, None, False, low)
+        assert effects(model, loader, AblationType.RESAMPLE, plan, True, low) == expected
+
+
+def test_the_models_own_forward_asks_for_its_weights() -> None:
+    model, loader = pahq.adapt(family_model("gpt2")), family_loader()
+    prompts = collect_batches(model, loader, 1)
+    plan = nothing_stays(model, prompts)
+    with torch.inference_mode():
+        expected = model(prompts[0].clean)
+        with placed(model, plan, CPU, copies=True):
+            assert torch.equal(model(prompts[0].clean), expected)
+
+
+@pytest.mark.parametrize("copies", [False, True], ids=["mapped", "copied"])
+def test_an_exception_gives_everything_back(copies: bool) -> None:
+    model, loader = build(random_architecture(7))
+    plan = nothing_stays(model, collect_batches(model, loader, None))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with pytest.raises(KeyboardInterrupt), placed(model, plan, CPU, copies=copies) as placement:
+        _ = placement.blocks[0].attn
+        raise KeyboardInterrupt
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_full_disk_gives_everything_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, loader = build(random_architecture(8))
+    plan = nothing_stays(model, collect_batches(model, loader, None))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    calls = iter([True, True, False])
+    spill = place.spilled
+
+    def full(x: torch.Tensor, folder: Path) -> torch.Tensor:
+        if not next(calls):
+            raise OSError(28, "No space left on device")
+        return spill(x, folder)
+
+    monkeypatch.setattr(place, "spilled", full)
+    with pytest.raises(OSError, match="No space"), placed(model, plan, CPU):
+        pass
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

@@ -1,0 +1,184 @@
+"""Models as folders: opened they are what was saved, and what is damaged is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import pahq_plugin as pahq
+from pahq_plugin.errors import ModelError, ProblemError
+from pahq_plugin.host.stored import stored_name
+from tests.helpers.families import FAMILIES, family_model, tokens
+from tests.helpers.refused import refused
+
+STORABLE = sorted(FAMILIES.keys() - {"gemma-2"})
+SAMPLED = {"gpt2", "llama-3", "bloom", "mixtral", "solu", "attn-only"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in SAMPLED else pytest.mark.full) for n in STORABLE]
+)
+def test_an_opened_model_is_the_saved_one(name: str, tmp_path: Path) -> None:
+    model = family_model(name)
+    pahq.save_model(model, tmp_path / "model")
+    opened = pahq.open_model(tmp_path / "model")
+    assert {n: p.dtype for n, p in opened.named_parameters()} == {
+        n: p.dtype for n, p in model.named_parameters()
+    }
+    with torch.inference_mode():
+        for prompts in tokens():
+            assert torch.equal(opened(prompts), model(prompts))
+    assert not opened.training and not any(p.requires_grad for p in opened.parameters())
+    assert stored_name(tmp_path / "model") == model.cfg.model_name
+
+
+def test_it_can_be_saved_after_adapt_and_again(tmp_path: Path) -> None:
+    model = family_model("llama-3")
+    before = model(tokens()[0])
+    pahq.adapt(model)
+    pahq.save_model(model, tmp_path)
+    again = pahq.open_model(tmp_path)
+    expected = again(tokens()[0])
+    assert torch.allclose(expected, before, atol=1e-5)
+    pahq.save_model(again, tmp_path, force=True)  # onto the files that it is mapped from
+    assert torch.equal(again(tokens()[0]), expected)
+    assert torch.equal(pahq.open_model(tmp_path)(tokens()[0]), expected)
+    assert [f.name for f in tmp_path.iterdir() if f.name.startswith(".")] == []
+
+
+def test_a_shorter_context(tmp_path: Path) -> None:
+    for name in ("gpt2", "llama-3"):
+        model = family_model(name)
+        pahq.save_model(model, tmp_path / name)
+        short = pahq.open_model(tmp_path / name, n_ctx=4)
+        assert short.cfg.n_ctx == 4 and short.blocks[0].attn.mask.shape == (4, 4)
+        assert torch.equal(short(tokens(length=4)[0]), model(tokens(length=4)[0]))
+        for n_ctx in (0, -1, model.cfg.n_ctx + 1):
+            with refused(ModelError, "n_ctx", str(model.cfg.n_ctx)):
+                pahq.open_model(tmp_path / name, n_ctx=n_ctx)
+
+
+def test_what_cannot_be_stored_is_refused(tmp_path: Path) -> None:
+    with refused(ModelError, "float16"):
+        pahq.save_model(family_model("gpt2", dtype=torch.float16), tmp_path)
+    with refused(ModelError, "norms after attention"):
+        pahq.save_model(family_model("gemma-2"), tmp_path)
+    with refused(ModelError, "PatchableModel"):
+        pahq.save_model(pahq.adapt(family_model("gpt2")), tmp_path)  # type: ignore[arg-type]
+    with refused(ModelError, "str"):
+        pahq.save_model("gpt2", tmp_path)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+    broken = family_model("gpt2")
+    with torch.no_grad():
+        broken.blocks[0].mlp.W_in[0, 0] = torch.nan
+    with refused(ModelError, "blocks.0.mlp.W_in", "NaN"):
+        pahq.save_model(broken, tmp_path)
+    with refused(ModelError, "holds no model"):
+        pahq.open_model(tmp_path)
+
+
+def test_a_model_that_is_there_is_kept(tmp_path: Path) -> None:
+    pahq.save_model(family_model("gpt2"), tmp_path)
+    with refused(ModelError, "already", "force"):
+        pahq.save_model(family_model("gpt2", seed=1), tmp_path)
+    assert torch.equal(pahq.open_model(tmp_path)(tokens()[0]), family_model("gpt2")(tokens()[0]))
+
+
+def _edit(folder: Path, change: Any) -> None:
+    file = folder / "model.json"
+    record = json.loads(file.read_text())
+    change(record)
+    file.write_text(json.dumps(record))
+
+
+def _tampered(folder: Path) -> None:
+    file = folder / "block-001.safetensors"
+    weights = load_file(file)
+    weights["blocks.1.mlp.W_in"][0, 0] += 1
+    save_file(weights, file)
+
+
+def _without_a_weight(folder: Path) -> None:
+    file = folder / "block-000.safetensors"
+    weights = load_file(file)
+    del weights["blocks.0.attn.W_O"]
+    save_file(weights, file)
+
+
+DAMAGES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "no json": (lambda f: (f / "model.json").write_text("{"), ("model.json", "damaged")),
+    "a list": (lambda f: (f / "model.json").write_text("[]"), ("model.json",)),
+    "another layout": (lambda f: _edit(f, lambda r: r.update(layout=2)), ("layout",)),
+    "no fingerprints": (lambda f: _edit(f, lambda r: r.pop("fingerprints")), ("model.json",)),
+    "texts for fingerprints": (
+        lambda f: _edit(f, lambda r: r["fingerprints"].update({"embed.W_E": "1"})),
+        ("model.json",),
+    ),
+    "fewer layers": (lambda f: _edit(f, lambda r: r["config"].update(n_layers=1)), ("blocks.1",)),
+    "another width": (lambda f: _edit(f, lambda r: r["config"].update(d_mlp=999)), ("damaged",)),
+    "a field that is none": (lambda f: _edit(f, lambda r: r["config"].update(evil=1)), ("damaged",)),
+    "another type": (lambda f: _edit(f, lambda r: r["config"].update(dtype="int8")), ("damaged",)),
+    "a negative size": (lambda f: _edit(f, lambda r: r["config"].update(d_model=-1)), ("damaged",)),
+    "a torn block": (
+        lambda f: (f / "block-000.safetensors").write_bytes(
+            (f / "block-000.safetensors").read_bytes()[:-100]
+        ),
+        ("block-000.safetensors",),
+    ),
+    "a missing block": (lambda f: (f / "block-001.safetensors").unlink(), ("block-001.safetensors",)),
+    "a swapped block": (
+        lambda f: shutil.copy(f / "block-000.safetensors", f / "block-001.safetensors"),
+        ("block-001.safetensors",),
+    ),
+    "a changed weight": (_tampered, ("blocks.1.mlp.W_in", "not what was written")),
+    "a missing weight": (_without_a_weight, ("blocks.0.attn.W_O",)),
+    "a broken tokenizer": (lambda f: (f / "tokenizer").mkdir(), ("tokenizer",)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named(damage: str, tmp_path: Path) -> None:
+    pahq.save_model(family_model("gpt2"), tmp_path / "model")
+    change, words = DAMAGES[damage]
+    change(tmp_path / "model")
+    with refused(ModelError, *words):
+        pahq.open_model(tmp_path / "model")
+
+
+def test_the_file_decides_neither_device_nor_code(tmp_path: Path) -> None:
+    pahq.save_model(family_model("gpt2"), tmp_path)
+    _edit(tmp_path, lambda r: r["config"].update(device="cuda:7", trust_remote_code=True, n_devices=9))
+    opened = pahq.open_model(tmp_path)
+    assert opened.cfg.device == "cpu" and not opened.cfg.trust_remote_code and opened.cfg.n_devices == 1
+
+
+def test_the_stored_bundled_model_solves_the_same_problem(tmp_path: Path) -> None:
+    from pahq_plugin.zoo.problems import store_model
+
+    nbytes = store_model("bundled", tmp_path / "bundled")
+    assert nbytes == sum(p.nbytes for p in pahq.zoo.bundled_model.load().parameters())
+    found = {}
+    for model in (None, str(tmp_path / "bundled")):
+        problem = pahq.load_problem("greater-than", model=model)
+        result = pahq.discover(
+            problem.model,
+            problem.train_loader,
+            method="acdc",
+            progress=False,
+            max_memory=None if model is None else "60MB",
+        )
+        found[model] = [(str(d.edge), d.effect, d.kept) for d in result.decisions]
+    small, whole = found.values()
+    assert [(e, kept) for e, _, kept in small] == [(e, kept) for e, _, kept in whole]
+
+
+def test_a_stored_model_without_a_tokenizer_reads_no_text(tmp_path: Path) -> None:
+    pahq.save_model(family_model("gpt2"), tmp_path)
+    with refused(ProblemError, "tokenizer"):
+        pahq.load_problem("ioi", model=str(tmp_path))
