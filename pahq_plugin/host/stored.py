@@ -9,8 +9,10 @@ A weight of an opened model is mapped into memory: it is read from the disk when
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,14 @@ TOKENIZER = "tokenizer"
 LAYOUT = 1
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64)}
 """What models can be stored in: those in half precision are searched by the host's forward."""
+
+SIZES = {
+    "embed.W_E": ("d_vocab", "d_model"),
+    "unembed.W_U": ("d_model", "d_vocab_out"),
+    "blocks.0.attn.W_Q": ("n_heads", "d_model", "d_head"),
+    "blocks.0.mlp.W_in": ("d_model", "d_mlp"),
+}
+"""What the configuration calls the axes of weights."""
 
 MACHINE_FIELDS = ("device", "n_devices", "seed", "init_weights", "trust_remote_code", "tokenizer_name")
 """Fields of the configuration that say nothing about the model, or that a file must not decide."""
@@ -69,6 +79,7 @@ def save_model(model: HookedTransformer, folder: str | Path, *, force: bool = Fa
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / TOKENIZER)
     record = {"layout": LAYOUT, "config": _config_record(model.cfg), "fingerprints": contents}
+    record["digest"] = _digest(record)
     write_text(folder / MODEL_FILE, json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
@@ -88,18 +99,21 @@ def open_model(folder: str | Path, *, n_ctx: int | None = None) -> HookedTransfo
     """
     folder = Path(folder)
     config, contents = _read_record(folder)
-    cfg = _configured(folder, config, n_ctx)
+    cfg = _configured(folder, config, contents, n_ctx)
+    blocks = {name.split(".")[1] for name in contents if name.startswith("blocks.")}
+    if blocks != {str(layer) for layer in range(cfg.n_layers)}:
+        raise ModelError(f"{folder / MODEL_FILE} is damaged: n_layers={cfg.n_layers} with other blocks")
+    files = _names_by_file(contents)
+    found = {file: _read(folder / file, names) for file, names in files.items()}
+    _check_sizes(folder / MODEL_FILE, cfg, {n: x for some in found.values() for n, x in some.items()})
     model = _empty(folder, cfg)
     parameters = dict(model.named_parameters())
     if parameters.keys() != contents.keys():
         odd = min(parameters.keys() ^ contents.keys())
         raise ModelError(f"{folder / MODEL_FILE} is damaged: {odd} is missing or not of this model")
-    for file, names in _names_by_file(contents, cfg.n_layers).items():
-        found = _read(folder / file, names)
-        for name in names:
-            _fill(
-                model, name, _checked(folder / file, name, found[name], contents[name], parameters[name])
-            )
+    for file, weights in found.items():
+        for name, x in weights.items():
+            _fill(model, name, _checked(folder / file, name, x, contents[name], parameters[name]))
     return model.eval()
 
 
@@ -131,11 +145,11 @@ def _files(model: HookedTransformer) -> Iterator[tuple[str, dict[str, Tensor]]]:
         for name, parameter in model.named_parameters()
         if not name.endswith("patch_mask")
     }
-    for file, names in _names_by_file(weights, model.cfg.n_layers).items():
+    for file, names in _names_by_file(weights).items():
         yield file, {name: weights[name].cpu() for name in names}
 
 
-def _names_by_file(names: Any, n_layers: int) -> dict[str, list[str]]:
+def _names_by_file(names: Iterable[str]) -> dict[str, list[str]]:
     """Which weights stand in which file."""
     files: dict[str, list[str]] = {"embedding.safetensors": [], "unembedding.safetensors": []}
     for name in names:
@@ -173,12 +187,22 @@ def _read_record(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
         whole = isinstance(config, dict) and all(type(value) is int for value in contents.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{file} is damaged: {one_line(error)}") from error
-    if layout != LAYOUT or not whole:
-        raise ModelError(f"{file} is of layout {layout!r}; this version reads layout {LAYOUT}")
+    if layout != LAYOUT:
+        raise ModelError(f"{file} is of layout {layout!r:.80}; this version reads layout {LAYOUT}")
+    if not whole or record.get("digest") != _digest(record):
+        raise ModelError(f"{file} is damaged: it is not what was written; save the model again")
     return config, contents
 
 
-def _configured(folder: Path, config: dict[str, Any], n_ctx: int | None) -> Any:
+def _digest(record: dict[str, Any]) -> str:
+    """Of all of a record but its digest."""
+    values = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _configured(
+    folder: Path, config: dict[str, Any], contents: dict[str, int], n_ctx: int | None
+) -> Any:
     """TransformerLens' configuration of a stored model."""
     file = folder / MODEL_FILE
     try:
@@ -187,11 +211,45 @@ def _configured(folder: Path, config: dict[str, Any], n_ctx: int | None) -> Any:
         cfg: Any = HookedTransformerConfig(**values, init_weights=False, device="cpu")
     except Exception as error:  # whatever TransformerLens makes of values from a file
         raise ModelError(f"{file} is damaged: {one_line(error)}") from error
+    if type(cfg.n_layers) is not int or not 1 <= cfg.n_layers <= len(contents):
+        raise ModelError(f"{file} is damaged: n_layers={cfg.n_layers!r} with {len(contents)} weights")
+    if type(cfg.n_ctx) is not int or cfg.n_ctx < 1:
+        raise ModelError(f"{file} is damaged: n_ctx={cfg.n_ctx!r}")
     if n_ctx is not None:
         if not 1 <= n_ctx <= cfg.n_ctx:
             raise ModelError(f"n_ctx={n_ctx} must be between 1 and {cfg.n_ctx}, the model's context")
         cfg.n_ctx = n_ctx
     return cfg
+
+
+def _check_sizes(file: Path, cfg: Any, weights: dict[str, Tensor]) -> None:
+    """Hold the configuration against the weights, before anything is made as large as it says.
+
+    Raises:
+        ModelError: they do not fit, or masks of the whole context would not fit into memory.
+    """
+    for name, fields in SIZES.items():
+        shape = tuple(weights[name].shape) if name in weights else None
+        optional = name == "blocks.0.mlp.W_in"  # attention only, or experts
+        if shape != tuple(getattr(cfg, field) for field in fields) and not (optional and shape is None):
+            raise ModelError(f"{file} is damaged: {name} is {shape}, which is not ({', '.join(fields)})")
+    experts = {name.split(".")[4] for name in weights if ".experts." in name}
+    grouped = 1 if cfg.n_key_value_heads is None else cfg.n_key_value_heads
+    rotary = 0 if cfg.rotary_dim is None else cfg.rotary_dim
+    if (cfg.num_experts or 0) != len(experts):
+        raise ModelError(
+            f"{file} is damaged: num_experts={cfg.num_experts!r} with {len(experts)} experts"
+        )
+    if not (
+        type(grouped) is type(rotary) is int and 1 <= grouped <= cfg.n_heads and rotary <= cfg.d_head
+    ):
+        raise ModelError(f"{file} is damaged: n_key_value_heads={grouped!r} or rotary_dim={rotary!r}")
+    masks = cfg.n_layers * cfg.n_ctx**2
+    if masks > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:
+        raise ModelError(
+            f"attention masks for n_ctx={cfg.n_ctx} positions take {masks / 1e9:,.1f} GB; pass "
+            "open_model(folder, n_ctx=...) of your longest prompts"
+        )
 
 
 def _empty(folder: Path, cfg: Any) -> HookedTransformer:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.bench import Bench, Refused, Violation
 
-MODULES = ("prompts", "results", "plans", "checkpoints", "graphs", "settings", "commands")
+MODULES = ("prompts", "results", "plans", "checkpoints", "stored", "graphs", "settings", "commands")
 """Modules of this package that list targets in a function ``targets``."""
 
 

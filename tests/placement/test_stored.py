@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import pahq_plugin as pahq
 from pahq_plugin.errors import ModelError, ProblemError
-from pahq_plugin.host.stored import stored_name
+from pahq_plugin.host.stored import _digest, stored_name
 from tests.helpers.families import FAMILIES, family_model, tokens
 from tests.helpers.refused import refused
 
@@ -94,6 +94,7 @@ def _edit(folder: Path, change: Any) -> None:
     file = folder / "model.json"
     record = json.loads(file.read_text())
     change(record)
+    record["digest"] = _digest(record)
     file.write_text(json.dumps(record))
 
 
@@ -120,7 +121,29 @@ DAMAGES: dict[str, tuple[Any, tuple[str, ...]]] = {
         lambda f: _edit(f, lambda r: r["fingerprints"].update({"embed.W_E": "1"})),
         ("model.json",),
     ),
-    "fewer layers": (lambda f: _edit(f, lambda r: r["config"].update(n_layers=1)), ("blocks.1",)),
+    "another eps": (
+        lambda f: (f / "model.json").write_text(
+            (f / "model.json").read_text().replace('"eps": 1e-05', '"eps": 1e-06')
+        ),
+        ("not what was written",),
+    ),
+    "fewer layers": (lambda f: _edit(f, lambda r: r["config"].update(n_layers=1)), ("n_layers=1",)),
+    "a billion layers": (
+        lambda f: _edit(f, lambda r: r["config"].update(n_layers=10**9)),
+        ("n_layers",),
+    ),
+    "a billion positions": (
+        lambda f: _edit(f, lambda r: r["config"].update(n_ctx=10**9)),
+        ("n_ctx=1000000000", "GB"),
+    ),
+    "a billion experts": (
+        lambda f: _edit(f, lambda r: r["config"].update(num_experts=10**9)),
+        ("num_experts",),
+    ),
+    "many groups": (
+        lambda f: _edit(f, lambda r: r["config"].update(n_key_value_heads=10**9)),
+        ("n_key_value_heads",),
+    ),
     "another width": (lambda f: _edit(f, lambda r: r["config"].update(d_mlp=999)), ("damaged",)),
     "a field that is none": (lambda f: _edit(f, lambda r: r["config"].update(evil=1)), ("damaged",)),
     "another type": (lambda f: _edit(f, lambda r: r["config"].update(dtype="int8")), ("damaged",)),
