@@ -51,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawTextHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a few tiny models only")
+    parser.add_argument(
+        "--refit", action="store_true", help="measure nothing: fit to the figures in --out"
+    )
     parser.add_argument("--repeat", type=positive, default=3, help="turns of both methods (default 3)")
     parser.add_argument("--prompts", type=positive, default=8, help="of the predictions (default 8)")
     parser.add_argument("--tokens", type=positive, default=16, help="of each such prompt (default 16)")
@@ -59,13 +62,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
+    if given.refit and not given.out.is_file():
+        parser.error(f"--refit needs measured figures, but {given.out} is not there")
     if given.quick and given.out == RESULTS:
         parser.error("--quick would overwrite the committed results; pass --out FILE")
     if given.out.suffix != ".json":
         parser.error(f"--out {given.out} must end in .json")
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
-        run(given, cpus or 1)
+        results = json.loads(given.out.read_text()) if given.refit else measured(given, cpus or 1)
+        finish(given, results)
     except MeasureError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -83,8 +89,8 @@ def positive(text: str) -> int:
     return number
 
 
-def run(given: argparse.Namespace, cpus: int) -> None:
-    """Everything, written as it goes."""
+def measured(given: argparse.Namespace, cpus: int) -> dict[str, Any]:
+    """All figures, written as they come."""
     begun = time.monotonic()
     chosen = quick_settings() if given.quick else settings()
     results: dict[str, Any] = {"rows": [], "ranks": [], "models": {}, "predictions": []}
@@ -106,10 +112,15 @@ def run(given: argparse.Namespace, cpus: int) -> None:
             bar(len(PROCESSES) + 1 + done, setting.case.name)
             results["rows"].append(measure(setting, given.repeat))
             write(given.out, results)
+    results["seconds_in_all"] = time.monotonic() - begun
+    return results
+
+
+def finish(given: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Fit, predict, write, draw and print."""
     results["models"] = {method: fitted(results["rows"], method) for method in METHODS}
     larger = [make(given.prompts, given.tokens) for make in (gpt2_small, gpt2_xl, llama_8b)]
     results["predictions"] = predictions(results["rows"], larger, PER_NODE, results["context"])
-    results["seconds_in_all"] = time.monotonic() - begun
     write(given.out, results)
     draw(given.out.with_suffix(".svg"), results)
     print_all(results)

@@ -34,7 +34,7 @@ class Setting:
 START = 1e-3
 """The first threshold tried; where nothing is looked for, the threshold."""
 
-BASE = Case("6 x 6 x 192", START, layers=6, heads=6, width=192, d_mlp=768, prompts=8, length=16)
+BASE = Case("4 x 6 x 192", START, layers=4, heads=6, width=192, d_mlp=768, prompts=8, length=16)
 SMALL = Case("2 x 2 x 32", START, layers=2, heads=2, width=32, d_mlp=64, prompts=4, length=8)
 GATED = replace(BASE, name="5 x 8 x 256 gated", layers=5, heads=8, width=256, d_mlp=896, gated=True)
 
@@ -43,9 +43,9 @@ def settings() -> list[Setting]:
     """All of them; the base again at the end tells whether the machine was the same all along."""
     return [
         Setting("base", "first", BASE),
-        *_along(BASE, layers=(3, 10), heads=(3, 12), width=(96, 384), prompts=(2, 32), length=(8, 32)),
+        *_along(BASE, layers=(2, 8), heads=(3, 12), width=(96, 384), prompts=(2, 32), length=(8, 32)),
         *(Setting("kept", kept, _named(BASE, f"{kept:g} kept"), kept) for kept in (1.0, 4.0)),
-        Setting("size", "large", _sized(8, 8, 384)),
+        Setting("size", "large", _sized(8, 8, 320)),
         Setting("kind", "gated", GATED),
         Setting("base", "last", _named(BASE, "again")),
     ]  # fmt: skip

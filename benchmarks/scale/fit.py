@@ -167,10 +167,9 @@ def fit(observations: Sequence[Observation]) -> CostModel:
 
 
 def _law(name: str, observations: Sequence[Observation]) -> Law:
-    x = [_logs(o.shape, o.per_node) for o in observations]
+    x = np.array([[1.0, *_logs(o.shape, o.per_node)] for o in observations])
     y = [math.log(o.quantity(name) / o.shape.edges / unit(name, o.shape)) for o in observations]
-    line = LinearRegression().fit(np.array(x), np.array(y))
-    return Law(float(line.intercept_), *map(float, line.coef_))
+    return Law(*map(float, np.linalg.lstsq(x, np.array(y), rcond=None)[0]))
 
 
 def fit_rates(observations: Sequence[Observation]) -> Floats:
@@ -194,7 +193,8 @@ def log_error(model: CostModel, observation: Observation) -> float:
 
 
 def left_out(observations: Sequence[Observation]) -> dict[str, list[float]]:
-    """For each axis the errors at its shapes of a fit to the others."""
+    """For each axis the errors at its shapes of a fit to the others, which do not know what it does if
+    they do not vary along it."""
     errors = {}
     for axis in dict.fromkeys(o.axis for o in observations):
         inside = [o for o in observations if o.axis == axis]
@@ -212,16 +212,21 @@ def largest_left_out(observations: Sequence[Observation]) -> float | None:
     return log_error(fit(others), longest) if len(others) >= LEAST else None
 
 
-def interval(
-    observations: Sequence[Observation], shape: Shape, per_node: float, processes: int = 1, seed: int = 0
-) -> tuple[float, float]:
-    """Seconds between which 90 % of fits to resampled searches fall, unseen error included."""
+def resampled(observations: Sequence[Observation], seed: int = 0) -> list[tuple[CostModel, float]]:
+    """Fits to searches drawn with replacement, each with the error at an unseen one, of either sign."""
     draw = np.random.default_rng(seed)
-    errors = [e for each in left_out(observations).values() for e in each] or [0.0]
+    errors = [error for each in left_out(observations).values() for error in each] or [0.0]
     found = []
-    for _ in range(RESAMPLED):
+    while len(found) < RESAMPLED:
         some = [observations[i] for i in draw.integers(len(observations), size=len(observations))]
-        seconds = fit(some).seconds(shape, per_node, processes)
-        found.append(seconds * math.exp(-draw.choice(errors) * draw.choice([-1, 1])))
+        found.append((fit(some), float(draw.choice(errors) * draw.choice([-1, 1]))))
+    return found
+
+
+def interval(
+    fits: Sequence[tuple[CostModel, float]], shape: Shape, per_node: float, processes: int = 1
+) -> tuple[float, float]:
+    """Seconds between which 90 % of `resampled` fits fall, their errors included."""
+    found = [model.seconds(shape, per_node, processes) * math.exp(error) for model, error in fits]
     low, high = np.percentile(found, INTERVAL)
     return float(low), float(high)

@@ -30,11 +30,11 @@ from pahq_plugin.formats import get_format
 from pahq_plugin.measure import forward_seconds, memory_above
 
 METHODS = ("acdc", "pahq")
-MOST_TRIES = 6
+MOST_TRIES = 5
 SPARSE = 0.1
 """A threshold that removes nearly all."""
 
-NEAR = 0.15
+NEAR = 0.2
 """A threshold is good enough if the edges kept are off by no more than this part."""
 
 TINY = Case("tiny", 1e-2, layers=1, heads=2, width=16, d_mlp=32, vocabulary=50, prompts=2, length=4)
@@ -59,9 +59,10 @@ def alone(function: Callable[..., Value], *arguments: Any) -> Value:
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:
+            name = getattr(arguments[0], "name", arguments[0])
             raise MeasureError(
-                f"the process that measured {arguments[0]} died, perhaps for lack of memory; leave out "
-                "the largest shapes (--quick) or free some memory"
+                f"the process that measured {name} died, perhaps for lack of memory; free some, or "
+                "leave out the larger shapes (--quick)"
             ) from error
 
 

@@ -20,10 +20,11 @@ from benchmarks.scale.fit import (
     interval,
     largest_left_out,
     left_out,
+    resampled,
     whole,
 )
 from benchmarks.scale.measure import METHODS
-from benchmarks.scale.shapes import Shape
+from benchmarks.scale.shapes import FLOAT, Shape
 
 Row = dict[str, Any]
 
@@ -111,7 +112,7 @@ def predicted_memory(shape: Shape, method: str, rows: Sequence[Row], context: Ro
     work = work_bytes(rows, method, context)
     parts = {
         "weights": shape.weight_bytes,
-        "model_edges": context["edge_bytes"]["model"] * shape.edges,
+        "model_edges": (context["edge_bytes"]["model"] + FLOAT) * shape.edges,  # and a mask's entry
     } | known_bytes(shape, method, context)
     known = sum(parts.values())
     most = max(work) + shape.row_bytes
@@ -129,8 +130,9 @@ def predictions(
     rows: Sequence[Row], shapes: Sequence[Shape], per_node: float, context: Row
 ) -> list[Row]:
     """Time and memory of searches that were not run, each with what it assumes."""
+    fits = {method: resampled(observations(rows, method)) for method in METHODS}
     return [
-        _prediction(rows, shape, per_node, context, method, processes)
+        _prediction(rows, fits[method], shape, per_node, context, method, processes)
         for shape in shapes
         for method in METHODS
         for processes in ((1,) if shape.prompts == 1 else (1, shape.prompts))
@@ -138,7 +140,13 @@ def predictions(
 
 
 def _prediction(
-    rows: Sequence[Row], shape: Shape, per_node: float, context: Row, method: str, processes: int
+    rows: Sequence[Row],
+    fits: Sequence[tuple[CostModel, float]],
+    shape: Shape,
+    per_node: float,
+    context: Row,
+    method: str,
+    processes: int,
 ) -> Row:
     seen = observations(rows, method)
     model = fit(seen)
@@ -158,7 +166,7 @@ def _prediction(
         "quantities": quantities,
         "models_per_edge": quantities["bytes"] / shape.edges / whole("bytes", shape),
         "cpu_seconds": model.seconds(shape, per_node, processes),
-        "interval": list(interval(seen, shape, per_node, processes)),
+        "interval": list(interval(fits, shape, per_node, processes)),
         "beyond": _beyond(seen, shape),
         "assumes": (
             f"{per_node:g} edges kept for each node; {context['cpu']}, one thread for each process; "

@@ -25,8 +25,8 @@ class Shape:
             needs them repeated for each head (`pahq_plugin.adapt`), which is what counts but for
             `published_parameters`.
         positions: learned positions; 0 for rotary ones.
-        gated: whether an MLP has a third matrix.
-        biases: whether products have a bias, and norms, too.
+        gated: whether an MLP has a third matrix, and norms have no bias.
+        biases: whether the published model's products have a bias; the host's always have.
         tied: whether the published model embeds and unembeds with one matrix.
     """
 
@@ -77,28 +77,30 @@ class Shape:
         attention = 2 * (self.heads + kv_heads) * self.d_head * self.width
         return attention + (3 if self.gated else 2) * self.width * self.d_mlp
 
-    def _vectors(self, kv_heads: int) -> int:
-        """Entries of the biases and norms of one block."""
-        if not self.biases:
-            return 2 * self.width
-        return (self.heads + 2 * kv_heads) * self.d_head + self.d_mlp + 2 * self.width + 4 * self.width
+    @property
+    def _norm(self) -> int:
+        """Entries of one norm."""
+        return self.width if self.gated else 2 * self.width
 
-    def _parameters(self, kv_heads: int, tied: bool) -> int:
-        blocks = self.layers * (self._matrices(kv_heads) + self._vectors(kv_heads))
+    def _biases(self, kv_heads: int) -> int:
+        """Entries of the biases of one block."""
+        return (self.heads + 2 * kv_heads) * self.d_head + self.d_mlp + 2 * self.width
+
+    def _parameters(self, kv_heads: int, tied: bool, biases: bool) -> int:
+        block = self._matrices(kv_heads) + 2 * self._norm + biases * self._biases(kv_heads)
         embeddings = (1 if tied else 2) * self.vocabulary * self.width + self.positions * self.width
-        final = 2 * self.width if self.biases else self.width
-        return blocks + embeddings + final
+        return self.layers * block + embeddings + self._norm
 
     @property
     def published_parameters(self) -> int:
         """Parameters as the model's authors count them."""
-        return self._parameters(self.kv_heads, self.tied)
+        return self._parameters(self.kv_heads, self.tied, self.biases)
 
     @property
     def parameters(self) -> int:
         """Parameters as the search holds them: keys and values of every head, the two embeddings
-        apart, and the unembedding's bias."""
-        return self._parameters(self.heads, tied=False) + self.vocabulary
+        apart, and biases of all products, also of the unembedding."""
+        return self._parameters(self.heads, tied=False, biases=True) + self.vocabulary
 
     @property
     def weight_bytes(self) -> int:
