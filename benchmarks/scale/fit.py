@@ -12,9 +12,10 @@
    operations * overhead``, rates by least squares of relative errors, none negative. The products of
    the logits, of which every row takes as many, are added to those of the blocks.
 
-The error is that of rows which the fit has not seen: each axis left out in turn, and the largest shape.
-Intervals come from fits to resampled rows, with such an error on top. They tell how far the measured
-searches scatter about the model, not whether it holds a thousand times further out.
+The error is that of rows which the fit has not seen: each axis left out in turn, and the search that
+took longest. Intervals come from fits to resampled rows, with such an error on top, and are widened by
+what the model gets wrong of earlier, larger searches (`benchmarks.scale.check`). Whether it holds a
+thousand times further out than anything measured they cannot tell.
 """
 
 from __future__ import annotations

@@ -12,6 +12,9 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
+import torch
+
+from benchmarks.scale.check import earlier_runs, widened
 from benchmarks.scale.fit import (
     COSTS,
     CostModel,
@@ -25,11 +28,16 @@ from benchmarks.scale.fit import (
 )
 from benchmarks.scale.measure import METHODS
 from benchmarks.scale.shapes import FLOAT, Shape
+from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for
 
 Row = dict[str, Any]
 
 CHECK = "kind"
 """The axis that the fit leaves out: a model of another kind, to check it on."""
+
+
+EARLIER_METHOD = "acdc"
+"""The method of earlier searches."""
 
 
 def observations(rows: Sequence[Row], method: str, check: bool = False) -> list[Observation]:
@@ -68,6 +76,7 @@ def fitted(rows: Sequence[Row], method: str) -> Row:
         "predicted_over_measured": {"largest left out": None if largest is None else math.exp(largest)}
         | checked,
         "time_from_counts": _from_counts(model, seen),
+        "earlier_runs": earlier_runs(model) if method == EARLIER_METHOD else {},
     }
 
 
@@ -107,19 +116,32 @@ def work_bytes(rows: Sequence[Row], method: str, context: Row) -> list[float]:
     ]
 
 
+def work_budget(method: str) -> float:
+    """What passes and memos may hold on a CPU, see `pahq_plugin.engine.budget`."""
+    budget = budget_for(torch.device("cpu"))
+    rows = budget.screened_rows if method == "pahq" else budget.rows
+    memos = budget.memo * (1.75 if method == "pahq" else 1.25)
+    return rows + budget.work + memos + RELEASE_BYTES
+
+
 def predicted_memory(shape: Shape, method: str, rows: Sequence[Row], context: Row) -> Row:
-    """Bytes of model and search, in parts; between the least and the most that passes may work on."""
-    work = work_bytes(rows, method, context)
+    """Bytes of model and search, in parts.
+
+    Passes of large models use up their budget, which those of small ones need not. At most they take
+    twice that, since freed blocks leave holes, and one row whatever it takes.
+    """
+    budget = work_budget(method)
+    most = 2 * budget + shape.row_bytes
+    least = min(budget, *work_bytes(rows, method, context))
     parts = {
         "weights": shape.weight_bytes,
         "model_edges": (context["edge_bytes"]["model"] + FLOAT) * shape.edges,  # and a mask's entry
     } | known_bytes(shape, method, context)
     known = sum(parts.values())
-    most = max(work) + shape.row_bytes
     return {
-        "parts": parts | {"work": median(work), "work_at_most": most},
-        "bytes": known + median(work),
-        "interval": [known + min(work), known + most],
+        "parts": parts | {"work": budget, "work_at_most": most},
+        "bytes": known + budget,
+        "interval": [known + least, known + most],
     }
 
 
@@ -131,8 +153,9 @@ def predictions(
 ) -> list[Row]:
     """Time and memory of searches that were not run, each with what it assumes."""
     fits = {method: resampled(observations(rows, method)) for method in METHODS}
+    earlier = earlier_runs(fit(observations(rows, EARLIER_METHOD)))
     return [
-        _prediction(rows, fits[method], shape, per_node, context, method, processes)
+        _prediction(rows, fits[method], earlier, shape, per_node, context, method, processes)
         for shape in shapes
         for method in METHODS
         for processes in ((1,) if shape.prompts == 1 else (1, shape.prompts))
@@ -142,6 +165,7 @@ def predictions(
 def _prediction(
     rows: Sequence[Row],
     fits: Sequence[tuple[CostModel, float]],
+    earlier: Row,
     shape: Shape,
     per_node: float,
     context: Row,
@@ -166,11 +190,11 @@ def _prediction(
         "quantities": quantities,
         "models_per_edge": quantities["bytes"] / shape.edges / whole("bytes", shape),
         "cpu_seconds": model.seconds(shape, per_node, processes),
-        "interval": list(interval(fits, shape, per_node, processes)),
+        "interval": list(widened(interval(fits, shape, per_node, processes), earlier)),
         "beyond": _beyond(seen, shape),
         "assumes": (
             f"{per_node:g} edges kept for each node; {context['cpu']}, one thread for each process; "
-            "fits memory; prompts of one batch; FP32 weights, keys and values of every head"
+            "held in memory; prompts of one batch; FP32 weights, keys and values of every head"
         ),
     }
     if processes == 1:

@@ -55,6 +55,10 @@ def describe(model: Row) -> str:
         f"{worst:.2f} (worst); given what was counted, by {model['time_from_counts']['median']:.2f}; "
         "predicted over measured, seen by no fit: "
         + ", ".join(f"{name} {ratio or math.nan:.2f}" for name, ratio in ratios)
+        + "".join(
+            f", {name} (an earlier run) {ratio:.2f}"
+            for name, ratio in model["earlier_runs"].get("far", {}).items()
+        )
     )
 
 
@@ -83,7 +87,7 @@ def measured_table(rows: list[Row]) -> Table:
 def prediction_table(rows: list[Row]) -> Table:
     """One line for each prediction."""
     table = Table(title="Predictions, not measurements")
-    columns = ("prediction for", "method", "processes", "edges", "kept", "time of each", "90 % of fits",
+    columns = ("prediction for", "method", "processes", "edges", "kept", "time of each", "interval",
                "at most", "memory", "beyond measured: edges, parameters")  # fmt: skip
     for column in columns:
         table.add_column(column, justify="left" if column in columns[:2] else "right")
