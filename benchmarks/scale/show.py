@@ -154,6 +154,10 @@ def _draw_axes(axes: Any, rows: list[Row]) -> None:
         xscale="log", yscale="log", xlabel="value over that of the base", ylabel="acdc: time over base"
     )
     axes.set_title("measured, one axis at a time", fontsize=8)
+    axes.set_xticks([0.25, 0.5, 1, 2, 4], minor=False)
+    for one in (axes.xaxis, axes.yaxis):
+        one.set_major_formatter("{x:g}")
+        one.set_minor_formatter("")
     axes.legend(fontsize=7)
 
 
