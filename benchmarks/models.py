@@ -24,6 +24,7 @@ class Case:
         layers, heads, width, d_mlp, vocabulary: shape of a random model.
         prompts, length: of a batch.
         out: ``"last_seq"`` or ``None`` for all positions.
+        gated: a model of Llama's kind: gated MLPs, rotary positions, RMS norms.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Case:
     prompts: int = 8
     length: int = 16
     out: str | None = "last_seq"
+    gated: bool = False
 
 
 CASES = {
@@ -70,8 +72,11 @@ def load(case: Case) -> tuple[PatchableModel, PromptDataLoader]:
         d_mlp=case.d_mlp,
         n_ctx=case.length,
         d_vocab=case.vocabulary,
-        act_fn="gelu",
-        normalization_type="LN",
+        act_fn="silu" if case.gated else "gelu",
+        normalization_type="RMS" if case.gated else "LN",
+        gated_mlp=case.gated,
+        positional_embedding_type="rotary" if case.gated else "standard",
+        rotary_dim=case.width // case.heads if case.gated else None,
         use_attn_result=True,
         use_split_qkv_input=True,
         use_hook_mlp_in=True,
