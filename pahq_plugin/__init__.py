@@ -6,6 +6,7 @@ first use. ``register()`` adds the methods to the host's tables.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from pahq_plugin.catalogue import methods
     from pahq_plugin.config import PrecisionConfig
     from pahq_plugin.discovery import discover
-    from pahq_plugin.errors import PahqError
+    from pahq_plugin.errors import PahqError, PahqWarning
     from pahq_plugin.host.adapt import adapt
     from pahq_plugin.registry import register
     from pahq_plugin.result import Decision, Discovery
@@ -26,6 +27,7 @@ _HOMES = {
     "PrecisionConfig": "config",
     "discover": "discovery",
     "PahqError": "errors",
+    "PahqWarning": "errors",
     "adapt": "host.adapt",
     "methods": "catalogue",
     "register": "registry",
@@ -40,6 +42,7 @@ __all__ = [
     "Decision",
     "Discovery",
     "PahqError",
+    "PahqWarning",
     "PrecisionConfig",
     "Problem",
     "adapt",
@@ -49,6 +52,8 @@ __all__ = [
     "mixed_precision",
     "register",
 ]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # quiet unless an application asks
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,8 +55,6 @@ from pahq_plugin.plugins import engine_names
 from pahq_plugin.policy import check_parts
 from pahq_plugin.result import Decision, Discovery, Stats
 from pahq_plugin.searching import ENGINES, SearchTask, engine_precision, run_identity, search
-
-log = logging.getLogger(__name__)
 
 EAP_IG_STEPS = 5
 UNREMOVED = 10.0

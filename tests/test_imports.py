@@ -25,6 +25,7 @@ ORDER = (
     "errors",
     "shapes",
     "files",
+    "notices",
     "progress",
     "terminal",
     "labels",

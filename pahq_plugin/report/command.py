@@ -9,7 +9,7 @@ import typer
 
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.launch import launched
-from pahq_plugin.terminal import Debug, Json, one_line_errors, print_json
+from pahq_plugin.terminal import Debug, Json, complain, one_line_errors, print_json
 
 if TYPE_CHECKING:
     from pahq_plugin.compare.plan import Plan
@@ -146,5 +146,5 @@ def _tell(report: Report, out: Path, outcome: Outcome, as_json: bool) -> None:
     for label, reason in outcome.refused.items():
         typer.echo(f"not possible: {label}: {reason}")
     for label, reason in outcome.failed.items():
-        typer.secho(f"failed: {label}: {reason}", fg=typer.colors.RED, err=True)
+        complain(f"failed: {label}: {reason}")
     typer.echo(f"report: {page}")

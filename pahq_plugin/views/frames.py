@@ -51,7 +51,8 @@ def node_graph(
     import networkx as nx
 
     plain = {k: v for k, v in settings.items() if isinstance(v, (str, int, float, bool))}
-    graph: networkx.MultiDiGraph[str] = nx.MultiDiGraph(**plain)
+    graph: networkx.MultiDiGraph[str] = nx.MultiDiGraph()
+    graph.graph.update(plain)
     for row in rows:
         if not (whole or row["kept"]):
             continue
