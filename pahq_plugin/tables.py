@@ -162,7 +162,7 @@ def print_examination(found: dict[str, Any]) -> None:
     versions.add_column("package")
     versions.add_column("version")
     for name, version in found["versions"].items():
-        versions.add_row(name, version or "[red]missing[/red]")
+        versions.add_row(name, Text(version or "not installed", style="" if version else "dim"))
     console.print(versions)
     formats = Table(title=f"Number formats on {found['device']}", title_justify="left",
                     title_style="bold")  # fmt: skip
@@ -172,7 +172,16 @@ def print_examination(found: dict[str, Any]) -> None:
     for name, fast in found["formats"].items():
         formats.add_row(name, "yes" if fast else "no", found["kernels"].get(name, ""))
     console.print(formats)
-    console.print("Screening computes every format in FP32 arithmetic, exact in its numerics, so far.")
+    console.print(
+        "A format without a kernel is computed in FP32: exact in its numerics, and not faster."
+    )
     console.print(f"Default precision here: {found['default_precision']}")
+    uses = Table(title="What for, and what it takes", title_justify="left", title_style="bold")
+    for name in ("use", "ready", "takes"):
+        uses.add_column(name)
+    for entry in found["uses"]:
+        ready = {True: "yes", False: "no", None: "not tried"}[entry["ready"]]
+        uses.add_row(entry["use"], ready, Text("" if entry["ready"] else entry["takes"]))
+    console.print(uses)
     for advice in found["advice"]:
         console.print(f"- {advice}", markup=False)
