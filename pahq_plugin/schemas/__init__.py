@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from importlib import resources
 from importlib.metadata import entry_points
+from importlib.resources.abc import Traversable
 
 from pahq_plugin.errors import ConfigError
 
@@ -30,7 +31,7 @@ def schema_text(command: str) -> str:
     return found.read_text(encoding="utf-8")
 
 
-def _file(command: str) -> resources.abc.Traversable | None:
+def _file(command: str) -> Traversable | None:
     if command in OWN:
         return resources.files(__name__) / f"{SAME.get(command, command)}.json"
     package = _others().get(command)
