@@ -13,7 +13,7 @@ PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo report report-full test test-full fuzz check clean
+.PHONY: help install demo report report-full notebooks test test-full fuzz check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ report: $(STAMP) ## compare all methods, reduced (minutes on two cores): runs/re
 
 report-full: $(STAMP) ## the same at full size (hours): runs/report-full/report.html
 	HF_HUB_OFFLINE=1 $(BIN)/pahq compare --profile full --processes $(JOBS) --out runs/report-full
+
+notebooks: $(STAMP) ## execute the notebooks and write their outputs back (a minute or two)
+	PYTHONPATH=. $(BIN)/python -m notebooks.execute $(ARGS)
 
 test: $(STAMP) ## all tests but the whole acceptance grids (ARGS="-k name" to choose)
 	$(PYTEST) -m "not full"

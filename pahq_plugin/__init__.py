@@ -6,6 +6,7 @@ first use. ``register()`` adds the methods to the host's tables.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from pahq_plugin.catalogue import methods
     from pahq_plugin.config import PrecisionConfig
     from pahq_plugin.discovery import discover
-    from pahq_plugin.errors import PahqError
+    from pahq_plugin.errors import PahqError, PahqWarning
     from pahq_plugin.host.adapt import adapt
     from pahq_plugin.host.stored import open_model, save_model
     from pahq_plugin.registry import register
@@ -27,6 +28,7 @@ _HOMES = {
     "PrecisionConfig": "config",
     "discover": "discovery",
     "PahqError": "errors",
+    "PahqWarning": "errors",
     "adapt": "host.adapt",
     "open_model": "host.stored",
     "save_model": "host.stored",
@@ -43,6 +45,7 @@ __all__ = [
     "Decision",
     "Discovery",
     "PahqError",
+    "PahqWarning",
     "PrecisionConfig",
     "Problem",
     "adapt",
@@ -54,6 +57,8 @@ __all__ = [
     "register",
     "save_model",
 ]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # quiet unless an application asks
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pahq_plugin import completion as known
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.launch import launched
 from pahq_plugin.report.command import compare
@@ -28,32 +29,55 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from pahq_plugin.files import installed_version
+
+        typer.echo(f"pahq-plugin {installed_version('pahq-plugin')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def everywhere(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Find circuits in transformers by patching, screened in mixed precision."""
+
+
 @app.command()
 def discover(
-    problem: Annotated[str, typer.Argument(help="A bundled problem, for example ioi.")],
+    problem: Annotated[str, known.argument(known.PROBLEMS, "A bundled problem, for example ioi.")],
     model: Annotated[
         str | None, typer.Option(help="A TransformerLens model name, or a folder of pahq store.")
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")] = None,
-    method: Annotated[str, typer.Option(help="pahq, acdc, eap, ... or a host key.")] = "pahq",
+    method: Annotated[str, known.option(known.METHODS, "pahq, acdc, eap, ... or a host key.")] = "pahq",
     threshold: Annotated[float, typer.Option(help="Edges of a smaller effect go.")] = 0.01,
     metric: Annotated[
-        str | None, typer.Option(help="kl_div, mse or logit_diff; default: the problem's own.")
+        str | None, known.option(known.METRICS, "kl_div, mse or logit_diff; default: the problem's own.")
     ] = None,
-    ablation: Annotated[str, typer.Option(help="What a patched edge carries.")] = "resample",
-    engine: Annotated[str, typer.Option(help="auto, incremental, host or onnx.")] = "auto",
-    low: Annotated[str | None, typer.Option(help="Number format of heads.")] = None,
-    mlp: Annotated[str | None, typer.Option(help="Number format of MLPs.")] = None,
-    scale: Annotated[str | None, typer.Option(help="row, head, tensor or none.")] = None,
-    policy: Annotated[str | None, typer.Option(help="Which parts stay in FP32.")] = None,
+    ablation: Annotated[str, known.option(known.ABLATIONS, "What a patched edge carries.")] = "resample",
+    engine: Annotated[str, known.option(known.ENGINES, "auto, incremental, host or onnx.")] = "auto",
+    low: Annotated[str | None, known.option(known.FORMATS, "Number format of heads.")] = None,
+    mlp: Annotated[str | None, known.option(known.FORMATS, "Number format of MLPs.")] = None,
+    scale: Annotated[str | None, known.option(known.SCALES, "row, head, tensor or none.")] = None,
+    policy: Annotated[str | None, known.option(known.POLICIES, "Which parts stay in FP32.")] = None,
     parts: Annotated[
-        str | None, typer.Option(help="What --low applies to: qkv,output,scores,values,unembed.")
+        str | None,
+        known.list_option(known.PARTS, "What --low applies to: qkv,output,scores,values,unembed."),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="int4: weights of int8 parts in 4 bits.")] = None,
-    activations: Annotated[str | None, typer.Option(help="high: round weights only.")] = None,
+    weights: Annotated[
+        str | None, known.option(("int4",), "int4: weights of int8 parts in 4 bits.")
+    ] = None,
+    activations: Annotated[
+        str | None, known.option(("high", "low"), "high: round weights only.")
+    ] = None,
     budget: Annotated[float | None, typer.Option(help="Error budget of --policy hybrid.")] = None,
     guard: Annotated[str | None, typer.Option(help="auto, or a number; inf re-decides all.")] = None,
-    kernel: Annotated[str | None, typer.Option(help="auto, eager or native products.")] = None,
+    kernel: Annotated[str | None, known.option(known.KERNELS, "auto, eager or native products.")] = None,
     batches: Annotated[int, typer.Option(help="Loader batches to average over; 0 for all.")] = 1,
     batch_size: Annotated[int | None, typer.Option(help="Prompts per batch.")] = None,
     n_edges: Annotated[int | None, typer.Option(help="Circuit size of score methods.")] = None,
@@ -211,6 +235,18 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
             print_json(found)
         else:
             print_examination(found)
+
+
+@app.command()
+def schema(
+    command: Annotated[str, known.argument(known.WITH_JSON, "A command that has --json.")],
+    debug: Debug = False,
+) -> None:
+    """Print the JSON Schema of what COMMAND prints with --json."""
+    with one_line_errors(debug):
+        from pahq_plugin.schemas import schema_text
+
+        typer.echo(schema_text(command), nl=False)
 
 
 def main() -> None:

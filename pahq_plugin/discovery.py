@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -67,8 +66,6 @@ from pahq_plugin.searching import (
     run_identity,
     search,
 )
-
-log = logging.getLogger(__name__)
 
 EAP_IG_STEPS = 5
 UNREMOVED = 10.0

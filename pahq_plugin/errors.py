@@ -27,6 +27,14 @@ class PahqError(Exception):
         super().__init__(line)
 
 
+class PahqWarning(UserWarning):
+    """Something runs, but not as it was asked for: on another engine or another device.
+
+    ``warnings.filterwarnings("ignore", category=pahq_plugin.PahqWarning)`` silences all of them,
+    ``"error"`` in place of ``"ignore"`` makes them errors.
+    """
+
+
 class ConfigError(PahqError):
     """A setting is out of range, contradicts another one, or is unknown."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 import resource
 import sys
@@ -19,11 +18,10 @@ from pahq_plugin.engine.budget import release_unused, tidy_heap
 from pahq_plugin.host import PatchableModel, PromptPairBatch
 from pahq_plugin.host.model import unsplit
 from pahq_plugin.mapped import is_mapped
+from pahq_plugin.notices import warn
 from pahq_plugin.placement.place import Placement, placed
 from pahq_plugin.placement.plan import Plan, units_of
 from pahq_plugin.result import Stats
-
-log = logging.getLogger(__name__)
 
 FORWARDS = 3
 
@@ -103,7 +101,7 @@ def budgeted(
             "moved": placement.moved,
         }
         if peak > OVER * plan.max_memory:
-            log.warning("the search took %.0f MB, more than max_memory", peak / 1e6)
+            warn(f"the search took {peak / 1e6:,.0f} MB, more than max_memory")
 
 
 def _forget_peak() -> None:

@@ -1,9 +1,17 @@
-"""Progress bars with counts and time left, on standard error, only where someone can see them."""
+"""Progress bars with counts and time left, only where someone can see them.
+
+In a terminal they are drawn on standard error. In a notebook they are an element of the page that
+appears after half a second and goes when the work is done; nothing has to be installed for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import html
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -15,10 +23,28 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+Bar = Callable[..., None]
+"""``bar(done, note="")`` shows that ``done`` steps are finished."""
+
+FIRST_SHOWN, BETWEEN = 0.5, 0.1
+"""Seconds before a notebook's bar appears, and between two changes of it."""
+
+
+def progress_bar(label: str, total: int, shown: bool = True) -> AbstractContextManager[Bar]:
+    """A bar over ``total`` steps; silent when not ``shown``, and without a terminal or a notebook."""
+    if shown and in_notebook():
+        return _notebook_bar(label, total)
+    return _terminal_bar(label, total, shown)
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
 
 @contextmanager
-def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[_Bar]:
-    """A bar over ``total`` steps; silent when not ``shown`` or where no terminal is attached."""
+def _terminal_bar(label: str, total: int, shown: bool) -> Iterator[Bar]:
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -28,8 +54,11 @@ def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[_Bar]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
-        yield _Bar(bar, bar.add_task(label, total=total, note=""))
+    # FORCE_COLOR makes rich take a file for a terminal; a bar in a log file would be hundreds of lines.
+    seen = shown and console.is_terminal and console.file.isatty()
+    with Progress(*columns, console=console, disable=not seen) as bar:
+        task = bar.add_task(label, total=total, note="")
+        yield lambda done, note="": bar.update(task, completed=done, note=note)
 
 
 def say(line: str, shown: bool = True) -> None:
@@ -38,12 +67,47 @@ def say(line: str, shown: bool = True) -> None:
         Console(stderr=True, highlight=False, markup=False).print(line, soft_wrap=True)
 
 
-class _Bar:
-    """One line of progress."""
+@contextmanager
+def _notebook_bar(label: str, total: int) -> Iterator[Bar]:
+    """After an error the bar stays and says how far the work was."""
+    bar = _NotebookBar(label, total)
+    yield bar
+    bar.remove()
 
-    def __init__(self, bar: Progress, task: int) -> None:
-        self._bar, self._task = bar, task
+
+class _NotebookBar:
+    """A bar in the output of a notebook's cell."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self._label, self._total = label, total
+        self._start = time.monotonic()
+        self._next = self._start + FIRST_SHOWN
+        self._handle: Any = None
 
     def __call__(self, done: int, note: str = "") -> None:
-        """Show that ``done`` steps are finished."""
-        self._bar.update(self._task, completed=done, note=note)  # type: ignore[arg-type]
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + BETWEEN
+        seconds = now - self._start
+        left = f", {seconds / done * (self._total - done):.0f} s left" if done else ""
+        counts = f"{done:,}/{self._total:,} {note}".strip()
+        self._show(f"{self._label} {counts} ({seconds:.0f} s{left})", done)
+
+    def remove(self) -> None:
+        """Leave nothing behind."""
+        if self._handle is not None:
+            self._handle.update({"text/plain": "", "text/html": ""}, raw=True)
+
+    def _show(self, text: str, done: int) -> None:
+        element = (
+            f'<progress max="{self._total}" value="{done}" aria-label="{html.escape(self._label)}" '
+            f'style="vertical-align: middle"></progress> {html.escape(text)}'
+        )
+        data = {"text/plain": text, "text/html": element}
+        if self._handle is None:
+            from IPython.display import display
+
+            self._handle = display(data, raw=True, display_id=True)
+        else:
+            self._handle.update(data, raw=True)

@@ -14,14 +14,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Group
 
-from pahq_plugin.errors import ResultError
+from pahq_plugin.errors import ConfigError, ResultError
 from pahq_plugin.files import installed_version, write_text
 from pahq_plugin.host import Edge, PatchableModel, PruneScores
-from pahq_plugin.host.graph import find_edge
+from pahq_plugin.host.graph import edge_label, find_edge
 from pahq_plugin.host.model import model_digest
 from pahq_plugin.records import (
     RESULT_FILE,
@@ -32,6 +33,14 @@ from pahq_plugin.records import (
     record_text,
     result_file,
 )
+from pahq_plugin.tables import record_view, summary
+from pahq_plugin.views.difference import Difference, difference
+from pahq_plugin.views.frames import data_frame, decision_rows, node_graph
+from pahq_plugin.views.html import result_html
+
+if TYPE_CHECKING:
+    import networkx
+    import pandas
 
 PACKAGES = ("pahq-plugin", "auto-circuit", "transformer-lens", "torch", "numpy")
 
@@ -81,9 +90,16 @@ class Stats:
     memory: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+SHOWN = 20
+"""Edges of a table where nothing else is said."""
+
+
+@dataclass(frozen=True, repr=False)
 class Discovery:
     """A circuit and how it was found.
+
+    It shows itself as one line; as a table where rich prints it (``rich.print(result)``) and in
+    notebooks.
 
     Attributes:
         decisions: one per edge, in the order taken.
@@ -130,6 +146,76 @@ class Discovery:
                 value = math.copysign(value, decision.effect)
             scores[decision.edge.dest.module_name][decision.edge.patch_idx] = value
         return scores
+
+    def __repr__(self) -> str:
+        return f"<Discovery: {summary(self._shown())}>"
+
+    def __rich__(self) -> Group:
+        return record_view(self._shown(), asdict(self.stats), SHOWN)
+
+    def _repr_html_(self) -> str:
+        return result_html(self._shown(), asdict(self.stats), SHOWN)
+
+    def top(self, count: int = SHOWN) -> tuple[Decision, ...]:
+        """The strongest kept edges, the largest effect (or score) by magnitude first.
+
+        These are the rows of the table that ``pahq show`` prints, and in the same order.
+
+        Raises:
+            ConfigError: ``count`` is no number of edges.
+        """
+        if type(count) is not int or count < 0:
+            raise ConfigError(f"top({count!r}): count must be an integer of at least 0")
+        kept = (decision for decision in self.decisions if decision.kept)
+        return tuple(sorted(kept, key=lambda d: (-abs(d.effect), edge_label(d.edge)))[:count])
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A table with a row an edge, in the order decided.
+
+        Columns: ``edge``, its ``src`` and ``dest`` nodes, ``seq_idx`` (missing where edges have no
+        position), ``effect``, ``kept``, ``exact``, and ``score``, the prune score.
+        """
+        return data_frame(self._rows())
+
+    def to_networkx(self, whole: bool = False) -> networkx.MultiDiGraph[str]:
+        """The circuit as a directed graph of heads, MLPs, input and output.
+
+        Q, K and V of a head are inputs of one node, as in ``pahq show``, so that paths lead through
+        it; several edges may therefore join two nodes. Nodes have the attributes ``kind`` (head, mlp,
+        input, output, other), ``block`` and ``head``; edges ``edge``, ``slot`` (Q, K or V),
+        ``seq_idx``, ``effect``, ``kept``, ``exact`` and ``score``, and the edge's label as their key.
+        An attribute that does not apply is left out.
+
+        Args:
+            whole: whether removed edges are in the graph, too.
+        """
+        return node_graph(self._rows(), self.settings, whole)
+
+    def diff(self, other: Discovery) -> Difference:
+        """What this result and another one of the same graph have in common and what not.
+
+        Raises:
+            ConfigError: ``other`` is no result.
+            ResultError: the results are of different graphs.
+        """
+        if not isinstance(other, Discovery):
+            raise ConfigError(f"diff({type(other).__name__}): compare with another Discovery")
+        return difference(self.decisions, other.decisions, (self.settings, other.settings))
+
+    def _shown(self) -> dict[str, Any]:
+        """The part of `record` that is shown; the digest, which reads every weight, is left out."""
+        return {
+            "model": {"name": model_name(self.model)},
+            "settings": self.settings,
+            "decisions": [_entry(decision) for decision in self.decisions],
+        }
+
+    def _rows(self) -> list[dict[str, Any]]:
+        scores = self.prune_scores
+        return decision_rows(
+            [_entry(decision) for decision in self.decisions],
+            [float(decision.edge.prune_score(scores)) for decision in self.decisions],
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write ``result.json`` and ``run.json`` into the folder ``path`` and return it.

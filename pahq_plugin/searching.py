@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -28,14 +27,13 @@ from pahq_plugin.host.model import model_digest
 from pahq_plugin.host.patching import prepare, prompts_digest
 from pahq_plugin.hybrid import calibrate, configured
 from pahq_plugin.metrics import Metric
+from pahq_plugin.notices import warn
 from pahq_plugin.placement.place import Placement
 from pahq_plugin.placement.plan import Plan, plan_memory
 from pahq_plugin.plugins import engine_factory
 from pahq_plugin.progress import progress_bar
 from pahq_plugin.result import Decision, Stats
 from pahq_plugin.search import Snapshot, Sweep, make_guard
-
-log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "incremental", "host")
 
@@ -164,7 +162,7 @@ def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: 
     model, loader, prompts = task.model, task.loader, task.prompts
     objection = unsupported(model) or _uneven(prompts)
     if name == "incremental" and objection:
-        log.warning("engine='incremental' cannot do %s; using engine='host'", objection)
+        warn(f"engine='incremental' cannot do {objection}; using engine='host'")
     # Where every decision is wanted exact, screening first would be wasted.
     screening = None if precision.is_exact or precision.guard == math.inf else precision
     if name != "host" and not objection:
@@ -215,7 +213,7 @@ def plan_search(
                 "which a search without guard band takes other decisions; give it more, or use "
                 "method='acdc'"
             )
-        log.warning("low copies of the weights do not fit max_memory: measuring in full precision")
+        warn("low copies of the weights do not fit max_memory: measuring in full precision")
         precision = FULL_PRECISION
     return plan, precision
 

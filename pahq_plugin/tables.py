@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from pahq_plugin.errors import printable
 
-BAR_WIDTH = 24
+BAR_WIDTH, LEAST_BAR = 24, 4
+"""Of the longest bar in characters; what is shorter says nothing."""
 
 
 def print_record(record: dict[str, Any], stats: dict[str, Any], top: int) -> None:
     """Print a result: a summary, its ``top`` strongest edges, its busiest nodes, what it cost."""
-    console = Console(highlight=False, markup=False)
-    console.print(summary(record), style="bold")
+    Console(highlight=False, markup=False).print(record_view(record, stats, top))
+
+
+def record_view(record: dict[str, Any], stats: dict[str, Any], top: int) -> Group:
+    """What `print_record` prints, for any console of rich."""
+    parts: list[RenderableType] = [Text(summary(record), style="bold")]
     kept = strongest(record["decisions"])
     if kept and top:
-        console.print(edge_table(kept, top, bool(record["settings"].get("scored"))))
-        console.print(f"Busiest nodes: {busiest(kept)}")
-    if stats:
-        console.print(cost(stats))
+        parts.append(EdgeTable(kept, top, bool(record["settings"].get("scored"))))
+        parts.append(Text(f"Busiest nodes: {busiest(kept)}"))
+    parts += [Text(line) for line in (loss_line(record), cost(stats) if stats else "") if line]
+    return Group(*parts)
 
 
 def summary(record: dict[str, Any]) -> str:
@@ -51,22 +59,49 @@ def label(entry: dict[str, Any]) -> str:
     return printable(entry["edge"]) + position
 
 
-def edge_table(kept: list[dict[str, Any]], top: int, scored: bool) -> Table:
-    """The strongest edges with their effects as numbers and bars."""
-    title = f"Strongest {min(top, len(kept))} of {len(kept):,} kept edges"
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("#", justify="right", style="dim")
-    table.add_column("edge", no_wrap=True)
-    table.add_column("score" if scored else "effect", justify="right")
-    table.add_column("", no_wrap=True)
-    if not scored:
-        table.add_column("decided on")
-    largest = abs(kept[0]["effect"]) or 1.0
-    for rank, entry in enumerate(kept[:top], start=1):
-        bar = "█" * max(1, round(BAR_WIDTH * abs(entry["effect"]) / largest))
-        row = [str(rank), label(entry), f"{entry['effect']:.3g}", bar]
-        table.add_row(*row, *([] if scored else ["FP32" if entry["exact"] else "screened"]))
-    return table
+class EdgeTable:
+    """The strongest edges with their effects as numbers and bars, as wide as the console allows.
+
+    Names are never cut where the console has room for them alone: bars get shorter, then they go, then
+    what an edge was decided on.
+    """
+
+    def __init__(self, kept: list[dict[str, Any]], top: int, scored: bool) -> None:
+        self._kept, self._top, self._scored = kept, top, scored
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        shown = self._kept[: self._top]
+        name = max(cell_len(label(entry)) for entry in shown)
+        number = max(len(f"{entry['effect']:.3g}") for entry in shown)
+        decided = 0 if self._scored else len("decided on") + 3
+        spare = options.max_width - (name + max(number, len("effect")) + len(str(len(shown))) + 10)
+        bar = min(BAR_WIDTH, spare - decided - 3)
+        yield self._table(shown, max(bar, 0) if bar >= LEAST_BAR else 0, 0 < decided <= spare)
+
+    def _table(self, shown: list[dict[str, Any]], bar: int, decided: bool) -> Table:
+        """
+        Args:
+            bar: width of the longest bar; 0 for none.
+            decided: whether there is room to say what each was decided on.
+        """
+        title = f"Strongest {len(shown)} of {len(self._kept):,} kept edges"
+        table = Table(title=title, title_justify="left", title_style="bold")
+        table.add_column("#", justify="right", style="dim")
+        table.add_column("edge", no_wrap=True)
+        table.add_column("score" if self._scored else "effect", justify="right", no_wrap=True)
+        if bar:
+            table.add_column("", no_wrap=True)
+        if decided:
+            table.add_column("decided on", no_wrap=True)
+        largest = abs(shown[0]["effect"]) or 1.0
+        for rank, entry in enumerate(shown, start=1):
+            row = [str(rank), Text(label(entry)), f"{entry['effect']:.3g}"]
+            if bar:
+                row.append("█" * max(1, round(bar * abs(entry["effect"]) / largest)))
+            if decided:
+                row.append("FP32" if entry["exact"] else "screened")
+            table.add_row(*row)
+        return table
 
 
 def busiest(kept: list[dict[str, Any]], count: int = 8) -> str:
@@ -83,6 +118,20 @@ def busiest(kept: list[dict[str, Any]], count: int = 8) -> str:
 
 def _by_count(item: tuple[str, int]) -> tuple[int, str]:
     return (-item[1], item[0])
+
+
+def loss_line(record: dict[str, Any]) -> str:
+    """One line: by how much the loss rose as edges were removed, the sum of their effects; empty for a
+    method that scores edges, whose scores are no changes of a loss."""
+    settings = record["settings"]
+    removed = [entry for entry in record["decisions"] if not entry["kept"]]
+    if settings.get("scored") or not removed:
+        return ""
+    about = "" if all(entry["exact"] for entry in removed) else "about "
+    change = math.fsum(entry["effect"] for entry in removed)
+    return printable(
+        f"Removing the other {len(removed):,} edges adds {about}{change:.3g} to {settings['metric']}"
+    )
 
 
 def cost(stats: dict[str, Any]) -> str:
@@ -113,7 +162,7 @@ def print_examination(found: dict[str, Any]) -> None:
     versions.add_column("package")
     versions.add_column("version")
     for name, version in found["versions"].items():
-        versions.add_row(name, version or "[red]missing[/red]")
+        versions.add_row(name, Text(version or "not installed", style="" if version else "dim"))
     console.print(versions)
     formats = Table(title=f"Number formats on {found['device']}", title_justify="left",
                     title_style="bold")  # fmt: skip
@@ -123,7 +172,16 @@ def print_examination(found: dict[str, Any]) -> None:
     for name, fast in found["formats"].items():
         formats.add_row(name, "yes" if fast else "no", found["kernels"].get(name, ""))
     console.print(formats)
-    console.print("Screening computes every format in FP32 arithmetic, exact in its numerics, so far.")
+    console.print(
+        "A format without a kernel is computed in FP32: exact in its numerics, and not faster."
+    )
     console.print(f"Default precision here: {found['default_precision']}")
+    uses = Table(title="What for, and what it takes", title_justify="left", title_style="bold")
+    for name in ("use", "ready", "takes"):
+        uses.add_column(name)
+    for entry in found["uses"]:
+        ready = {True: "yes", False: "no", None: "not tried"}[entry["ready"]]
+        uses.add_row(entry["use"], ready, Text("" if entry["ready"] else entry["takes"]))
+    console.print(uses)
     for advice in found["advice"]:
         console.print(f"- {advice}", markup=False)

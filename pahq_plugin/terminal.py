@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
 
-from pahq_plugin.errors import PahqError, one_line
+from pahq_plugin.errors import PahqError, PahqWarning, one_line
+from pahq_plugin.notices import OWN
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -17,41 +20,63 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a file that is the
 
 
 class one_line_errors:
-    """A context that turns an error raised on purpose into one line and exit code 1."""
+    """A context that turns an error raised on purpose into one line and exit code 1.
+
+    Inside it, warnings and log lines of this package are one line each on standard error, and those
+    of other libraries are not printed.
+    """
 
     def __init__(self, debug: bool) -> None:
         self._debug = debug
+        self._handler = _OneLine(logging.WARNING)
 
     def __enter__(self) -> None:
-        _quieten()
+        logging.getLogger().setLevel(logging.ERROR)
+        for name in OWN:
+            logging.getLogger(name).setLevel(logging.WARNING)
+            logging.getLogger(name).addHandler(self._handler)
+        warnings.filterwarnings("ignore", module=r"(?!pahq_plugin)")
+        warnings.filterwarnings("always", category=PahqWarning)
+        self._showwarning = warnings.showwarning
+        warnings.showwarning = self._warning
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, traceback: Any) -> None:
+        warnings.showwarning = self._showwarning
+        for name in OWN:
+            logging.getLogger(name).removeHandler(self._handler)
         if error is None or self._debug or isinstance(error, (typer.Exit, SystemExit)):
             return
         if isinstance(error, KeyboardInterrupt):
-            typer.secho("interrupted", err=True)
+            complain("interrupted", style="")
             raise typer.Exit(130) from None
         if isinstance(error, (PahqError, OSError, MemoryError)):
             message = str(error) if isinstance(error, PahqError) else one_line(error)
-            message = message or type(error).__name__
-            typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+            complain(f"error: {message or type(error).__name__}")
             raise typer.Exit(1) from None
-        typer.secho(
-            f"error: unexpected {type(error).__name__}: {one_line(error)}; --debug shows where",
-            fg=typer.colors.RED,
-            err=True,
-        )
+        complain(f"error: unexpected {type(error).__name__}: {one_line(error)}; --debug shows where")
         raise typer.Exit(2) from None
 
+    def _warning(self, message: Any, category: type[Warning], *where: Any, **others: Any) -> None:
+        if issubclass(category, PahqWarning):
+            complain(f"warning: {message}", style="yellow")
+        else:
+            self._showwarning(message, category, *where, **others)
 
-def _quieten() -> None:
-    """Keep the log lines of libraries out of the tables."""
-    import logging
-    import warnings
 
-    logging.getLogger().setLevel(logging.ERROR)
-    logging.getLogger("pahq_plugin").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module=r"(?!pahq_plugin)")
+class _OneLine(logging.Handler):
+    """Log records as lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(f"{record.levelname.lower()}: {record.getMessage()}", style="yellow")
+
+
+def complain(line: str, style: str = "red") -> None:
+    """One line on standard error, coloured as rich colours: on a terminal, ``NO_COLOR`` unset, or where
+    ``FORCE_COLOR`` asks for it."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    console.print(line, style=style, soft_wrap=True)
 
 
 def print_json(record: object) -> None:

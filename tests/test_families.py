@@ -4,6 +4,9 @@ full host forwards on both engines, exports, mixed precision, and the model give
 from __future__ import annotations
 
 import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,19 @@ def adapted(family: str, positional: bool = False, **changes: Any) -> PatchableM
     return pahq.adapt(family_model(family, **changes), seq_len=LENGTH if positional else None)
 
 
+@contextmanager
+def heard() -> Iterator[list[warnings.WarningMessage]]:
+    """The plugin's warnings; any other is an error, as everywhere."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("error")
+        warnings.simplefilter("always", pahq.PahqWarning)
+        yield said
+
+
+def text(said: list[warnings.WarningMessage]) -> str:
+    return "\n".join(str(one.message) for one in said)
+
+
 def search(
     model: PatchableModel,
     family: str,
@@ -99,18 +115,19 @@ def same(before: dict[str, Any], after: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize(("family", "ablation", "positional"), grid())
 def test_every_decision_is_that_of_full_host_forwards(
-    family: str, ablation: AblationType, positional: bool, caplog: pytest.LogCaptureFixture
+    family: str, ablation: AblationType, positional: bool
 ) -> None:
     """Searches that take the same decisions are replayed once."""
     at, model = THRESHOLDS[positional], adapted(family, positional)
     before, replayed = state(model), set[tuple[Any, ...]]()
     for engine in ("incremental", "host"):
         for method in ("acdc", "pahq"):
-            caplog.clear()
-            result = search(model, family, method, engine, positional, threshold=at, ablation=ablation)
+            with heard() as said:
+                options: dict[str, Any] = {"threshold": at, "ablation": ablation}
+                result = search(model, family, method, engine, positional, **options)
             used = "host" if family in ON_THE_HOST else engine
             assert result.settings["engine"] == used
-            assert (used == engine) == (ON_THE_HOST.get(family, "none") not in caplog.text)
+            assert (used == engine) == (ON_THE_HOST.get(family, "none") not in text(said))
             assert same(before, state(model))
             taken = tuple((decision.edge, decision.kept) for decision in result.decisions)
             if taken in replayed:
@@ -174,16 +191,15 @@ HALF = [
 
 
 @pytest.mark.parametrize(("family", "dtype"), HALF)
-def test_models_in_half_precision_are_searched_in_their_own(
-    family: str, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_models_in_half_precision_are_searched_in_their_own(family: str, dtype: torch.dtype) -> None:
     """Exact effects of the host's own forwards, bit for bit."""
     model = adapted(family, dtype=dtype)
     before = state(model)
     for method in ("acdc", "pahq"):
-        result = search(model, family, method, "incremental", threshold=0.01)
+        with heard() as said:
+            result = search(model, family, method, "incremental", threshold=0.01)
         assert result.settings["engine"] == "host"
-        assert f"weights in {dtype}" in caplog.text or family in ON_THE_HOST
+        assert f"weights in {dtype}" in text(said) or family in ON_THE_HOST
         report = replay(model, family_loader(), result.decisions, threshold=0.01)
         assert report.agrees, report
         assert 0.02 <= report.share_kept <= 0.6, report

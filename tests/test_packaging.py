@@ -29,6 +29,8 @@ NEEDED = (
     f"{BUNDLED}/MODEL_CARD.md",
     "pahq_exporters/__init__.py",
     "pahq_exporters/py.typed",
+    "pahq_plugin/schemas/discover.json",
+    "pahq_exporters/schemas/run.json",
 )
 MIB = 2**20
 

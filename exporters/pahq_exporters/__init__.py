@@ -13,6 +13,7 @@ use, so that a patching run needs nothing of what an export needs.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ _HOMES = {
 }
 
 __all__ = ["OnnxPatcher", "export_onnx", "read_graph_json", "write_graph_json"]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # quiet unless an application asks
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pahq_plugin import completion as known
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.terminal import Debug, Json, one_line_errors, print_json
 
@@ -15,23 +16,30 @@ if TYPE_CHECKING:
 
 
 def export(
-    problem: Annotated[str, typer.Argument(help="A problem whose model to export.")],
+    problem: Annotated[str, known.argument(known.PROBLEMS, "A problem whose model to export.")],
     path: Annotated[Path, typer.Argument(help="File to write: .onnx, or .json with --result.")],
     model: Annotated[str | None, typer.Option(help="A TransformerLens model name.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")] = None,
-    graph: Annotated[str, typer.Option(help="dense: sets of edges; sweep: single edges.")] = "dense",
-    low: Annotated[str, typer.Option(help="Number format of heads.")] = "fp8_e4m3",
+    graph: Annotated[
+        str, known.option(("dense", "sweep"), "dense: sets of edges; sweep: single edges.")
+    ] = "dense",
+    low: Annotated[str, known.option(known.FORMATS, "Number format of heads.")] = "fp8_e4m3",
     mlp: Annotated[
-        str | None, typer.Option(help="Number format of MLPs; default: that of heads.")
+        str | None, known.option(known.FORMATS, "Number format of MLPs; default: that of heads.")
     ] = None,
-    scale: Annotated[str, typer.Option(help="row, head, tensor or none.")] = "row",
-    activations: Annotated[str, typer.Option(help="high, or low: round activations, too.")] = "high",
+    scale: Annotated[str, known.option(known.SCALES, "row, head, tensor or none.")] = "row",
+    activations: Annotated[
+        str, known.option(("high", "low"), "high, or low: round activations, too.")
+    ] = "high",
     policy: Annotated[
-        str, typer.Option(help="investigated_head, uniform or full.")
+        str,
+        known.option((*known.POLICIES[:1], *known.POLICIES[2:4]), "investigated_head, uniform or full."),
     ] = "investigated_head",
     head: Annotated[str | None, typer.Option(help="LAYER.HEAD that is in FP32 for good.")] = None,
     start_layer: Annotated[int, typer.Option(help="Block that the graph starts with.")] = 0,
-    positions: Annotated[str, typer.Option(help="all, or model: where its output slice looks.")] = "all",
+    positions: Annotated[
+        str, known.option(("all", "model"), "all, or model: where its output slice looks.")
+    ] = "all",
     check: Annotated[bool, typer.Option("--check", help="Compare with PyTorch, and validate.")] = False,
     result: Annotated[
         Path | None, typer.Option(help="Saved result whose circuit to write, as EAP-IG graph JSON.")
@@ -108,8 +116,12 @@ def run(
     each: Annotated[bool, typer.Option(help="Each edge alone instead of all together.")] = False,
     head: Annotated[str, typer.Option(help="auto, none or LAYER.HEAD: the head in FP32.")] = "auto",
     limit: Annotated[int | None, typer.Option(help="How many prompts to take.", min=1)] = None,
-    mode: Annotated[str, typer.Option(help="speed, or memory: one byte a weight.")] = "speed",
-    provider: Annotated[list[str] | None, typer.Option(help="cpu, cuda or tensorrt.")] = None,
+    mode: Annotated[
+        str, known.option(("speed", "memory"), "speed, or memory: one byte a weight.")
+    ] = "speed",
+    provider: Annotated[
+        list[str] | None, known.option(("cpu", "cuda", "tensorrt"), "cpu, cuda or tensorrt.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of one operation.")] = None,
     as_json: Json = False,
     debug: Debug = False,

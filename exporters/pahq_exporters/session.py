@@ -9,7 +9,6 @@ dequantised weights into integer ones, which changes the numbers.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Sequence
@@ -17,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pahq_plugin.errors import ConfigError, ExportError, one_line
+from pahq_plugin.notices import warn
 
 if TYPE_CHECKING:
     import onnxruntime
-
-log = logging.getLogger(__name__)
 
 MODES = ("speed", "memory")
 PROVIDERS = {
@@ -127,10 +125,9 @@ def _names(providers: Sequence[str] | None, available: Sequence[str]) -> list[st
 def _say_what_we_got(session: Any, wanted: Sequence[str]) -> None:
     """The wheel lists providers that do not work here, and falls back without an error."""
     if wanted[0] not in session.get_providers():
-        log.warning(
-            "%s did not load (driver or libraries missing); running on %s",
-            wanted[0],
-            session.get_providers()[0],
+        warn(
+            f"{wanted[0]} did not load (driver or libraries missing); "
+            f"running on {session.get_providers()[0]}"
         )
 
 

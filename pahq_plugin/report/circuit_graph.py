@@ -8,7 +8,8 @@ from dataclasses import asdict
 from string import Template
 from typing import Any
 
-from pahq_plugin.report.nodes import ends, layout
+from pahq_plugin.labels import ends
+from pahq_plugin.report.nodes import layout
 from pahq_plugin.report.page import asset, json_text, page, scripts
 from pahq_plugin.report.scale import EffectScale
 from pahq_plugin.tables import label, strongest, summary

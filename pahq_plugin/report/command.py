@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pahq_plugin import completion as known
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.launch import launched
-from pahq_plugin.terminal import Debug, Json, one_line_errors, print_json
+from pahq_plugin.terminal import Debug, Json, complain, one_line_errors, print_json
 
 if TYPE_CHECKING:
     from pahq_plugin.compare.plan import Plan
@@ -21,11 +22,15 @@ DEFAULT_METHODS = ("pahq", "acdc", "pahq-paper", "rtn-q", "eap", "eap-ig", "act-
 
 
 def compare(
-    problems: Annotated[list[str] | None, typer.Argument(help="Problems, for example ioi.")] = None,
+    problems: Annotated[
+        list[str] | None, known.argument(known.PROBLEMS, "Problems, for example ioi.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="A TOML file with problems, methods, ...")] = None,
-    profile: Annotated[str | None, typer.Option(help="A plan that comes along: reduced, full.")] = None,
+    profile: Annotated[
+        str | None, known.option(known.PROFILES, "A plan that comes along: reduced, full.")
+    ] = None,
     methods: Annotated[
-        str | None, typer.Option(help="pahq,acdc,eap,..., host keys, pahq@int8; or all.")
+        str | None, known.list_option(known.COMPARED, "pahq,acdc,eap,..., host keys, pahq@int8; or all.")
     ] = None,
     thresholds: Annotated[str | None, typer.Option(help="Of searches, for example 0.01,0.001.")] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds of prompts.", min=1)] = 1,
@@ -35,7 +40,7 @@ def compare(
     positional: Annotated[bool, typer.Option(help="Edges at each token position.")] = False,
     batches: Annotated[int, typer.Option(help="Batches to search with; 0 for all.")] = 1,
     test_batches: Annotated[int, typer.Option(help="Held-out batches to judge with; 0: all.")] = 0,
-    ablation: Annotated[str, typer.Option(help="What a patched edge carries.")] = "resample",
+    ablation: Annotated[str, known.option(known.ABLATIONS, "What a patched edge carries.")] = "resample",
     out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("runs/compare"),
     processes: Annotated[int, typer.Option(help="Runs at a time; 1 for clean timings.", min=1)] = 1,
     threads: Annotated[int, typer.Option(help="Threads of each run.", min=1)] = 1,
@@ -146,5 +151,5 @@ def _tell(report: Report, out: Path, outcome: Outcome, as_json: bool) -> None:
     for label, reason in outcome.refused.items():
         typer.echo(f"not possible: {label}: {reason}")
     for label, reason in outcome.failed.items():
-        typer.secho(f"failed: {label}: {reason}", fg=typer.colors.RED, err=True)
+        complain(f"failed: {label}: {reason}")
     typer.echo(f"report: {page}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pahq_plugin.report.nodes import Node, NodeKind, ends, layout
+from pahq_plugin.labels import NodeKind, ends
+from pahq_plugin.report.nodes import Node, layout
 from pahq_plugin.report.scale import EffectScale
 from pahq_plugin.tables import label, strongest, summary
 

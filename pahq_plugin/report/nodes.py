@@ -1,8 +1,7 @@
-"""The nodes behind edge labels, and where a picture of the circuit puts them.
+"""Where a picture of the circuit puts the nodes behind edge labels.
 
-Results hold labels such as ``"A0.1->A1.3.Q"``, so that nothing here needs a model. Queries, keys and
-values are inputs of one head node. Positions follow from all edges of a model, kept or not: a head
-stands at the same place in every circuit of that model, and two pictures can be laid side by side.
+Positions follow from all edges of a model, kept or not: a head stands at the same place in every
+circuit of that model, and two pictures can be laid side by side.
 """
 
 from __future__ import annotations
@@ -11,33 +10,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from typing import Literal, NamedTuple
 
 from pahq_plugin.errors import ResultError
-
-NodeKind = Literal["head", "mlp", "input", "output", "other"]
-
-INPUT, OUTPUT = "Resid Start", "Resid End"
-NUMBER = r"[0-9]{1,6}"
-"""Indices of blocks and heads; a longer one is part of a name like any other."""
-
-HEAD = re.compile(rf"A({NUMBER})\.({NUMBER})")
-MLP = re.compile(rf"MLP ({NUMBER})")
-DESTINATION = re.compile(rf"(A{NUMBER}\.{NUMBER})\.([QKV])")
+from pahq_plugin.labels import HEAD, INPUT, Ends, NodeKind, block_of, ends, kind_of
 
 ROW_HEIGHT = 74
 NODE_GAP = 24
 LONGEST_LABEL = 18
 LETTER_WIDTH = 8
 LEAST_WIDTH: dict[NodeKind, int] = {"head": 50, "mlp": 74, "input": 106, "output": 98, "other": 50}
-
-
-class Ends(NamedTuple):
-    """Where an edge starts and ends; ``slot`` is Q, K or V where the head's inputs are separate."""
-
-    source: str
-    destination: str
-    slot: str | None
 
 
 @dataclass(frozen=True)
@@ -51,22 +32,6 @@ class Node:
     x: float
     y: float
     width: int
-
-
-def ends(label: str) -> Ends:
-    """``"A0.1->A1.3.Q"`` as source node, destination node and slot."""
-    source, _, destination = label.partition("->")
-    match = DESTINATION.fullmatch(destination)
-    return Ends(source, match[1], match[2]) if match else Ends(source, destination, None)
-
-
-def kind_of(name: str) -> NodeKind:
-    """What part of a transformer has that name; ``"other"`` for names of other models."""
-    if HEAD.fullmatch(name):
-        return "head"
-    if MLP.fullmatch(name):
-        return "mlp"
-    return "input" if name == INPUT else "output" if name == OUTPUT else "other"
 
 
 def layout(labels: Iterable[str]) -> list[Node]:
@@ -134,12 +99,6 @@ def _placed(places: dict[str, tuple[int, float]]) -> list[Node]:
              places[name][1], -ROW_HEIGHT * places[name][0], _width(name))
         for name in order
     ]  # fmt: skip
-
-
-def block_of(name: str) -> int | None:
-    """Index of the transformer block that holds a head or an MLP."""
-    match = HEAD.fullmatch(name) or MLP.fullmatch(name)
-    return int(match[1]) if match else None
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from pahq_plugin.labels import ends
 from pahq_plugin.report.dot import circuit_dot, quoted
-from pahq_plugin.report.nodes import ends
 from tests.helpers.records import acyclic_records, decision, random_record, record_of
 
 TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|->|[{}\[\];,=]|#?[\w.+-]+)', re.DOTALL)

@@ -1,0 +1,26 @@
+"""What a user should know and no error is: warnings, at the line of theirs that led to it.
+
+Everything else is said through ``logging``, to the loggers below ``pahq_plugin``, which print nothing
+unless an application asks for it.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+from pahq_plugin.errors import PahqWarning, printable
+
+OWN = frozenset({"pahq_plugin", "pahq_exporters"})
+
+
+def warn(message: str) -> None:
+    """Warn whoever called into this package, with `PahqWarning`."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _package(frame.f_globals) in OWN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(printable(message), PahqWarning, stacklevel=level)
+
+
+def _package(module: dict[str, object]) -> str:
+    return str(module.get("__name__", "")).partition(".")[0]
