@@ -1,4 +1,4 @@
-"""Every command and code block of the pages runs, and what cannot run here is right as far as can be seen."""
+"""Every command and code block of the pages runs; what cannot is right as far as can be seen."""
 
 from __future__ import annotations
 

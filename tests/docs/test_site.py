@@ -82,9 +82,8 @@ def broken(file: Path, pages: dict[Path, Page]) -> Iterator[str]:
         if parts.scheme or parts.netloc:
             continue
         goal = (file.parent / unquote(parts.path)).resolve() if parts.path else file
-        if not goal.exists():
-            yield link
-        elif parts.fragment and goal in pages and parts.fragment not in pages[goal].anchors:
+        lost = parts.fragment and goal in pages and parts.fragment not in pages[goal].anchors
+        if lost or not goal.exists():
             yield link
 
 

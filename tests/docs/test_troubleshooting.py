@@ -30,6 +30,12 @@ def test_every_message_has_an_entry() -> None:
     assert not missing, "\n".join(f"{m.where} {m.kind}: {m.text}" for m in missing)
 
 
+def test_messages_without_words_pass_on_those_of_others() -> None:
+    """A message that is a variable would have none to look up: write it where it is raised."""
+    wordless = {message.text for message in messages() if is_told_elsewhere(message)}
+    assert wordless <= {GAP, "…: …", "at edge …: …", "prompt …: …", "no …"}
+
+
 def test_every_entry_is_of_a_message() -> None:
     found = messages()
     stale = [entry for entry in entries(PAGE) if not any(explains(entry, m) for m in found)]
