@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.docs.markdown import anchors, links, name_of, pages, slug
+from tests.docs.markdown import REPOSITORY, anchors, links, name_of, pages, slug
 
 ELSEWHERE = ("http://", "https://", "mailto:")
 
@@ -29,6 +30,19 @@ def broken(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", pages(), ids=name_of)
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert broken(page) == []
+
+
+def test_tests_and_sources_that_pages_name_exist() -> None:
+    found = 0
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        for path, name in re.findall(
+            r"`((?:tests|pahq_plugin|benchmarks)/[\w/]+\.py)(?:::(\w+))?`", text
+        ):
+            source = (REPOSITORY / path).read_text(encoding="utf-8")
+            assert not name or f"def {name}(" in source, f"{name_of(page)}: {path}::{name}"
+            found += bool(name)
+    assert found > 5
 
 
 def test_broken_links_are_seen(tmp_path: Path) -> None:
