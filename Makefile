@@ -13,7 +13,7 @@ PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo report report-full notebooks test test-full fuzz check clean
+.PHONY: help install demo report report-full notebooks test test-full fuzz check clean docs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ install: $(STAMP) ## make .venv and install the project into it
 demo: $(STAMP) ## find the IOI circuit of the bundled model and show it
 	HF_HUB_OFFLINE=1 $(BIN)/pahq discover ioi --out runs/demo --force
 	HF_HUB_OFFLINE=1 $(BIN)/pahq show runs/demo
+
+docs: $(STAMP) ## build the documentation: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 report: $(STAMP) ## compare all methods, reduced (minutes on two cores): runs/report/report.html
 	HF_HUB_OFFLINE=1 $(BIN)/pahq compare --profile reduced --processes $(JOBS) --out runs/report
@@ -49,7 +52,7 @@ check: $(STAMP) ## lint, formatting, types, direction of imports
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
 clean: ## remove .venv, caches and builds (not runs/)
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that an interrupted install is done again.
