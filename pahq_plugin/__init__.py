@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pahq_plugin.discovery import discover
     from pahq_plugin.errors import PahqError
     from pahq_plugin.host.adapt import adapt
+    from pahq_plugin.host.hugging_face import from_hugging_face
     from pahq_plugin.registry import register
     from pahq_plugin.result import Decision, Discovery
     from pahq_plugin.zoo import Problem, load_problem
@@ -27,6 +28,7 @@ _HOMES = {
     "discover": "discovery",
     "PahqError": "errors",
     "adapt": "host.adapt",
+    "from_hugging_face": "host.hugging_face",
     "methods": "catalogue",
     "register": "registry",
     "Decision": "result",
@@ -44,6 +46,7 @@ __all__ = [
     "Problem",
     "adapt",
     "discover",
+    "from_hugging_face",
     "load_problem",
     "methods",
     "mixed_precision",

@@ -31,7 +31,7 @@ app = typer.Typer(
 @app.command()
 def discover(
     problem: Annotated[str, typer.Argument(help="A bundled problem, for example ioi.")],
-    model: Annotated[str | None, typer.Option(help="A TransformerLens model name.")] = None,
+    model: Annotated[str | None, typer.Option(help="A TransformerLens name, or a folder.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")] = None,
     method: Annotated[str, typer.Option(help="pahq, acdc, eap, ... or a host key.")] = "pahq",
     threshold: Annotated[float, typer.Option(help="Edges of a smaller effect go.")] = 0.01,

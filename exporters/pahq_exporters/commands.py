@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def export(
     problem: Annotated[str, typer.Argument(help="A problem whose model to export.")],
     path: Annotated[Path, typer.Argument(help="File to write: .onnx, or .json with --result.")],
-    model: Annotated[str | None, typer.Option(help="A TransformerLens model name.")] = None,
+    model: Annotated[str | None, typer.Option(help="A TransformerLens name, or a folder.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")] = None,
     graph: Annotated[str, typer.Option(help="dense: sets of edges; sweep: single edges.")] = "dense",
     low: Annotated[str, typer.Option(help="Number format of heads.")] = "fp8_e4m3",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pahq_plugin.errors import ModelError, ProblemError
 from pahq_plugin.host.adapt import OutputSlice, adapt
+from pahq_plugin.host.hugging_face import hooked_model
 from pahq_plugin.host.types import Edge, PatchableModel, PromptDataLoader
 
 if TYPE_CHECKING:
@@ -78,8 +79,14 @@ def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
     except ValueError as error:
         raise ProblemError(
             f"no model {name!r}; give a name from TransformerLens' list, such as gpt2 or "
-            "pythia-70m (transformer_lens.loading.OFFICIAL_MODEL_NAMES)"
+            "pythia-70m (transformer_lens.loading.OFFICIAL_MODEL_NAMES), or a folder that holds a "
+            "Hugging Face model"
         ) from error
+    if Path(official).is_dir():
+        raise ProblemError(
+            f"{name!r} is the hub's {official} and a folder here; pass ./{official} for the folder, or "
+            "start in another folder for the hub's"
+        )
     try:
         model = HookedTransformer.from_pretrained(
             name,
@@ -93,6 +100,31 @@ def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
             f"the model {name!r} could not be loaded ({type(error).__name__}): {_hub_advice()}"
         ) from error
     return _frozen(model)
+
+
+def is_folder(name: str | Path) -> bool:
+    """Whether a model is meant as a folder: a path, or the name of a folder that is none of the hub."""
+    if isinstance(name, Path) or name.startswith((".", "~", os.sep)):
+        return True
+    if not Path(name).is_dir():
+        return False
+    from transformer_lens import loading_from_pretrained
+
+    try:
+        loading_from_pretrained.get_official_model_name(name)
+    except ValueError:
+        return True
+    return False
+
+
+@_random_state_kept()
+def folder_model(folder: str | Path, device: str = "cpu") -> HookedTransformer:
+    """A Hugging Face model in a folder, processed as `hub_model` does; its tokenizer if it has one.
+
+    Raises:
+        ModelError: no such folder, or a model that cannot be converted.
+    """
+    return hooked_model(folder, process=True, device=device)
 
 
 @_random_state_kept()

@@ -70,7 +70,7 @@ def problem_names() -> list[str]:
 def load_problem(
     name: str,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     prompts: str | Path | None = None,
     batch_size: int | None = None,
     seed: int = 0,
@@ -82,8 +82,10 @@ def load_problem(
 
     Args:
         name: one of ``problem_names()``.
-        model: a model of the hub by its name in TransformerLens, such as ``"gpt2"``. None is the
-            bundled model (``docstring``: ``"attn-only-4l"``). Tracr problems take none.
+        model: a model of the hub by its name in TransformerLens, such as ``"gpt2"``, or a folder
+            with a Hugging Face model (`from_hugging_face`), ``"./gpt2"`` where a name would do for
+            both; no official circuit is known of a folder. None is the bundled model
+            (``docstring``: ``"attn-only-4l"``). Tracr problems take none.
         prompts: a prompt file in the host's JSON format in place of generated prompts, a third of
             its batches to find a circuit with. Text for the bundled model is split at white space.
         batch_size: prompts a batch; None = 8, for hub models 16, for Tracr's as in the host's
@@ -96,6 +98,7 @@ def load_problem(
 
     Raises:
         ProblemError: no such problem or model, or they do not go together.
+        ModelError: no such folder, or one whose model cannot be converted.
         PromptError: the prompt file cannot be used.
     """
     if name not in problem_names():
@@ -159,7 +162,7 @@ def _bundled_parts(
 
 def _hub_parts(
     name: str,
-    model_name: str,
+    model_name: str | Path,
     prompts: str | Path | None,
     batch_size: int | None,
     seed: int,
@@ -170,18 +173,23 @@ def _hub_parts(
 
     if prompts is None and name not in TEXT_TASKS:
         raise ProblemError(
-            f"{name} has no published prompts for the model {model_name!r}; "
+            f"{name} has no published prompts for the model {str(model_name)!r}; "
             "pass prompts=FILE, or leave model out for the bundled one"
         )
     file = None if prompts is None else read_prompts(prompts)
     batch_size = batch_size or DEFAULT_BATCH["hub"]
-    model = problems.hub_model(model_name, device)
+    if problems.is_folder(model_name):
+        model = problems.folder_model(model_name, device)
+        _check_tokenizer(model_name, model, file)
+        model_name = str(model.cfg.model_name)
+    else:
+        model = problems.hub_model(str(model_name), device)
     if file is None:
         wanted = batch_size * (TRAIN_BATCHES + TEST_BATCHES)
         file = text_prompts(name, model.tokenizer, wanted, seed, aligned=positional)
     data = _shuffled(as_token_ids(file, _hub_encoder(model)), seed)
     _check_fits(data, model.cfg.n_ctx)
-    return _Ingredients(model, model_name, data, batch_size, _batches(data, batch_size))
+    return _Ingredients(model, str(model_name), data, batch_size, _batches(data, batch_size))
 
 
 def _tracr_parts(name: str, batch_size: int | None, seed: int, device: str) -> _Ingredients:
@@ -207,8 +215,28 @@ def _tracr_parts(name: str, batch_size: int | None, seed: int, device: str) -> _
     )
 
 
+def _check_tokenizer(folder: str | Path, model: HookedTransformer, file: dict[str, Any] | None) -> None:
+    """
+    Raises:
+        PromptError: prompts are text, and the folder has no tokenizer.
+    """
+    if model.tokenizer is not None:
+        return
+    halves = ("clean", "corrupt", "answers", "wrong_answers")
+    entries = [] if file is None else file["prompts"]
+    given = [entry.get(half) for entry in entries if isinstance(entry, dict) for half in halves]
+    words = [word for value in given for word in (value if isinstance(value, list) else [value])]
+    if file is None or any(isinstance(word, str) for word in words):
+        raise PromptError(
+            f"{folder} has no tokenizer.json, and prompts are text; write one with "
+            "tokenizer.save_pretrained(FOLDER), or give prompts of token ids"
+        )
+
+
 def _hub_encoder(model: HookedTransformer) -> Encoder:
     tokenizer: Any = model.tokenizer
+    if tokenizer is None:  # of token ids alone
+        return Encoder(encode=lambda text: [], bos=None, d_vocab=model.cfg.d_vocab)
     return Encoder(
         encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         bos=tokenizer.bos_token_id,
@@ -240,9 +268,9 @@ def _check_fits(data: dict[str, Any], n_ctx: int) -> None:
         raise PromptError(f"the prompts have {length} tokens; the model reads at most {n_ctx}")
 
 
-def _refuse_for_tracr(name: str, model: str | None, prompts: str | Path | None) -> None:
+def _refuse_for_tracr(name: str, model: str | Path | None, prompts: str | Path | None) -> None:
     if model is not None:
-        raise ProblemError(f"{name} has a model of its own; leave model out (it was {model!r})")
+        raise ProblemError(f"{name} has a model of its own; leave model out (it was {str(model)!r})")
     if prompts is not None:
         raise ProblemError(f"{name} uses every prompt there is; leave prompts out")
 
