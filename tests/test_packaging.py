@@ -93,7 +93,7 @@ def test_wheel_declares_the_command(wheel: Path) -> None:
         entries.read_string(archive.read(name).decode())
     assert dict(entries["console_scripts"]) == {"pahq": "pahq_plugin.cli:main"}
     assert set(entries["pahq.engines"]) == {"onnx"}
-    assert set(entries["pahq.commands"]) == {"export", "run"}
+    assert set(entries["pahq.commands"]) == {"export", "import", "run"}
 
 
 def test_installed_wheel_finds_a_circuit_from_another_folder(wheel: Path, tmp_path: Path) -> None:

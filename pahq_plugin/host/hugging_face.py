@@ -118,7 +118,9 @@ def hooked_model(
     _check_logits(model, hooked, own_dtype)
     if tokenizer is not None:
         _give_tokenizer(hooked, tokenizer)
-    return hooked.to(device, print_details=False) if device is not None else hooked
+    if device is not None:
+        hooked.to(device, print_details=False)
+    return hooked
 
 
 # Which model it is -------------------------------------------------------------------------------
@@ -216,9 +218,11 @@ def _converted(
 
     entry, kind = ARCHITECTURES[architecture], arguments["normalization_type"]
     module = import_module(f"transformer_lens.pretrained.weight_conversions.{entry.module}")
-    folded = arguments | {"normalization_type": f"{kind}Pre"} if process else arguments
+    folded: dict[str, Any] = {**arguments, "init_weights": False}
+    if process:
+        folded["normalization_type"] = f"{kind}Pre"
     try:
-        hooked = HookedTransformer(HookedTransformerConfig(**folded, init_weights=False))
+        hooked = HookedTransformer(HookedTransformerConfig(**folded))
         state = getattr(module, entry.converter)(model, hooked.cfg)
         _load(hooked, state, process, centred=kind == "LN")
     except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError) as error:
