@@ -52,6 +52,7 @@ ORDER = (
     "engine",
     "hybrid",
     "records",
+    "card",
     "result",
     "measure",
     "search",
