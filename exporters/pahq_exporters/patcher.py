@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pahq_exporters.arrays import Array, as_array, check_length, floats, masks, token_ids
-from pahq_exporters.description import METADATA_KEY, SLOTS, from_json
+from pahq_exporters.description import METADATA_KEY, SLOTS, Description, from_json
 from pahq_exporters.heads import Heads
 from pahq_exporters.inputs import misfits
 from pahq_exporters.session import SILENT, default_threads, open_session
