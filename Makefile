@@ -13,7 +13,7 @@ PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo report report-full notebooks test test-full fuzz check clean docs
+.PHONY: help install demo report report-full notebooks test test-full fuzz check clean docs dist
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,11 @@ check: $(STAMP) ## lint, formatting, types, direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_imports.py
+
+dist: $(STAMP) ## sdist and wheel in dist/, checked
+	rm -rf dist build
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 clean: ## remove .venv, caches and builds (not runs/)
 	rm -rf $(VENV) build dist site *.egg-info .hypothesis .pytest_cache .ruff_cache

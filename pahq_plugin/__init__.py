@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pahq_plugin.discovery import discover
     from pahq_plugin.errors import PahqError, PahqWarning
     from pahq_plugin.host.adapt import adapt
+    from pahq_plugin.host.hugging_face import from_hugging_face
     from pahq_plugin.host.stored import open_model, save_model
     from pahq_plugin.registry import register
     from pahq_plugin.result import Decision, Discovery
@@ -32,6 +33,7 @@ _HOMES = {
     "adapt": "host.adapt",
     "open_model": "host.stored",
     "save_model": "host.stored",
+    "from_hugging_face": "host.hugging_face",
     "methods": "catalogue",
     "register": "registry",
     "Decision": "result",
@@ -50,6 +52,7 @@ __all__ = [
     "Problem",
     "adapt",
     "discover",
+    "from_hugging_face",
     "load_problem",
     "methods",
     "mixed_precision",
@@ -61,12 +64,14 @@ __all__ = [
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # quiet unless an application asks
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to a type checker a misspelt name would have a type, too
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

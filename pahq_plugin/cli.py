@@ -51,7 +51,8 @@ def everywhere(
 def discover(
     problem: Annotated[str, known.argument(known.PROBLEMS, "A bundled problem, for example ioi.")],
     model: Annotated[
-        str | None, typer.Option(help="A TransformerLens model name, or a folder of pahq store.")
+        str | None,
+        typer.Option(help="A TransformerLens name, or a folder (Hugging Face's, or of pahq store)."),
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")] = None,
     method: Annotated[str, known.option(known.METHODS, "pahq, acdc, eap, ... or a host key.")] = "pahq",
@@ -174,6 +175,11 @@ def show(
     compare: Annotated[
         Path | None, typer.Option(help="Folder of a result to show beside it in the picture.")
     ] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write README.md, a Hugging Face model card, beside it.")
+    ] = False,
+    license: Annotated[str | None, typer.Option(help="Of the card, such as mit.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Of the card: the hub's owner/name.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the picture in a browser.")] = False,
     force: Annotated[bool, typer.Option(help="Replace files that are there already.")] = False,
     top: Top = 20,
@@ -188,6 +194,18 @@ def show(
 
         drawing = Drawing(html=html, dot=dot, compare=compare, show=open_page, force=force)
         drawing.check(as_json)
+        if card:
+            if as_json:
+                raise ConfigError("--json prints the result; leave out --card")
+            from pahq_plugin.card import write_card
+
+            folder = result_file(result).parent
+            made = write_card(folder, license=license, base_model=base_model, force=force)
+            typer.echo(f"wrote {made}")
+            if not drawing.wanted:
+                return None
+        elif license or base_model:
+            raise ConfigError("--license and --base-model are of the card; add --card")
         if drawing.wanted:
             return drawing.write(result, say=typer.echo)
         file = result_file(result)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Group
 
+from pahq_plugin.card import card_text, write_card
 from pahq_plugin.errors import ConfigError, ResultError
 from pahq_plugin.files import installed_version, write_text
 from pahq_plugin.host import Edge, PatchableModel, PruneScores
@@ -229,6 +230,41 @@ class Discovery:
         write_text(folder / RESULT_FILE, record_text(self.record()))
         write_text(folder / RUN_FILE, json.dumps(self._run_record(), indent=2) + "\n")
         return folder
+
+    def save_card(
+        self,
+        path: str | Path,
+        *,
+        measures: Mapping[str, float] | None = None,
+        license: str | None = None,
+        base_model: str | None = None,
+        force: bool = False,
+    ) -> Path:
+        """Write ``README.md``, a Hugging Face model card, beside the saved result and return its path.
+
+        A folder that holds no result yet gets this one, so that it can be uploaded as it is.
+
+        Args:
+            path: the folder.
+            measures: numbers that judge the circuit, such as ``{"faithfulness": 0.96}``, by name.
+            license: of the result, as the hub names it, such as ``mit``; ``None`` leaves it open.
+            base_model: name on the hub of the model; ``None`` for the model's own, if it is one.
+            force: whether a result and a ``README.md`` that are there are replaced.
+
+        Raises:
+            ConfigError: there is a ``README.md``, or an argument that no card can hold.
+            ResultError: the folder holds another result, or is a file.
+        """
+        folder, own = Path(path), self.record()
+        there = folder / RESULT_FILE
+        if there.is_file() and not force and read_record(there) != json.loads(record_text(own)):
+            raise ResultError(
+                f"{folder} holds another result; name another folder, or replace it with force"
+            )
+        card_text(own, measures or {}, license, base_model)  # nothing is saved if it cannot be written
+        if force or not there.is_file():
+            self.save(folder)
+        return write_card(folder, measures=measures, license=license, base_model=base_model, force=force)
 
     @staticmethod
     def load(path: str | Path, model: PatchableModel) -> Discovery:

@@ -61,6 +61,7 @@ ORDER = (
     "hybrid",
     "records",
     "views",
+    "card",
     "result",
     "measure",
     "search",

@@ -1,4 +1,5 @@
-"""The wheel holds what it needs and works, in an environment of its own, from another folder."""
+"""Wheel and sdist hold what they need; the wheel works with each Python there is, in an environment of
+its own, from another folder."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Sequence
 from configparser import ConfigParser
@@ -32,6 +34,8 @@ NEEDED = (
     "pahq_plugin/schemas/discover.json",
     "pahq_exporters/schemas/run.json",
 )
+NOTICES = ("LICENSE", "THIRD_PARTY.md", "CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md")
+PYTHONS = ("3.11", "3.12", "3.13")
 MIB = 2**20
 
 
@@ -63,7 +67,7 @@ def members(wheel: Path) -> Sequence[str]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from the source distribution of a copy: the checkout stays as it is."""
     copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
+    for file in ("pyproject.toml", "README.md", "MANIFEST.in", "constraints.txt", *NOTICES):
         shutil.copy(REPOSITORY / file, copy)
     unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for package in ("pahq_plugin", "exporters"):
@@ -83,6 +87,19 @@ def test_wheel_holds_what_it_needs(wheel: Path) -> None:
     assert sorted(sources - set(names)) == []
 
 
+def test_both_carry_their_notices(wheel: Path) -> None:
+    """And `twine check --strict` finds nothing: the description renders, the metadata is whole."""
+    names = members(wheel)
+    for notice in NOTICES[:2]:
+        assert any(name.endswith(f".dist-info/licenses/{notice}") for name in names), notice
+    (sdist,) = wheel.parent.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert [notice for notice in NOTICES if notice not in inside] == []
+    shown = run(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist, folder=wheel.parent)
+    assert shown.count("PASSED") == 2, shown
+
+
 def test_wheel_stays_small(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         assert archive.getinfo(f"{BUNDLED}/model.safetensors").file_size <= 15 * MIB
@@ -95,13 +112,33 @@ def test_wheel_declares_the_command(wheel: Path) -> None:
         entries.read_string(archive.read(name).decode())
     assert dict(entries["console_scripts"]) == {"pahq": "pahq_plugin.cli:main"}
     assert set(entries["pahq.engines"]) == {"onnx"}
-    assert set(entries["pahq.commands"]) == {"export", "run"}
+    assert set(entries["pahq.commands"]) == {"export", "import", "run"}
 
 
-def test_installed_wheel_finds_a_circuit_from_another_folder(wheel: Path, tmp_path: Path) -> None:
+def interpreter(version: str) -> str | None:
+    """A Python of that version: on the path, or one of pyenv's."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    there = sorted(str(path) for path in pyenv.glob(f"{version}.*/bin/python{version}"))
+    for candidate in (shutil.which(f"python{version}"), *there):
+        if candidate is None:
+            continue
+        asked = [candidate, "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"]
+        done = subprocess.run(asked, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode == 0 and done.stdout.strip() == version:
+            return candidate
+    return None
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_installed_wheel_finds_a_circuit_from_another_folder(
+    version: str, wheel: Path, tmp_path: Path
+) -> None:
+    python_there = interpreter(version)
+    if python_there is None:
+        pytest.skip(f"no Python {version} on this machine")
     environment, elsewhere = tmp_path / "venv", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    run(sys.executable, "-m", "venv", environment, folder=elsewhere)
+    run(python_there, "-m", "venv", environment, folder=elsewhere)
     constraints = REPOSITORY / "constraints.txt"
     python = environment / "bin" / "python"
     run(python, "-m", "pip", "install", "-q", "-c", constraints, wheel, folder=elsewhere)

@@ -19,27 +19,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pahq_exporters.export import export_onnx
-    from pahq_exporters.interchange import read_graph_json, write_graph_json
+    from pahq_exporters.interchange import GraphJson, read_graph_json, write_graph_json
     from pahq_exporters.patcher import OnnxPatcher
 
 _HOMES = {
     "export_onnx": "export",
+    "GraphJson": "interchange",
     "OnnxPatcher": "patcher",
     "read_graph_json": "interchange",
     "write_graph_json": "interchange",
 }
 
-__all__ = ["OnnxPatcher", "export_onnx", "read_graph_json", "write_graph_json"]
+__all__ = ["GraphJson", "OnnxPatcher", "export_onnx", "read_graph_json", "write_graph_json"]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # quiet unless an application asks
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to a type checker a misspelt name would have a type, too
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

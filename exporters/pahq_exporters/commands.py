@@ -1,4 +1,4 @@
-"""The commands ``pahq export`` and ``pahq run``, found through the entry points ``pahq.commands``."""
+"""``pahq export``, ``pahq import`` and ``pahq run``, found through entry points ``pahq.commands``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from pahq_plugin import completion as known
 from pahq_plugin.errors import ConfigError
-from pahq_plugin.terminal import Debug, Json, one_line_errors, print_json
+from pahq_plugin.terminal import Debug, Json, Top, one_line_errors, print_json
 
 if TYPE_CHECKING:
     from pahq_plugin.host import PatchableModel
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def export(
     problem: Annotated[str, known.argument(known.PROBLEMS, "A problem whose model to export.")],
     path: Annotated[Path, typer.Argument(help="File to write: .onnx, or .json with --result.")],
-    model: Annotated[str | None, typer.Option(help="A TransformerLens model name.")] = None,
+    model: Annotated[str | None, typer.Option(help="A TransformerLens name, or a folder.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")] = None,
     graph: Annotated[
         str, known.option(("dense", "sweep"), "dense: sets of edges; sweep: single edges.")
@@ -104,6 +104,41 @@ def _write_circuit(result: Path, model: PatchableModel, path: Path, as_json: boo
         print_json({"file": str(path), "edges": len(found.circuit)})
     else:
         typer.echo(f"wrote {path} ({len(found.circuit)} of {len(found.decisions)} edges in the graph)")
+
+
+def import_graph(
+    problem: Annotated[str, typer.Argument(help="A problem whose model the graph is of.")],
+    graph: Annotated[Path, typer.Argument(help="A JSON graph of EAP-IG or the MIB circuit track.")],
+    model: Annotated[str | None, typer.Option(help="A TransformerLens name, or a folder.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")] = None,
+    n_edges: Annotated[
+        int | None, typer.Option(help="Keep the N largest scores; default: the edges in_graph.", min=1)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to save the result in.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace a result that is in the folder.")] = False,
+    top: Top = 20,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Read a circuit of EAP-IG or MIB as a result: print it, and save it for show and export."""
+    with one_line_errors(debug):
+        if out is not None and (out / "result.json").exists() and not force:
+            raise ConfigError(f"--out {out} holds a result already; pass --force to replace it")
+        from pahq_exporters.interchange import read_graph_json
+        from pahq_plugin import load_problem
+        from pahq_plugin.tables import print_record
+
+        loaded = load_problem(problem, model=model, prompts=prompts)
+        result = read_graph_json(graph, loaded.model).discovery(loaded.model, n_edges)
+        if out is not None:
+            result.save(out)
+        record = result.record()
+        if as_json:
+            print_json(record)
+            return
+        print_record(record, {}, top)
+        if out is not None:
+            typer.echo(f"saved in {out}; look at it again with: pahq show {out}")
 
 
 def run(

@@ -30,17 +30,21 @@ from typing import Any
 import torch
 
 from pahq_exporters.graph_names import edge_names, graph_config, host_edges, node_name, node_names
-from pahq_plugin.errors import GraphError, ResultError
+from pahq_plugin.errors import ConfigError, GraphError, ResultError
 from pahq_plugin.files import write_text
 from pahq_plugin.host import Edge, PatchableModel, PruneScores
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.result import Discovery
+from pahq_plugin.result import Decision, Discovery, Stats
 
 LARGEST = float(torch.finfo(torch.float32).max)
 """Of the scores: their graphs hold them in FP32."""
 
 BASE_BYTES, BYTES_PER_EDGE = 2**20, 2**10
 """A file larger than this is not read: an edge takes about 70 bytes."""
+
+
+SETTINGS: dict[str, Any] = {"method": "graph-json", "scored": True, "ablation": "unknown", "seed": 0}
+"""Of a result that was made from a file: the file does not say how it was found."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,43 @@ class GraphJson:
         for edge, value in values.items():
             scores[edge.dest.module_name][edge.patch_idx] = value
         return scores
+
+    def discovery(self, model: PatchableModel, n_edges: int | None = None) -> Discovery:
+        """The file as a result of ours: it can be saved, shown, compared and run.
+
+        Its decisions are ranked by magnitude of the score, as those of a method that scores edges;
+        where the file has no scores, an edge of the circuit has 1 and the others 0.
+
+        Args:
+            model: the one that the file was read for.
+            n_edges: take the edges with the largest magnitudes (and whatever ties with the last) in
+                place of those marked ``in_graph``. Files of scores alone mark none, or all.
+
+        Raises:
+            ConfigError: ``n_edges`` is no number of edges of the model.
+            ResultError: the edges marked are not those of the largest magnitudes: results of ours are
+                ranked. Choose ``n_edges``, or use `circuit` and `scores`.
+        """
+        if n_edges is not None and not 1 <= n_edges <= len(self.scores):
+            raise ConfigError(
+                f"n_edges={n_edges} must be from 1 to {len(self.scores)}, the model's edges"
+            )
+        scored = any(self.scores.values())
+        values = self.scores if scored else {e: float(e in self.circuit) for e in self.scores}
+        ranked = sorted(values, key=lambda edge: -abs(values[edge]))
+        if n_edges is None:
+            least = min((abs(values[edge]) for edge in self.circuit), default=math.inf)
+        else:
+            least = abs(values[ranked[n_edges - 1]])
+        decisions = tuple(Decision(e, values[e], abs(values[e]) >= least, exact=True) for e in ranked)
+        result = Discovery(decisions, dict(SETTINGS), Stats(), model)
+        if n_edges is None and result.circuit != self.circuit:
+            stray = next(edge for edge in ranked if edge in result.circuit - self.circuit)
+            raise ResultError(
+                f"{stray} is not in the graph, and its score {values[stray]:g} is no smaller than one "
+                "that is; a result keeps the largest magnitudes: say how many with n_edges"
+            )
+        return result
 
 
 def write_graph_json(result: Discovery, path: str | Path) -> Path:

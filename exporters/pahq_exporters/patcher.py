@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pahq_exporters.arrays import Array, as_array, check_length, floats, masks, token_ids
-from pahq_exporters.description import METADATA_KEY, SLOTS, from_json
+from pahq_exporters.description import METADATA_KEY, SLOTS, Description, from_json
 from pahq_exporters.heads import Heads
 from pahq_exporters.inputs import misfits
 from pahq_exporters.session import SILENT, default_threads, open_session
@@ -80,9 +80,9 @@ class OnnxPatcher:
         used = default_threads() if threads is None else threads
         self._session = open_session(self._path, providers, mode, used, level)
         metadata = self._session.get_modelmeta().custom_metadata_map
-        self.description = from_json(metadata.get(METADATA_KEY), self._path)
+        self.description: Description = from_json(metadata.get(METADATA_KEY), self._path)
         self._check_inputs()
-        self.providers = list(self._session.get_providers())
+        self.providers: list[str] = list(self._session.get_providers())
         self._heads: Heads | None = None
         if self.description.heads_file is not None:
             self._heads = Heads(self._path.parent / self.description.heads_file, self.description)

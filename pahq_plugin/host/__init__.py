@@ -2,7 +2,8 @@
 
 ``types`` re-exports the host's own types; ``graph`` orders nodes and edges; ``model`` checks a model
 and gives its state back; ``patching`` runs patched forwards; ``adapt`` makes models patchable;
-``problems`` builds models and tasks.
+``hugging_face`` converts those of transformers (``hf_configs``, ``hf_folder``); ``problems`` builds
+models and tasks.
 """
 
 from __future__ import annotations

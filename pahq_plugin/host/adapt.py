@@ -83,7 +83,8 @@ def check_kind(model: object) -> None:
     if not isinstance(model, HookedTransformer):
         raise ModelError(
             f"model is a {type(model).__name__}; the host factorizes a HookedTransformer only, no "
-            "encoders such as BERT and no encoder-decoders such as T5"
+            "encoders such as BERT and no encoder-decoders such as T5; a causal model of transformers "
+            "goes through pahq.from_hugging_face(model)"
         )
     if model.cfg.load_in_4bit:
         raise ModelError("load_in_4bit is on; load the model in its own precision")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pahq_plugin.errors import ModelError, ProblemError
 from pahq_plugin.host.adapt import OutputSlice, adapt
+from pahq_plugin.host.hugging_face import hooked_model
 from pahq_plugin.host.types import Edge, PatchableModel, PromptDataLoader
 
 if TYPE_CHECKING:
@@ -78,8 +79,14 @@ def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
     except ValueError as error:
         raise ProblemError(
             f"no model {name!r}; give a name from TransformerLens' list, such as gpt2 or "
-            "pythia-70m (transformer_lens.loading.OFFICIAL_MODEL_NAMES)"
+            "pythia-70m (transformer_lens.loading.OFFICIAL_MODEL_NAMES), or a folder that holds a "
+            "Hugging Face model"
         ) from error
+    if Path(official).is_dir():
+        raise ProblemError(
+            f"{name!r} is the hub's {official} and a folder here; pass ./{official} for the folder, or "
+            "start in another folder for the hub's"
+        )
     try:
         model = HookedTransformer.from_pretrained(
             name,
@@ -95,16 +102,43 @@ def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
     return _frozen(model)
 
 
-def any_model(name: str, device: str = "cpu") -> HookedTransformer:
-    """A stored model by its folder, on the CPU, or a pretrained one by its name, on ``device``.
+def is_folder(name: str | Path) -> bool:
+    """Whether a model is meant as a folder: a path, or the name of a folder that is none of the hub."""
+    if isinstance(name, Path) or name.startswith((".", "~", os.sep)):
+        return True
+    if not Path(name).is_dir():
+        return False
+    from transformer_lens import loading_from_pretrained
+
+    try:
+        loading_from_pretrained.get_official_model_name(name)
+    except ValueError:
+        return True
+    return False
+
+
+@_random_state_kept()
+def folder_model(folder: str | Path, device: str = "cpu") -> HookedTransformer:
+    """A Hugging Face model in a folder, processed as `hub_model` does; its tokenizer if it has one.
+
+    Raises:
+        ModelError: no such folder, or a model that cannot be converted.
+    """
+    return hooked_model(folder, process=True, device=device)
+
+
+def any_model(name: str | Path, device: str = "cpu") -> HookedTransformer:
+    """A model by its folder or by its name: a stored one, on the CPU; a Hugging Face one; or one of the hub.
 
     Raises:
         ModelError: a folder that holds no model, or a damaged one.
         ProblemError: see `hub_model`.
     """
-    from pahq_plugin.host.stored import open_model
+    from pahq_plugin.host.stored import open_model, stored_name
 
-    return open_model(name) if Path(name).is_dir() else hub_model(name, device)
+    if stored_name(name) is not None:
+        return open_model(name)
+    return folder_model(name, device) if is_folder(name) else hub_model(str(name), device)
 
 
 @_random_state_kept()

@@ -34,7 +34,7 @@ def compare(
     ] = None,
     thresholds: Annotated[str | None, typer.Option(help="Of searches, for example 0.01,0.001.")] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds of prompts.", min=1)] = 1,
-    model: Annotated[str | None, typer.Option(help="A TransformerLens model name.")] = None,
+    model: Annotated[str | None, typer.Option(help="A TransformerLens name, or a folder.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Prompts per batch.")] = None,
     positional: Annotated[bool, typer.Option(help="Edges at each token position.")] = False,

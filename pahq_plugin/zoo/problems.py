@@ -70,7 +70,7 @@ def problem_names() -> list[str]:
 def load_problem(
     name: str,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     prompts: str | Path | None = None,
     batch_size: int | None = None,
     seed: int = 0,
@@ -82,9 +82,11 @@ def load_problem(
 
     Args:
         name: one of ``problem_names()``.
-        model: a model of the hub by its name in TransformerLens, such as ``"gpt2"``, or a folder that
-            `save_model` wrote, whose weights stay on disk until they are used. None is the bundled
-            model (``docstring``: ``"attn-only-4l"``). Tracr problems take none.
+        model: a model of the hub by its name in TransformerLens, such as ``"gpt2"``, or a folder:
+            a Hugging Face model (`from_hugging_face`), ``"./gpt2"`` where a name would do for both, or
+            one that `save_model` wrote, whose weights stay on disk until they are used. No official
+            circuit is known of a Hugging Face folder. None is the bundled model (``docstring``:
+            ``"attn-only-4l"``). Tracr problems take none.
         prompts: a prompt file in the host's JSON format in place of generated prompts, a third of
             its batches to find a circuit with. Text for the bundled model is split at white space.
         batch_size: prompts a batch; None = 8, for hub models 16, for Tracr's as in the host's
@@ -97,6 +99,7 @@ def load_problem(
 
     Raises:
         ProblemError: no such problem or model, or they do not go together.
+        ModelError: no such folder, or one whose model cannot be converted.
         PromptError: the prompt file cannot be used.
     """
     if name not in problem_names():
@@ -144,7 +147,7 @@ def _assemble(
     return Problem(name, patchable, train, test, parts.metric, true_edges, task)
 
 
-def _is_bundled_copy(folder: str) -> bool:
+def _is_bundled_copy(folder: str | Path) -> bool:
     """Whether ``folder`` holds the bundled model, stored."""
     from pahq_plugin.host.stored import stored_name
 
@@ -153,7 +156,7 @@ def _is_bundled_copy(folder: str) -> bool:
 
 def _bundled_parts(
     name: str,
-    model_name: str | None,
+    folder: str | Path | None,
     prompts: str | Path | None,
     batch_size: int | None,
     seed: int,
@@ -168,14 +171,14 @@ def _bundled_parts(
     else:
         data = _shuffled(as_token_ids(read_prompts(prompts), bundled_model.encoder()), seed)
     _check_fits(data, bundled_model.config()["n_ctx"])
-    is_stored = model_name not in (None, BUNDLED)
-    model = open_model(cast(str, model_name)) if is_stored else bundled_model.load(device)
+    is_own = folder is None or folder == BUNDLED
+    model = bundled_model.load(device) if is_own else open_model(folder)
     return _Ingredients(model, BUNDLED, data, batch_size, _batches(data, batch_size))
 
 
 def _hub_parts(
     name: str,
-    model_name: str,
+    model_name: str | Path,
     prompts: str | Path | None,
     batch_size: int | None,
     seed: int,
@@ -186,23 +189,21 @@ def _hub_parts(
 
     if prompts is None and name not in TEXT_TASKS:
         raise ProblemError(
-            f"{name} has no published prompts for the model {model_name!r}; "
+            f"{name} has no published prompts for the model {str(model_name)!r}; "
             "pass prompts=FILE, or leave model out for the bundled one"
         )
     file = None if prompts is None else read_prompts(prompts)
     batch_size = batch_size or DEFAULT_BATCH["hub"]
     model = problems.any_model(model_name, device)
-    if model.tokenizer is None:
-        raise ProblemError(
-            f"the model {model.cfg.model_name!r} was stored without a tokenizer; set model.tokenizer "
-            "before save_model, or call discover with prompts of token ids"
-        )
+    _check_tokenizer(model_name, model, file)
+    if problems.is_folder(model_name):
+        model_name = str(model.cfg.model_name)
     if file is None:
         wanted = batch_size * (TRAIN_BATCHES + TEST_BATCHES)
         file = text_prompts(name, model.tokenizer, wanted, seed, aligned=positional)
     data = _shuffled(as_token_ids(file, _hub_encoder(model)), seed)
     _check_fits(data, model.cfg.n_ctx)
-    return _Ingredients(model, model_name, data, batch_size, _batches(data, batch_size))
+    return _Ingredients(model, str(model_name), data, batch_size, _batches(data, batch_size))
 
 
 def _tracr_parts(name: str, batch_size: int | None, seed: int, device: str) -> _Ingredients:
@@ -229,7 +230,8 @@ def _tracr_parts(name: str, batch_size: int | None, seed: int, device: str) -> _
 
 
 def store_model(name: str, folder: str | Path, force: bool = False) -> int:
-    """Write a hub model, or the bundled one, as a folder that ``model`` takes as well as a name.
+    """Write any model that `load_problem` takes, or the bundled one, as a folder to open without reading
+    it whole.
 
     Returns:
         Bytes of its weights.
@@ -238,16 +240,36 @@ def store_model(name: str, folder: str | Path, force: bool = False) -> int:
         ProblemError: no such model, or it cannot be loaded.
         ModelError: it cannot be stored, or the folder holds a model already and ``force`` is off.
     """
-    from pahq_plugin.host.problems import hub_model
+    from pahq_plugin.host.problems import any_model
     from pahq_plugin.host.stored import save_model
 
-    model = bundled_model.load() if name == BUNDLED else hub_model(name)
+    model = bundled_model.load() if name == BUNDLED else any_model(name)
     save_model(model, folder, force=force)
     return sum(parameter.nbytes for parameter in model.parameters())
 
 
+def _check_tokenizer(folder: str | Path, model: HookedTransformer, file: dict[str, Any] | None) -> None:
+    """
+    Raises:
+        PromptError: prompts are text, and the folder has no tokenizer.
+    """
+    if model.tokenizer is not None:
+        return
+    halves = ("clean", "corrupt", "answers", "wrong_answers")
+    entries = [] if file is None else file["prompts"]
+    given = [entry.get(half) for entry in entries if isinstance(entry, dict) for half in halves]
+    words = [word for value in given for word in (value if isinstance(value, list) else [value])]
+    if file is None or any(isinstance(word, str) for word in words):
+        raise PromptError(
+            f"{folder} has no tokenizer.json, and prompts are text; write one with "
+            "tokenizer.save_pretrained(FOLDER), or give prompts of token ids"
+        )
+
+
 def _hub_encoder(model: HookedTransformer) -> Encoder:
     tokenizer: Any = model.tokenizer
+    if tokenizer is None:  # of token ids alone
+        return Encoder(encode=lambda text: [], bos=None, d_vocab=model.cfg.d_vocab)
     return Encoder(
         encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         bos=tokenizer.bos_token_id,
@@ -279,9 +301,9 @@ def _check_fits(data: dict[str, Any], n_ctx: int) -> None:
         raise PromptError(f"the prompts have {length} tokens; the model reads at most {n_ctx}")
 
 
-def _refuse_for_tracr(name: str, model: str | None, prompts: str | Path | None) -> None:
+def _refuse_for_tracr(name: str, model: str | Path | None, prompts: str | Path | None) -> None:
     if model is not None:
-        raise ProblemError(f"{name} has a model of its own; leave model out (it was {model!r})")
+        raise ProblemError(f"{name} has a model of its own; leave model out (it was {str(model)!r})")
     if prompts is not None:
         raise ProblemError(f"{name} uses every prompt there is; leave prompts out")
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 import typer
 from typer.testing import CliRunner, Result
 
 import pahq_plugin as pahq
-from pahq_exporters.commands import export, run
-from pahq_exporters.interchange import read_graph_json
+from pahq_exporters.commands import export, import_graph, run
+from pahq_exporters.interchange import read_graph_json, write_graph_json
 
 app = typer.Typer()
 app.command("export")(export)
+app.command("import")(import_graph)
 app.command("run")(run)
 
 
@@ -30,6 +32,25 @@ def test_the_circuit_of_a_result(tmp_path: Path) -> None:
     assert read_graph_json(tmp_path / "c.json", problem.model).circuit == result.circuit
     failed = call("export", "ioi", tmp_path / "c.onnx", "--result", tmp_path / "found")
     assert failed.exit_code == 1 and ".json" in failed.stderr and not (tmp_path / "c.onnx").exists()
+
+
+def test_a_circuit_goes_out_and_comes_back(tmp_path: Path) -> None:
+    problem = pahq.load_problem("ioi")
+    result = pahq.discover(problem.model, problem.train_loader, method="acdc", progress=False)
+    write_graph_json(result, tmp_path / "c.json")
+    done = call("import", "ioi", tmp_path / "c.json", "--out", tmp_path / "back")
+    assert done.exit_code == 0, done.stderr
+    assert f"{len(result.circuit)} of 1,519 edges kept by graph-json" in done.stdout
+    back = pahq.Discovery.load(tmp_path / "back", problem.model)
+    assert back.circuit == result.circuit
+    for name, scores in result.prune_scores.items():
+        assert torch.equal(scores, back.prune_scores[name])
+    again = call("import", "ioi", tmp_path / "c.json", "--out", tmp_path / "back")
+    assert again.exit_code == 1 and "holds a result already; pass --force" in again.stderr
+    done = call("import", "ioi", tmp_path / "c.json", "--n-edges", 3, "--json")
+    assert sum(entry["kept"] for entry in json.loads(done.stdout)["decisions"]) == 3
+    failed = call("import", "ioi", tmp_path / "none.json")
+    assert failed.exit_code == 1 and "no file at" in failed.stderr
 
 
 def test_a_checked_export(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 import pahq_plugin as pahq
 from pahq_exporters.interchange import GraphJson, read_graph_json, write_graph_json
-from pahq_plugin.errors import GraphError, ModelError, PahqError, ResultError
+from pahq_plugin.errors import ConfigError, GraphError, ModelError, PahqError, ResultError
 from pahq_plugin.result import Decision, Discovery, Stats
 from tests.helpers.architectures import build, random_architecture
 from tests.helpers.replay import canonical_order
@@ -375,6 +375,51 @@ def test_an_edge_that_is_left_out_is_not_in_the_graph(tmp_path: Path) -> None:
     }  # fmt: skip
     nothing = {"cfg": graph["cfg"], "nodes": {}, "edges": {}}
     assert read_text(json.dumps(nothing), tmp_path).circuit == frozenset()
+
+
+def graph_of(scores: dict[str, float], circuit: Iterable[str]) -> GraphJson:
+    """Edges of `one_block` by their host names; the others have score 0 and are outside."""
+    edges = {edge.name: edge for edge in canonical_order(one_block())}
+    values = {edge: scores.get(name, 0.0) for name, edge in edges.items()}
+    return GraphJson(frozenset(edges[name] for name in circuit), values)
+
+
+def test_a_file_becomes_a_result(tmp_path: Path) -> None:
+    """Ranked, saved, loaded, and written as the same file again."""
+    model, scores = one_block(), {"A0.0->Resid End": -0.5, "Resid Start->MLP 0": 0.25}
+    read = graph_of(scores, scores)
+    result = read.discovery(model)
+    assert [d.edge.name for d in result.decisions[:2]] == list(scores)
+    assert result.circuit == read.circuit and result.settings["method"] == "graph-json"
+    back = Discovery.load(result.save(tmp_path / "r"), model)
+    assert back.decisions == result.decisions
+    again = read_graph_json(write_graph_json(back, tmp_path / "g.json"), model)
+    assert (again.circuit, again.scores) == (read.circuit, read.scores)
+
+
+def test_a_result_of_scores_alone_says_how_many() -> None:
+    scores = {"A0.0->Resid End": -0.5, "Resid Start->MLP 0": 0.25, "A0.0->MLP 0": 0.25}
+    everything = [edge.name for edge in canonical_order(one_block())]
+    for marked in ([], everything):
+        read = graph_of(scores, marked)
+        assert len(read.discovery(one_block()).circuit) == len(marked)
+        assert [e.name for e in read.discovery(one_block(), n_edges=1).circuit] == ["A0.0->Resid End"]
+        assert len(read.discovery(one_block(), n_edges=2).circuit) == 3  # a tie goes in whole
+    for n_edges in (0, len(everything) + 1):
+        with pytest.raises(ConfigError, match=f"n_edges={n_edges} must be from 1 to {len(everything)}"):
+            graph_of(scores, []).discovery(one_block(), n_edges=n_edges)
+
+
+def test_a_circuit_without_scores_is_a_result() -> None:
+    result = graph_of({}, ["A0.0->MLP 0"]).discovery(one_block())
+    assert [d.effect for d in result.decisions][:2] == [1.0, 0.0] and len(result.circuit) == 1
+
+
+def test_a_circuit_that_is_not_of_the_largest_scores_is_no_result() -> None:
+    """As greedy search makes them, or ``apply_topn(absolute=False)``."""
+    read = graph_of({"A0.0->Resid End": -0.5, "Resid Start->MLP 0": 0.25}, ["Resid Start->MLP 0"])
+    with pytest.raises(ResultError, match=r"A0\.0->Resid End is not in the graph, .* -0\.5 .*n_edges"):
+        read.discovery(one_block())
 
 
 def test_keys_that_do_not_concern_edges_are_passed_over(tmp_path: Path) -> None:

@@ -1,0 +1,214 @@
+"""Hugging Face configurations as TransformerLens' own, one function for each architecture.
+
+TransformerLens 2.15 reads configurations by the names of published models; these read the values, so
+that a model of any size, rotary base or window is taken as it is. What `HookedTransformer` cannot
+hold is refused by the name of the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pahq_plugin.errors import ModelError
+
+MOST_POSITIONS = 2048
+"""Positions that a model is given unless more are asked for: each block holds a mask of their square."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a Hugging Face class becomes a `HookedTransformer`.
+
+    Attributes:
+        arguments: its configuration -> arguments of TransformerLens' configuration.
+        module: of `transformer_lens.pretrained.weight_conversions`.
+        converter: the function there: model, configuration -> weights by TransformerLens' names.
+    """
+
+    arguments: Callable[[Any], dict[str, Any]]
+    module: str
+    converter: str
+
+
+def _gpt2(config: Any) -> dict[str, Any]:
+    _require(config, scale_attn_weights=True, add_cross_attention=False)
+    return {
+        "n_layers": config.n_layer,
+        "n_heads": config.n_head,
+        "d_model": config.n_embd,
+        "d_head": config.n_embd // config.n_head,
+        "d_mlp": config.n_inner or 4 * config.n_embd,
+        "n_ctx": config.n_positions,
+        "eps": config.layer_norm_epsilon,
+        "act_fn": config.activation_function,
+        "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx,
+        "normalization_type": "LN",
+    }
+
+
+def _neox(config: Any) -> dict[str, Any]:
+    _require(config, attention_bias=True)
+    _plain_rotary(config)
+    d_head = config.hidden_size // config.num_attention_heads
+    return _sizes(config) | {
+        "d_head": d_head,
+        "eps": config.layer_norm_eps,
+        "act_fn": config.hidden_act,
+        "parallel_attn_mlp": config.use_parallel_residual,
+        "positional_embedding_type": "rotary",
+        "rotary_dim": int(d_head * config.rotary_pct),
+        "rotary_base": config.rotary_emb_base,
+        "normalization_type": "LN",
+    }
+
+
+def _llama(config: Any) -> dict[str, Any]:
+    _require(config, attention_bias=False, mlp_bias=False)
+    groups = config.num_key_value_heads
+    return _gated(config) | {
+        "n_key_value_heads": None if groups == config.num_attention_heads else groups,
+        **_llama_rotary(config),
+    }
+
+
+def _mistral(config: Any) -> dict[str, Any]:
+    _plain_rotary(config)
+    kinds = ["sliding_attention"] * config.num_hidden_layers if config.sliding_window else None
+    return _gated(config) | _windows(config, kinds)
+
+
+def _qwen2(config: Any) -> dict[str, Any]:
+    _plain_rotary(config)
+    return _gated(config) | _windows(config, config.layer_types) | {"default_prepend_bos": False}
+
+
+def _gemma(config: Any) -> dict[str, Any]:
+    _require(config, attention_bias=False)
+    _plain_rotary(config)
+    act = getattr(config, "hidden_activation", None) or "gelu_pytorch_tanh"
+    return _gated(config) | {"act_fn": act}
+
+
+def _gemma2(config: Any) -> dict[str, Any]:
+    if config.attn_logit_softcapping and getattr(config, "_attn_implementation", None) == "sdpa":
+        raise ModelError(
+            'attention scores have a soft cap, which the implementation "sdpa" leaves out; load it '
+            'with attn_implementation="eager"'
+        )
+    return (
+        _gemma(config)
+        | _windows(config, config.layer_types)
+        | {
+            "attn_scale": config.query_pre_attn_scalar**0.5,
+            "attn_scores_soft_cap": config.attn_logit_softcapping or -1.0,
+            "output_logits_soft_cap": config.final_logit_softcapping or -1.0,
+            "use_normalization_before_and_after": True,
+        }
+    )
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "GPT2LMHeadModel": Architecture(_gpt2, "gpt2", "convert_gpt2_weights"),
+    "GPTNeoXForCausalLM": Architecture(_neox, "neox", "convert_neox_weights"),
+    "LlamaForCausalLM": Architecture(_llama, "llama", "convert_llama_weights"),
+    "MistralForCausalLM": Architecture(_mistral, "mistral", "convert_mistral_weights"),
+    "Qwen2ForCausalLM": Architecture(_qwen2, "qwen2", "convert_qwen2_weights"),
+    "GemmaForCausalLM": Architecture(_gemma, "gemma", "convert_gemma_weights"),
+    "Gemma2ForCausalLM": Architecture(_gemma2, "gemma", "convert_gemma_weights"),
+}
+"""Every class of `transformers` that can be converted, by its name."""
+
+
+def hooked_arguments(name: str, config: Any) -> dict[str, Any]:
+    """Arguments of TransformerLens' configuration for a model of a known architecture.
+
+    Args:
+        name: one of `ARCHITECTURES`.
+        config: the model's own configuration, a `transformers.PretrainedConfig`.
+
+    Raises:
+        ModelError: a value that a `HookedTransformer` cannot hold, or one that is missing.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError("the model is quantised (quantization_config); load it in its own precision")
+    try:
+        arguments = ARCHITECTURES[name].arguments(config)
+    except (AttributeError, TypeError, ZeroDivisionError) as error:
+        raise ModelError(f"the configuration of the {name} cannot be read: {error}") from error
+    return arguments | {"d_vocab": config.vocab_size, "original_architecture": name}
+
+
+def _sizes(config: Any) -> dict[str, Any]:
+    return {
+        "n_layers": config.num_hidden_layers,
+        "n_heads": config.num_attention_heads,
+        "d_model": config.hidden_size,
+        "d_mlp": config.intermediate_size,
+        "n_ctx": config.max_position_embeddings,
+    }
+
+
+def _gated(config: Any) -> dict[str, Any]:
+    """What Llama and all that came after it have in common."""
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return _sizes(config) | {
+        "d_head": d_head,
+        "n_key_value_heads": config.num_key_value_heads,
+        "eps": config.rms_norm_eps,
+        "act_fn": config.hidden_act if hasattr(config, "hidden_act") else None,
+        "gated_mlp": True,
+        "final_rms": True,
+        "positional_embedding_type": "rotary",
+        "rotary_dim": d_head,
+        "rotary_base": config.rope_theta,
+        "normalization_type": "RMS",
+    }
+
+
+def _windows(config: Any, kinds: list[str] | None) -> dict[str, Any]:
+    """Which blocks see a window only."""
+    if not kinds or "sliding_attention" not in kinds:
+        return {}
+    return {
+        "use_local_attn": True,
+        "window_size": config.sliding_window,
+        "attn_types": ["local" if kind == "sliding_attention" else "global" for kind in kinds],
+    }
+
+
+def _llama_rotary(config: Any) -> dict[str, Any]:
+    """Llama 3.1's scaled rotary embedding, the one scaled kind that TransformerLens has."""
+    scaling = getattr(config, "rope_scaling", None)
+    if not scaling or scaling.get("rope_type") == "default":
+        return {}
+    if scaling.get("rope_type") != "llama3":
+        raise ModelError(
+            f"rope_scaling is of type {scaling.get('rope_type')!r}; only llama3 can be converted"
+        )
+    return {
+        "use_NTK_by_parts_rope": True,
+        "NTK_by_parts_factor": scaling["factor"],
+        "NTK_by_parts_low_freq_factor": scaling["low_freq_factor"],
+        "NTK_by_parts_high_freq_factor": scaling["high_freq_factor"],
+        "NTK_original_ctx_len": scaling["original_max_position_embeddings"],
+    }
+
+
+def _plain_rotary(config: Any) -> None:
+    scaling = getattr(config, "rope_scaling", None)
+    if scaling and scaling.get("rope_type") != "default":
+        raise ModelError(
+            f"rope_scaling is set ({scaling.get('rope_type')!r}); of this architecture only models "
+            "without it can be converted"
+        )
+
+
+def _require(config: Any, **values: bool) -> None:
+    for key, right in values.items():
+        if bool(getattr(config, key, right)) != right:
+            raise ModelError(
+                f"{key} is {not right} in the model's configuration; only models with {key}={right} "
+                "can be converted"
+            )
