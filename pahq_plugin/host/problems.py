@@ -128,7 +128,7 @@ def folder_model(folder: str | Path, device: str = "cpu") -> HookedTransformer:
 
 
 def any_model(name: str | Path, device: str = "cpu") -> HookedTransformer:
-    """A model by its folder or by its name: a stored one, on the CPU; a Hugging Face one; or one of the hub.
+    """A model by its folder, stored (then on the CPU) or Hugging Face's, or by its name on the hub.
 
     Raises:
         ModelError: a folder that holds no model, or a damaged one.

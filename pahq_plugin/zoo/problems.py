@@ -171,8 +171,8 @@ def _bundled_parts(
     else:
         data = _shuffled(as_token_ids(read_prompts(prompts), bundled_model.encoder()), seed)
     _check_fits(data, bundled_model.config()["n_ctx"])
-    is_own = folder is None or folder == BUNDLED
-    model = bundled_model.load(device) if is_own else open_model(folder)
+    stored = None if folder == BUNDLED else folder
+    model = bundled_model.load(device) if stored is None else open_model(stored)
     return _Ingredients(model, BUNDLED, data, batch_size, _batches(data, batch_size))
 
 
