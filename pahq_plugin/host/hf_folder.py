@@ -39,7 +39,7 @@ def load_folder(folder: Path) -> Any:
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
-                torch_dtype="auto",
+                **{_dtype_option(transformers.__version__): "auto"},
                 attn_implementation="eager",
             )
             .eval()
@@ -48,6 +48,12 @@ def load_folder(folder: Path) -> Any:
         raise ModelError(
             f"{folder} cannot be loaded ({type(error).__name__}): {one_line(error)}"
         ) from error
+
+
+def _dtype_option(version: str) -> str:
+    """What `from_pretrained` calls the dtype: the old name warns since 4.56."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
 
 
 def load_tokenizer(folder: Path) -> Any:
