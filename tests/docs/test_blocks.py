@@ -41,7 +41,13 @@ def run_page(page: str, folder: Path, *flags: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("page", QUICK)
+SAMPLE = {"README.md", "docs/getting-started.md", "docs/extending.md", "docs/large-models.md"}
+"""Pages that `make test` runs; each command imports everything anew, which takes its time."""
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=[] if p in SAMPLE else pytest.mark.full) for p in QUICK]
+)
 def test_blocks_run(page: str, tmp_path: Path) -> None:
     run_page(page, tmp_path)
 
