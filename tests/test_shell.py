@@ -88,7 +88,9 @@ def test_the_shell_completes(words: str, expected: list[str]) -> None:
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
 def test_completion_can_be_installed(name: str, tmp_path: Path) -> None:
-    done = shell("--install-completion", name, HOME=str(tmp_path))
+    # Without this typer looks for a shell among the processes above this one, where tests have none.
+    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = shell("--install-completion", name, HOME=str(tmp_path), **named)
     assert done.returncode == 0 and "completion installed" in done.stdout, done.stderr
     assert [p for p in tmp_path.rglob("*") if p.is_file() and "PAHQ_COMPLETE" in p.read_text()]
 

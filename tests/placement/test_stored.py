@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pahq_plugin as pahq
-from pahq_plugin.errors import ModelError, ProblemError
+from pahq_plugin.errors import ModelError, PromptError
 from pahq_plugin.host.stored import _digest, stored_name
 from tests.helpers.families import FAMILIES, family_model, tokens
 from tests.helpers.refused import refused
@@ -203,5 +203,5 @@ def test_the_stored_bundled_model_solves_the_same_problem(tmp_path: Path) -> Non
 
 def test_a_stored_model_without_a_tokenizer_reads_no_text(tmp_path: Path) -> None:
     pahq.save_model(family_model("gpt2"), tmp_path)
-    with refused(ProblemError, "tokenizer"):
+    with refused(PromptError, "tokenizer"):
         pahq.load_problem("ioi", model=str(tmp_path))
