@@ -113,6 +113,7 @@ def test_doctor() -> None:
     assert ready["circuits"] is True and ready["models of the hub"] is None
 
 
+@pytest.mark.full
 def test_compare(tmp_path: Path) -> None:
     options = ["--methods", "acdc,random", "--thresholds", "0.03", "--test-batches", "1"]
     document = valid("compare", "tracr-xproportion", *options, "--out", tmp_path / "out")
