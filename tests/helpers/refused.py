@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from auto_circuit.utils.patchable_model import PatchableModel
 
 from pahq_plugin.errors import PahqError
+from tests.helpers.lent import unusual_state
 
 
 class Interrupted:
@@ -34,6 +36,16 @@ def refused(error: type[PahqError], *words: str) -> Iterator[None]:
     assert message and len(message.splitlines()) == 1, message
     for word in words:
         assert word in message, message
+
+
+def refused_untouched(
+    error: type[PahqError], words: tuple[str, ...], model: PatchableModel, call: Callable[[], object]
+) -> None:
+    """``call`` raises ``error`` in one line that holds ``words``, and ``model`` stays as it was."""
+    before = unusual_state(model)
+    with refused(error, *words):
+        call()
+    before.assert_unchanged()
 
 
 @contextmanager

@@ -1,0 +1,92 @@
+"""Metrics that do not fit the model, or return no loss, are refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from auto_circuit.data import PromptDataLoader, PromptDataset
+from auto_circuit.utils.patchable_model import PatchableModel
+from torch import Tensor
+
+from pahq_plugin.errors import MetricError, PahqError
+from tests.helpers.refused import refused_untouched
+from tests.helpers.searches import discover
+from tests.helpers.small import VOCABULARY, loader, small_model, tokens
+
+
+def single_output() -> PatchableModel:
+    return small_model(d_vocab_out=1)
+
+
+@pytest.mark.parametrize("method", ["pahq", "acdc"])
+def test_kl_div_of_a_single_output_is_refused(method: str) -> None:
+    model = single_output()
+    words = ("kl_div", "one output", 'metric="mse"')
+    refused_untouched(
+        MetricError, words, model, lambda: discover(model, loader(), method=method, metric="kl_div")
+    )
+    assert discover(model, loader(), method="acdc").settings["metric"] == "mse"
+
+
+def returns(value: Callable[[Tensor], object]) -> Callable[..., Any]:
+    def loss(logits: Tensor, clean_logits: Tensor, batch: object) -> object:
+        return value(logits)
+
+    return loss
+
+
+BAD_METRICS: dict[str, tuple[Callable[[Tensor], object], tuple[str, ...]]] = {
+    "NaN": (lambda x: x[:, 0] * math.nan, ("nan", "finite")),
+    "inf": (lambda x: x[:, 0].abs() * math.inf, ("inf", "finite")),
+    "scalar": (lambda x: x.mean(), ("one loss per prompt, [4]", "[]")),
+    "matrix": (lambda x: x, ("one loss per prompt, [4]", f"[4, {VOCABULARY}]")),
+    "too few": (lambda x: x[:2, 0], ("one loss per prompt, [4]", "[2]")),
+    "number": (lambda x: 1.0, ("one loss per prompt, [4]", "float")),
+    "nothing": (lambda x: None, ("one loss per prompt, [4]", "NoneType")),
+}
+
+
+@pytest.mark.parametrize("engine", ["host", "incremental"])
+@pytest.mark.parametrize("method", ["pahq", "acdc"])
+@pytest.mark.parametrize("bad", BAD_METRICS)
+def test_what_no_metric_returns_is_refused(bad: str, method: str, engine: str) -> None:
+    value, words = BAD_METRICS[bad]
+    model = small_model()
+    refused_untouched(
+        MetricError,
+        ("loss", *words),
+        model,
+        lambda: discover(model, loader(), method=method, engine=engine, metric=returns(value)),
+    )
+
+
+@pytest.mark.parametrize("engine", ["host", "incremental"])
+def test_a_metric_that_fails_late_names_the_edge(engine: str) -> None:
+    """NaN as soon as any edge is patched: the clean run is fine."""
+    model = small_model()
+
+    def late(logits: Tensor, clean_logits: Tensor, batch: object) -> Tensor:
+        change = (logits - clean_logits).abs().amax(dim=-1)
+        return torch.where(change > 1e-4, torch.nan, change)
+
+    refused_untouched(
+        MetricError,
+        ("late", "nan", "Resid End"),
+        model,
+        lambda: discover(model, loader(), method="acdc", engine=engine, metric=late),
+    )
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig"])
+def test_answers_that_are_no_token_ids_are_refused(method: str) -> None:
+    """As those of tracr-xproportion, which are values."""
+    model = single_output()
+    clean, corrupt = tokens(0), tokens(1)
+    answers = [torch.tensor([0.5]) for _ in clean]
+    dataset = PromptDataset(clean, corrupt, answers, answers)
+    prompts = PromptDataLoader(dataset, seq_len=None, diverge_idx=0, batch_size=4)
+    refused_untouched(PahqError, ("answers",), model, lambda: discover(model, prompts, method=method))

@@ -1,0 +1,88 @@
+"""Models that cannot be patched are refused, and neither searched nor lent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from auto_circuit.data import PromptDataLoader, PromptDataset
+from auto_circuit.model_utils.micro_model_utils import MicroModel
+from auto_circuit.utils.graph_utils import patchable_model
+from auto_circuit.utils.patchable_model import PatchableModel
+
+import pahq_plugin as pahq
+from pahq_plugin.errors import ModelError
+from tests.helpers.broken import BROKEN_MODELS, unseparated
+from tests.helpers.refused import refused_untouched
+from tests.helpers.searches import discover
+from tests.helpers.small import loader, patchable, small_model, transformer
+
+Problem = tuple[PatchableModel, PromptDataLoader]
+
+METHODS = ["pahq", "pahq-paper", "rtn-q", "acdc", "eap", "eap-ig", "ACDC", "Random"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("broken", BROKEN_MODELS)
+def test_a_model_that_cannot_be_patched_is_refused(broken: str, method: str) -> None:
+    make, words = BROKEN_MODELS[broken]
+    model = make()
+    refused_untouched(ModelError, words, model, lambda: discover(model, loader(), method=method))
+
+
+@pytest.mark.parametrize("broken", BROKEN_MODELS)
+def test_a_model_that_cannot_be_patched_is_not_lent(broken: str) -> None:
+    make, words = BROKEN_MODELS[broken]
+    model = make()
+    refused_untouched(ModelError, words, model, lambda: pahq.mixed_precision(model).__enter__())
+
+
+def test_the_same_models_work_once_they_are_right() -> None:
+    """Otherwise the refusals above would prove nothing."""
+    for model in (small_model(), unseparated()):
+        assert len(discover(model, loader(), method="acdc").decisions) == len(model.edges)
+    ungrouped = transformer(n_key_value_heads=2)
+    ungrouped.cfg.ungroup_grouped_query_attention = True
+    assert discover(patchable(ungrouped), loader(), method="acdc").decisions
+
+
+@pytest.mark.parametrize("model", [transformer(), torch.nn.Linear(2, 2), None, "gpt2"])
+def test_what_is_no_host_model_is_refused(model: Any) -> None:
+    with pytest.raises(ModelError, match=r"not a PatchableModel; wrap it with .*patchable_model"):
+        discover(model, loader())
+
+
+def micro() -> Problem:
+    model = patchable_model(MicroModel(), factorized=True, slice_output="last_seq")
+    generator = torch.Generator().manual_seed(0)
+    clean, corrupt = (torch.randn(2, 3, 2, generator=generator) for _ in range(2))
+    nothing = [torch.tensor([0])] * 2
+    dataset = PromptDataset(list(clean), list(corrupt), nothing, nothing)
+    return model, PromptDataLoader(dataset, seq_len=None, diverge_idx=0, batch_size=2)
+
+
+@pytest.mark.parametrize("method", ["pahq", "pahq-paper", "rtn-q", "eap-ig"])
+def test_a_method_of_heads_refuses_what_is_no_transformer(method: str) -> None:
+    model, prompts = micro()
+    words = (method, "no transformer", 'method="acdc"')
+    refused_untouched(ModelError, words, model, lambda: discover(model, prompts, method=method))
+
+
+def test_mixed_precision_refuses_what_is_no_transformer() -> None:
+    model, _ = micro()
+    refused_untouched(
+        ModelError, ("no transformer",), model, lambda: pahq.mixed_precision(model).__enter__()
+    )
+
+
+def test_acdc_takes_a_model_that_is_no_transformer() -> None:
+    from tests.helpers.replay import threshold_for_share
+
+    model, prompts = micro()
+    threshold, expected = threshold_for_share(model, prompts, metric="mse")
+    result = discover(model, prompts, method="acdc", metric="mse", threshold=threshold)
+    by_edge = {decision.edge: decision for decision in result.decisions}
+    assert by_edge.keys() == model.edges and 0 < len(result.circuit) < len(model.edges)
+    if [d.edge for d in result.decisions] == [d.edge for d in expected]:
+        assert [d.kept for d in result.decisions] == [d.kept for d in expected]
