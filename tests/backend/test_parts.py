@@ -8,9 +8,6 @@ be asked for to nine digits.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -18,128 +15,33 @@ import pytest
 import torch
 from auto_circuit.utils.patchable_model import PatchableModel
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from pahq_plugin.backend import mixed_precision
 from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.discovery import discover
-from pahq_plugin.errors import ConfigError
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.kernels import kernels_of
 from tests.helpers.lent import unusual_state
+from tests.helpers.rounded_operands import MODELS, Head, both, by_block, only, oracle
 from tests.helpers.small import (
     KINDS,
     activations,
-    loader,
     logits,
     patchable,
     signal_to_noise,
-    small_model,
     tokens,
     transformer,
 )
 
-MODELS: dict[str, dict[str, Any]] = {
-    **KINDS,
-    "rotary": {"positional_embedding_type": "rotary", "rotary_dim": 4},
-    "alibi": {"positional_embedding_type": "alibi"},
-    "attention_only": {"attn_only": True},
-    "grouped": {"n_key_value_heads": 2, "ungroup_grouped_query_attention": True},
-    "soft_cap": {"attn_scores_soft_cap": 2.0, "output_logits_soft_cap": 5.0},
-    "bidirectional": {"attention_dir": "bidirectional"},
-}
 FORMATS = ("int8", "fp8_e4m3", "bf16")
+
 NEW_PARTS = ("scores", "values", "unembed")
+
 close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
-
-MANTISSA = {"fp8_e4m3": 3, "bf16": 7}
-LEAST_EXPONENT = {"fp8_e4m3": -6, "bf16": -126}
-LARGEST = {"int8": 127.0, "fp8_e4m3": 448.0}
-
-Parts = Mapping[str, str]
-"""Formats by part, ``{"blocks.1.scores": "int8", "unembed": "bf16"}``; all else stays as it is."""
-
-Head = tuple[int, int]
-
-
-def nearest(x: Tensor, name: str, axis: int) -> Tensor:
-    """``x`` as a format holds it, with a scale for each slice along ``axis`` (BF16: none)."""
-    scale = torch.ones_like(x.sum(dim=axis, keepdim=True))
-    if name in LARGEST:
-        scale = x.abs().amax(dim=axis, keepdim=True) / LARGEST[name]
-        scale = scale.where(scale > 0, 1.0)
-    codes, step = x / scale, torch.ones_like(x)
-    if name in MANTISSA:
-        exponent = (torch.frexp(codes).exponent - 1).clamp_min(LEAST_EXPONENT[name])
-        step = torch.ldexp(step, exponent - MANTISSA[name])
-    return (codes / step).round() * step * scale
-
-
-def straight_through(
-    x: Tensor, name: str, axis: int, head_axis: int = 2, high: int | None = None
-) -> Tensor:
-    """The same with the gradient of ``x``, and with one head as it was."""
-    change = (nearest(x, name, axis) - x).detach()
-    if high is not None:
-        change.select(head_axis, high).zero_()
-    return x + change
-
-
-def oracle(
-    model: HookedTransformer, parts: Parts, x: Tensor, high: Head | None = None, **keywords: Any
-) -> Tensor:
-    """Logits at the last position, of tokens or (with ``start_at_layer``) of a residual stream.
-
-    Queries and keys ``[batch, pos, head, d_head]`` are rounded after rotation, along d_head; patterns
-    ``[batch, head, query_pos, key_pos]`` and values ``[batch, pos, head, d_head]`` along the keys.
-    """
-    rotated = "rot_" if model.cfg.positional_embedding_type == "rotary" else ""
-    operands = {
-        "scores": [(f"hook_{rotated}q", -1, 2), (f"hook_{rotated}k", -1, 2)],
-        "values": [("hook_pattern", -1, 1), ("hook_v", 1, 2)],
-    }
-
-    def rounding(name: str, axis: int, head_axis: int, own: int | None) -> Callable[..., Tensor]:
-        return lambda value, hook: straight_through(value, name, axis, head_axis, own)
-
-    hooks = []
-    for part, name in parts.items():
-        if part != "unembed":
-            _, layer, which = part.split(".")
-            own = high[1] if high is not None and high[0] == int(layer) else None
-            hooks += [
-                (f"blocks.{layer}.attn.{hook}", rounding(name, axis, head_axis, own))
-                for hook, axis, head_axis in operands[which]
-            ]
-    if "unembed" in parts:
-        name, model = parts["unembed"], deepcopy(model)
-        model.unembed.W_U.data = nearest(model.unembed.W_U.data, name, 0)
-        model.unembed.register_forward_pre_hook(
-            lambda _, arguments: (straight_through(arguments[0], name, -1),)
-        )
-    return model.run_with_hooks(x, fwd_hooks=hooks, **keywords)[:, -1]
-
-
-def by_block(part: str, name: str, blocks: int = 2) -> dict[str, str]:
-    """One part in all blocks."""
-    return {part: name} if part == "unembed" else {f"blocks.{i}.{part}": name for i in range(blocks)}
-
-
-def only(low: str, *parts: Any, **changes: Any) -> PrecisionConfig:
-    """``low`` for these parts alone."""
-    return PrecisionConfig(**{"low": low, "mlp": "fp32", "parts": parts, **changes})
 
 
 def mixed(model: PatchableModel, precision: PrecisionConfig, target: Any = None) -> Tensor:
     with mixed_precision(model, precision) as backend:
         backend.investigate(target)
         return logits(model, tokens())[:, -1]
-
-
-def both(kind: str = "layer_norm", **changes: Any) -> tuple[HookedTransformer, PatchableModel]:
-    """The same transformer twice, plain and patchable."""
-    arguments = {"dtype": torch.float64, **MODELS[kind], **changes}
-    return transformer(**arguments), patchable(transformer(**arguments))
 
 
 # Against the oracle -------------------------------------------------------------------------------
@@ -335,99 +237,3 @@ def test_the_model_is_given_back_as_it_was(kind: str, fails: bool) -> None:
         run()
     before.assert_unchanged()
     assert torch.equal(logits(model, tokens()), plain)
-
-
-# Bad input ----------------------------------------------------------------------------------------
-
-
-WRONG: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-    ({"parts": ("qkv", "mlp")}, ("parts=('qkv', 'mlp')", "qkv, output, scores, values, unembed")),
-    ({"parts": ("scores", "scores")}, ("parts=('scores', 'scores')", "distinct")),
-    ({"parts": "scores"}, ("parts='scores'", "qkv, output, scores, values, unembed")),
-    ({"formats": {"blocks.0.attn": "int8"}}, ("'blocks.0.attn'", "blocks.LAYER.PART", "scores", "mlp")),
-    ({"formats": {"blocks.0.unembed": "int8"}}, ("'blocks.0.unembed'", "or unembed")),
-    ({"formats": {"scores": "int8"}}, ("'scores'", "blocks.LAYER.PART")),
-    ({"formats": {"blocks.-1.mlp": "int8"}}, ("'blocks.-1.mlp'", "blocks.LAYER.PART")),
-    ({"formats": {"blocks.00.mlp": "int8"}}, ("'blocks.00.mlp'", "blocks.LAYER.PART")),
-    ({"formats": {"blocks.0.mlp": "fp7"}}, ("'fp7'", "bf16", "int8")),
-    ({"formats": {"blocks.0.mlp": "int4"}}, ("blocks.0.mlp='int4'", "weights only", "int8")),
-    ({"formats": {"unembed": "int4"}}, ("unembed='int4'", "weights only", "int8")),
-]
-
-
-@pytest.mark.parametrize(("arguments", "words"), WRONG)
-def test_parts_and_formats_that_do_not_exist_are_refused(
-    arguments: dict[str, Any], words: tuple[str, ...]
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        PrecisionConfig(**arguments)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    assert all(word in message for word in words), message
-
-
-def lent(model: PatchableModel, precision: PrecisionConfig) -> None:
-    """As a user of the backend gets to the check."""
-    with mixed_precision(model, precision):
-        logits(model, tokens())
-
-
-def searched(engine: str, model: PatchableModel, precision: PrecisionConfig) -> None:
-    discover(model, loader(), precision=precision, engine=engine, progress=False)
-
-
-USES = {
-    "mixed_precision": lent,
-    "incremental": partial(searched, "incremental"),
-    "host": partial(searched, "host"),
-}
-
-LACKING: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
-    ("layer_norm", {"formats": {"blocks.2.scores": "int8"}}, ("'blocks.2.scores'", "blocks 0 to 1")),
-    ("layer_norm", {"formats": {"blocks.10.mlp": "fp32"}}, ("'blocks.10.mlp'", "blocks 0 to 1")),
-    ("attention_only", {"formats": {"blocks.0.mlp": "int8"}}, ("'blocks.0.mlp'", "no MLP", "leave it")),
-]
-
-
-@pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize(("kind", "arguments", "words"), LACKING)
-def test_parts_that_the_model_lacks_are_refused(
-    kind: str, arguments: dict[str, Any], words: tuple[str, ...], use: str
-) -> None:
-    model = patchable(transformer(**MODELS[kind]))
-    before = unusual_state(model)
-    with pytest.raises(ConfigError) as caught:
-        USES[use](model, PrecisionConfig(low="int8", **arguments))
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    assert all(word in message for word in words), message
-    before.assert_unchanged()
-
-
-@pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("formats", [{"unembed": "fp8_e5m2"}, {"blocks.1.mlp": "fp8_e5m2"}])
-def test_formats_without_a_kernel_are_refused_where_one_is_demanded(
-    formats: dict[str, str], use: str
-) -> None:
-    """No device multiplies E5M2 by E5M2."""
-    model = patchable(transformer())
-    before = unusual_state(model)
-    with pytest.raises(ConfigError) as caught:
-        USES[use](model, only("fp32", kernel="native", formats=formats))
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    here = ", ".join(kernels_of(torch.device("cpu"))) or "none"
-    assert all(word in message for word in ("fp8_e5m2", "native", f"have one: {here}", "auto")), message
-    before.assert_unchanged()
-
-
-@pytest.mark.parametrize("formats", [5, [1], "ab"])
-def test_formats_that_are_no_pairs_are_refused(formats: Any) -> None:
-    with pytest.raises(ConfigError, match=r"must be formats by part, such as"):
-        PrecisionConfig(formats=formats)
-
-
-def test_a_part_that_the_model_lacks_is_refused_where_nothing_is_screened() -> None:
-    precision = PrecisionConfig(low="int8", guard=math.inf, formats={"blocks.9.mlp": "bf16"})
-    with pytest.raises(ConfigError, match=r"blocks\.9\.mlp.*blocks 0 to 1"):
-        discover(small_model(), loader(), precision=precision, progress=False)
