@@ -11,11 +11,7 @@ from torch import Tensor
 
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.host.graph import canonical_edges
-from tests.helpers.small import (
-    activations,
-    attention_names,
-    tokens,
-)
+from tests.helpers.small import activations, attention_names, tokens
 
 LEAST_DB = {
     "fp8_e4m3": 18.0,

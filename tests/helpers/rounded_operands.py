@@ -14,11 +14,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from pahq_plugin.config import PrecisionConfig
-from tests.helpers.small import (
-    KINDS,
-    patchable,
-    transformer,
-)
+from tests.helpers.small import KINDS, patchable, transformer
 
 MODELS: dict[str, dict[str, Any]] = {
     **KINDS,

@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 import pytest
-from zoo.hub import small_tokenizer
 
 from pahq_plugin.errors import ProblemError, PromptError
 from pahq_plugin.zoo.templates import TEXT_TASKS, text_prompts
+from tests.zoo.hub import small_tokenizer
 
 TOKENIZER = small_tokenizer()
 
