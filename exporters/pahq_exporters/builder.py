@@ -21,9 +21,6 @@ from pahq_exporters.inputs import Value
 OPSET = 21
 IR_VERSION = 10
 
-SHARED_BYTES = 1024
-"""Constants up to this size are kept once, whatever they are called."""
-
 STORED = {
     torch.float32: TensorProto.FLOAT,
     torch.float8_e4m3fn: TensorProto.FLOAT8E4M3FN,

@@ -152,7 +152,7 @@ def check_meaning(model: PatchableModel, described: Description, seed: int) -> s
         patcher = OnnxPatcher(path, threads=1)
         evaluator = ReferenceEvaluator(str(path))
         worst, size = 0.0, 1.0
-        for inputs in _feeds(patcher, tiny, seed):
+        for inputs in _feeds(patcher, seed):
             theirs = np.asarray(evaluator.run(["logits"], inputs)[0])  # type: ignore[index]
             ours = patcher.feed(inputs)
             worst = max(worst, float(np.abs(ours - theirs).max()))
@@ -167,7 +167,7 @@ def check_meaning(model: PatchableModel, described: Description, seed: int) -> s
     )
 
 
-def _feeds(patcher: OnnxPatcher, model: PatchableModel, seed: int) -> Iterator[dict[str, Any]]:
+def _feeds(patcher: OnnxPatcher, seed: int) -> Iterator[dict[str, Any]]:
     """Inputs of the tiny graph, with a patched edge into a head, an MLP and the output."""
     draw, known = np.random.default_rng(seed), patcher.description
     tokens = draw.integers(0, known.d_vocab, (2, min(4, known.n_ctx)))

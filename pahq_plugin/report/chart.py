@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pahq_plugin.compare.baselines import BASELINES
-
 Kind = Literal["lines", "bars"]
 Step = Literal["straight", "stairs"]
 
@@ -108,8 +106,3 @@ _OTHERS = (
 def style(name: str, place: int = 0) -> Style:
     """The style of a method; of one that has none of its own, by its place in the chart."""
     return STYLES.get(name) or _OTHERS[place % len(_OTHERS)]
-
-
-def title_of(method: str) -> str:
-    """A few words about a method."""
-    return BASELINES[method].title if method in BASELINES else method
