@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
+import pytest
 import torch
 
 torch.set_num_threads(1)  # the tests run side by side, and their models are tiny
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """The command line lowers the root logger; a process of its own would end with it."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)

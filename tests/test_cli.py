@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,14 +20,6 @@ from tests.helpers.replay import sequential_acdc
 
 COMMANDS = ["discover", "show", "doctor"]
 XPROPORTION = ["discover", "tracr-xproportion", "--threshold", "0.01"]
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """The command line lowers the root logger; a process of its own would end with it."""
-    level = logging.getLogger().level
-    yield
-    logging.getLogger().setLevel(level)
 
 
 def command(*arguments: str | Path, width: int = 120) -> Result:

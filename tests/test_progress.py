@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import pty
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from pahq_plugin.progress import in_notebook, progress_bar
 from tests.helpers.notebook import run_cells
+from tests.helpers.terminals import REPOSITORY, in_a_terminal
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = """
 import time
 from pahq_plugin.progress import progress_bar
@@ -44,33 +42,8 @@ def test_colour_by_force_draws_no_bar_into_a_file() -> None:
 
 
 def test_a_terminal_gets_a_bar() -> None:
-    seen = in_a_terminal("-c", STEPS.format(pause=0.1))
+    seen = in_a_terminal("-c", STEPS.format(pause=0.1), only_errors=True, code=0)
     assert "edges" in seen and "1200/1200" in seen and "120 kept" in seen
-
-
-def in_a_terminal(*arguments: str) -> str:
-    """What a Python process writes whose standard error is a terminal."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=REPOSITORY,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
-        stdout=subprocess.DEVNULL,
-        stderr=theirs,
-    ) as process:
-        os.close(theirs)
-        seen = b""
-        while True:
-            try:
-                part = os.read(ours, 4096)
-            except OSError:  # Linux: the other end is closed
-                break
-            if not part:
-                break
-            seen += part
-    os.close(ours)
-    assert process.returncode == 0, seen
-    return seen.decode()
 
 
 # In the kernel of a real notebook ----------------------------------------------------------------------

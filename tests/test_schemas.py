@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,6 @@ everything = typer.Typer()
 everything.registered_commands = list(app.registered_commands)
 everything.command("export")(export)
 everything.command("run")(run)
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    level = logging.getLogger().level
-    yield
-    logging.getLogger().setLevel(level)
 
 
 def call(*arguments: object) -> str:

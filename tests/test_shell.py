@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -22,8 +21,8 @@ from pahq_plugin.metrics import METRICS
 from pahq_plugin.plugins import engine_names
 from pahq_plugin.searching import ENGINES
 from pahq_plugin.zoo import problem_names
+from tests.helpers.terminals import REPOSITORY, in_a_terminal
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "numpy", "pandas", "transformers", "transformer_lens", "auto_circuit", "matplotlib")
 MAIN = "import sys; from pahq_plugin.cli import main; sys.argv[0] = 'pahq'; main()"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -173,31 +172,9 @@ def test_json_is_never_coloured() -> None:
 @pytest.mark.parametrize("no_color", ["", "1"])
 def test_a_terminal_gets_colours_unless_no_color_is_set(no_color: str) -> None:
     for arguments in (MISSING, ["--help"]):
-        seen = in_a_terminal(*arguments, NO_COLOR=no_color)
+        seen = in_a_terminal("-c", MAIN, *arguments, NO_COLOR=no_color)
         hues = re.findall(r"\x1b\[[0-9;]*3[1-7]m", seen)
         assert bool(hues) == (not no_color), seen
-
-
-def in_a_terminal(*arguments: str, **environment: str) -> str:
-    """What ``pahq`` writes to a terminal."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-c", MAIN, *arguments],
-        cwd=REPOSITORY,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"} | environment,
-        stdout=theirs,
-        stderr=theirs,
-    ):
-        os.close(theirs)
-        seen = b""
-        while True:
-            try:
-                part = os.read(ours, 4096)
-            except OSError:  # Linux: the other end is closed
-                break
-            seen += part
-    os.close(ours)
-    return seen.decode()
 
 
 def test_an_error_is_one_line_however_narrow_the_terminal() -> None:

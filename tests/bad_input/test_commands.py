@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,6 @@ from pahq_plugin.cli import app
 from pahq_plugin.errors import ResultError
 from tests.helpers.broken import BROKEN_MODELS, DAMAGED
 from tests.helpers.small import loader
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """The command line lowers the root logger; a process of its own would end with it."""
-    import logging
-
-    level = logging.getLogger().level
-    yield
-    logging.getLogger().setLevel(level)
 
 
 def command(*arguments: str) -> Result:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import socket
@@ -33,12 +32,10 @@ def bench() -> Iterator[Bench]:
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """Commands change the level of logging and what is warned of."""
-    level = logging.getLogger().level
+def _warnings_as_before() -> Iterator[None]:
+    """Commands change what is warned of."""
     with warnings.catch_warnings():
         yield
-    logging.getLogger().setLevel(level)
 
 
 @pytest.mark.parametrize("name", targets())
