@@ -15,7 +15,22 @@ from pahq_plugin import completion as known
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.launch import launched
 from pahq_plugin.report.command import compare
-from pahq_plugin.terminal import Debug, Json, Top, one_line_errors, print_json
+from pahq_plugin.terminal import (
+    Ablation,
+    BatchSize,
+    Debug,
+    Force,
+    Json,
+    Model,
+    Out,
+    Positional,
+    Prompts,
+    Top,
+    check_out,
+    one_line_errors,
+    print_json,
+    print_result,
+)
 
 CHECKPOINT = "checkpoint.safetensors"
 """In the folder of a result, as long as the search goes on."""
@@ -50,17 +65,14 @@ def everywhere(
 @app.command()
 def discover(
     problem: Annotated[str, known.argument(known.PROBLEMS, "A bundled problem, for example ioi.")],
-    model: Annotated[
-        str | None,
-        typer.Option(help="A TransformerLens name, or a folder (Hugging Face's, or of pahq store)."),
-    ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")] = None,
+    model: Model = None,
+    prompts: Prompts = None,
     method: Annotated[str, known.option(known.METHODS, "pahq, acdc, eap, ... or a host key.")] = "pahq",
     threshold: Annotated[float, typer.Option(help="Edges of a smaller effect go.")] = 0.01,
     metric: Annotated[
         str | None, known.option(known.METRICS, "kl_div, mse or logit_diff; default: the problem's own.")
     ] = None,
-    ablation: Annotated[str, known.option(known.ABLATIONS, "What a patched edge carries.")] = "resample",
+    ablation: Ablation = "resample",
     engine: Annotated[str, known.option(known.ENGINES, "auto, incremental, host or onnx.")] = "auto",
     low: Annotated[str | None, known.option(known.FORMATS, "Number format of heads.")] = None,
     mlp: Annotated[str | None, known.option(known.FORMATS, "Number format of MLPs.")] = None,
@@ -80,9 +92,9 @@ def discover(
     guard: Annotated[str | None, typer.Option(help="auto, or a number; inf re-decides all.")] = None,
     kernel: Annotated[str | None, known.option(known.KERNELS, "auto, eager or native products.")] = None,
     batches: Annotated[int, typer.Option(help="Loader batches to average over; 0 for all.")] = 1,
-    batch_size: Annotated[int | None, typer.Option(help="Prompts per batch.")] = None,
+    batch_size: BatchSize = None,
     n_edges: Annotated[int | None, typer.Option(help="Circuit size of score methods.")] = None,
-    positional: Annotated[bool, typer.Option(help="Edges at each token position.")] = False,
+    positional: Positional = False,
     seed: Annotated[int, typer.Option(help="Seed of prompts and of the search.")] = 0,
     checkpoint: Annotated[
         Path | None, typer.Option(help="File to go on from; default: one in the --out folder.")
@@ -92,15 +104,15 @@ def discover(
         str | None,
         typer.Option(help="What a search may take, for example 8GB; the rest comes from disk."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to save the result in.")] = None,
-    force: Annotated[bool, typer.Option(help="Replace a result that is in the folder.")] = False,
+    out: Out = None,
+    force: Force = False,
     top: Top = 20,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Find the circuit of PROBLEM and print its strongest edges."""
     with one_line_errors(debug), launched() as world:
-        _check_folder(out, force)
+        check_out(out, force)
         if batches < 0:
             raise ConfigError(f"--batches={batches} must be 0 (all batches) or a number above 0")
         from pahq_plugin.discovery import discover as run
@@ -156,15 +168,7 @@ def discover(
                 own.unlink(missing_ok=True)
         from dataclasses import asdict
 
-        from pahq_plugin.tables import print_record
-
-        record, stats = result.record(), asdict(result.stats)
-        if as_json:
-            print_json(record | {"stats": stats})
-        else:
-            print_record(record, stats, top)
-            if out is not None:
-                typer.echo(f"saved in {out}; look at it again with: pahq show {out}")
+        print_result(result.record(), asdict(result.stats), top, as_json, saved=out)
 
 
 @app.command()
@@ -181,7 +185,7 @@ def show(
     license: Annotated[str | None, typer.Option(help="Of the card, such as mit.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Of the card: the hub's owner/name.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the picture in a browser.")] = False,
-    force: Annotated[bool, typer.Option(help="Replace files that are there already.")] = False,
+    force: Force = False,
     top: Top = 20,
     as_json: Json = False,
     debug: Debug = False,
@@ -190,7 +194,6 @@ def show(
     with one_line_errors(debug):
         from pahq_plugin.records import read_record, read_stats, result_file
         from pahq_plugin.report.drawing import Drawing
-        from pahq_plugin.tables import print_record
 
         drawing = Drawing(html=html, dot=dot, compare=compare, show=open_page, force=force)
         drawing.check(as_json)
@@ -209,11 +212,7 @@ def show(
         if drawing.wanted:
             return drawing.write(result, say=typer.echo)
         file = result_file(result)
-        record, stats = read_record(file), read_stats(file.parent)
-        if as_json:
-            print_json(record | {"stats": stats})
-        else:
-            print_record(record, stats, top)
+        print_result(read_record(file), read_stats(file.parent), top, as_json)
 
 
 app.command()(compare)
@@ -223,7 +222,7 @@ app.command()(compare)
 def store(
     model: Annotated[str, typer.Argument(help="A TransformerLens model name, for example gpt2.")],
     folder: Annotated[Path, typer.Argument(help="Folder to write it to.")],
-    force: Annotated[bool, typer.Option(help="Replace a model that is there already.")] = False,
+    force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -274,19 +273,6 @@ def main() -> None:
     for entry in entry_points(group="pahq.commands"):
         app.command(entry.name)(entry.load())
     app()
-
-
-def _check_folder(out: Path | None, force: bool) -> None:
-    """
-    Raises:
-        ConfigError: the folder is a file, or holds a result already.
-    """
-    if out is None:
-        return
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; name a folder")
-    if (out / "result.json").exists() and not force:
-        raise ConfigError(f"--out {out} holds a result already; pass --force to replace it")
 
 
 def _precision(model: Any, **flags: Any) -> Any:

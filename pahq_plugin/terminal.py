@@ -1,4 +1,4 @@
-"""What all commands share: their common options, errors of one line, JSON on standard output."""
+"""What commands share: options that several have, errors of one line, results in a table or as JSON."""
 
 from __future__ import annotations
 
@@ -6,17 +6,29 @@ import json
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pahq_plugin.errors import PahqError, PahqWarning, one_line
+from pahq_plugin import completion as known
+from pahq_plugin.errors import ConfigError, PahqError, PahqWarning, one_line
 from pahq_plugin.notices import OWN
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="A TransformerLens name, or a folder (Hugging Face's, or of pahq store)."),
+]
+Prompts = Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")]
+BatchSize = Annotated[int | None, typer.Option(help="Prompts per batch.")]
+Positional = Annotated[bool, typer.Option(help="Edges at each token position.")]
+Ablation = Annotated[str, known.option(known.ABLATIONS, "What a patched edge carries.")]
+Out = Annotated[Path | None, typer.Option(help="Folder to save the result in.")]
+Force = Annotated[bool, typer.Option(help="Replace what is there already.")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Top = Annotated[int, typer.Option(help="How many of the strongest edges to list.", min=0)]
-Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 
 
 class one_line_errors:
@@ -82,3 +94,30 @@ def complain(line: str, style: str = "red") -> None:
 def print_json(record: object) -> None:
     """Print one JSON document."""
     sys.stdout.write(json.dumps(record, indent=1) + "\n")
+
+
+def check_out(out: Path | None, force: bool) -> None:
+    """
+    Raises:
+        ConfigError: the folder is a file, or holds a result already.
+    """
+    if out is None:
+        return
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; name a folder")
+    if (out / "result.json").exists() and not force:
+        raise ConfigError(f"--out {out} holds a result already; pass --force to replace it")
+
+
+def print_result(
+    record: dict[str, Any], stats: dict[str, Any], top: int, as_json: bool, saved: Path | None = None
+) -> None:
+    """Print a result and what it cost: one JSON document, or its ``top`` edges and where it is saved."""
+    if as_json:
+        print_json(record | {"stats": stats})
+        return
+    from pahq_plugin.tables import print_record
+
+    print_record(record, stats, top)
+    if saved is not None:
+        typer.echo(f"saved in {saved}; look at it again with: pahq show {saved}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,19 @@ import typer
 
 from pahq_plugin import completion as known
 from pahq_plugin.errors import ConfigError
-from pahq_plugin.terminal import Debug, Json, Top, one_line_errors, print_json
+from pahq_plugin.terminal import (
+    Debug,
+    Force,
+    Json,
+    Model,
+    Out,
+    Prompts,
+    Top,
+    check_out,
+    one_line_errors,
+    print_json,
+    print_result,
+)
 
 if TYPE_CHECKING:
     from pahq_plugin.host import PatchableModel
@@ -18,8 +31,8 @@ if TYPE_CHECKING:
 def export(
     problem: Annotated[str, known.argument(known.PROBLEMS, "A problem whose model to export.")],
     path: Annotated[Path, typer.Argument(help="File to write: .onnx, or .json with --result.")],
-    model: Annotated[str | None, typer.Option(help="A TransformerLens name, or a folder.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")] = None,
+    model: Model = None,
+    prompts: Prompts = None,
     graph: Annotated[
         str, known.option(("dense", "sweep"), "dense: sets of edges; sweep: single edges.")
     ] = "dense",
@@ -44,7 +57,7 @@ def export(
     result: Annotated[
         Path | None, typer.Option(help="Saved result whose circuit to write, as EAP-IG graph JSON.")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+    force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -107,38 +120,30 @@ def _write_circuit(result: Path, model: PatchableModel, path: Path, as_json: boo
 
 
 def import_graph(
-    problem: Annotated[str, typer.Argument(help="A problem whose model the graph is of.")],
+    problem: Annotated[str, known.argument(known.PROBLEMS, "A problem whose model the graph is of.")],
     graph: Annotated[Path, typer.Argument(help="A JSON graph of EAP-IG or the MIB circuit track.")],
-    model: Annotated[str | None, typer.Option(help="A TransformerLens name, or a folder.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")] = None,
+    model: Model = None,
+    prompts: Prompts = None,
     n_edges: Annotated[
         int | None, typer.Option(help="Keep the N largest scores; default: the edges in_graph.", min=1)
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to save the result in.")] = None,
-    force: Annotated[bool, typer.Option(help="Replace a result that is in the folder.")] = False,
+    out: Out = None,
+    force: Force = False,
     top: Top = 20,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Read a circuit of EAP-IG or MIB as a result: print it, and save it for show and export."""
     with one_line_errors(debug):
-        if out is not None and (out / "result.json").exists() and not force:
-            raise ConfigError(f"--out {out} holds a result already; pass --force to replace it")
+        check_out(out, force)
         from pahq_exporters.interchange import read_graph_json
         from pahq_plugin import load_problem
-        from pahq_plugin.tables import print_record
 
         loaded = load_problem(problem, model=model, prompts=prompts)
         result = read_graph_json(graph, loaded.model).discovery(loaded.model, n_edges)
         if out is not None:
             result.save(out)
-        record = result.record()
-        if as_json:
-            print_json(record)
-            return
-        print_record(record, {}, top)
-        if out is not None:
-            typer.echo(f"saved in {out}; look at it again with: pahq show {out}")
+        print_result(result.record(), asdict(result.stats), top, as_json, saved=out)
 
 
 def run(

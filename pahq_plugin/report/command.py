@@ -10,7 +10,18 @@ import typer
 from pahq_plugin import completion as known
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.launch import launched
-from pahq_plugin.terminal import Debug, Json, complain, one_line_errors, print_json
+from pahq_plugin.terminal import (
+    Ablation,
+    BatchSize,
+    Debug,
+    Json,
+    Model,
+    Positional,
+    Prompts,
+    complain,
+    one_line_errors,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from pahq_plugin.compare.plan import Plan
@@ -34,13 +45,13 @@ def compare(
     ] = None,
     thresholds: Annotated[str | None, typer.Option(help="Of searches, for example 0.01,0.001.")] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds of prompts.", min=1)] = 1,
-    model: Annotated[str | None, typer.Option(help="A TransformerLens name, or a folder.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Prompts per batch.")] = None,
-    positional: Annotated[bool, typer.Option(help="Edges at each token position.")] = False,
+    model: Model = None,
+    prompts: Prompts = None,
+    batch_size: BatchSize = None,
+    positional: Positional = False,
     batches: Annotated[int, typer.Option(help="Batches to search with; 0 for all.")] = 1,
     test_batches: Annotated[int, typer.Option(help="Held-out batches to judge with; 0: all.")] = 0,
-    ablation: Annotated[str, known.option(known.ABLATIONS, "What a patched edge carries.")] = "resample",
+    ablation: Ablation = "resample",
     out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("runs/compare"),
     processes: Annotated[int, typer.Option(help="Runs at a time; 1 for clean timings.", min=1)] = 1,
     threads: Annotated[int, typer.Option(help="Threads of each run.", min=1)] = 1,
