@@ -29,7 +29,7 @@ SCALES = ("row", "head", "tensor", "none")
 POLICIES = ("investigated_head", "investigated_path", "uniform", "full", "hybrid")
 PARTS = ("qkv", "output", "scores", "values", "unembed")
 KERNELS = ("auto", "eager", "native")
-WITH_JSON = ("discover", "show", "compare", "store", "doctor", "export", "run")
+WITH_JSON = ("discover", "show", "compare", "store", "doctor", "export", "import", "run")
 PROFILES = ("reduced", "full")
 
 Completer = Callable[[str], list[str]]

@@ -30,7 +30,7 @@ def record_view(record: dict[str, Any], stats: dict[str, Any], top: int) -> Grou
     if kept and top:
         parts.append(EdgeTable(kept, top, bool(record["settings"].get("scored"))))
         parts.append(Text(f"Busiest nodes: {busiest(kept)}"))
-    parts += [Text(line) for line in (loss_line(record), cost(stats) if stats else "") if line]
+    parts += [Text(line) for line in (loss_line(record), cost(stats)) if line]
     return Group(*parts)
 
 
@@ -135,7 +135,9 @@ def loss_line(record: dict[str, Any]) -> str:
 
 
 def cost(stats: dict[str, Any]) -> str:
-    """One line: time, evaluations, memory."""
+    """One line: time, evaluations, memory; nothing of a result that was not measured."""
+    if not stats or not stats["seconds"]:
+        return ""
     line = f"{stats['seconds']:.1f} s"
     if stats["evaluations"]:
         line += (

@@ -11,13 +11,14 @@ import typer
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
-from pahq_exporters.commands import export, run
+from pahq_exporters.commands import export, import_graph, run
 from pahq_plugin.cli import app
 from pahq_plugin.completion import WITH_JSON
 
 everything = typer.Typer()
 everything.registered_commands = list(app.registered_commands)
 everything.command("export")(export)
+everything.command("import")(import_graph)
 everything.command("run")(run)
 
 
@@ -64,7 +65,7 @@ def test_an_unknown_command_is_refused() -> None:
     result = CliRunner().invoke(everything, ["schema", "bench"])
     assert result.exit_code == 1 and result.stderr == (
         "error: no schema of 'bench'; there are those of discover, show, compare, store, doctor, "
-        "export, run\n"
+        "export, import, run\n"
     )
 
 
@@ -122,3 +123,11 @@ def test_export_and_run(tmp_path: Path) -> None:
         assert ("logit_diff" in document["clean"]) == (name == "answered")
     call("discover", "ioi", "--method", "eap", "--n-edges", "5", "--out", tmp_path / "found")
     valid("export", "ioi", tmp_path / "circuit.json", "--result", tmp_path / "found")
+
+
+def test_import_and_show(tmp_path: Path) -> None:
+    call("discover", "ioi", "--method", "eap", "--n-edges", "5", "--out", tmp_path / "found")
+    call("export", "ioi", tmp_path / "circuit.json", "--result", tmp_path / "found")
+    document = valid("import", "ioi", tmp_path / "circuit.json", "--out", tmp_path / "back")
+    assert valid("show", tmp_path / "back") == document
+    assert " s, peak memory" not in call("show", tmp_path / "back")  # nothing was measured

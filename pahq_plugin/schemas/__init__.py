@@ -12,7 +12,7 @@ from importlib.resources.abc import Traversable
 
 from pahq_plugin.errors import ConfigError
 
-SAME = {"show": "discover"}
+SAME = {"show": "discover", "import": "discover"}
 """Commands that print what another one prints."""
 
 OWN = ("discover", "show", "compare", "store", "doctor")
@@ -32,8 +32,9 @@ def schema_text(command: str) -> str:
 
 
 def _file(command: str) -> Traversable | None:
+    command = SAME.get(command, command)
     if command in OWN:
-        return resources.files(__name__) / f"{SAME.get(command, command)}.json"
+        return resources.files(__name__) / f"{command}.json"
     package = _others().get(command)
     return None if package is None else resources.files(package) / "schemas" / f"{command}.json"
 

@@ -36,7 +36,7 @@ def result_html(record: dict[str, Any], stats: dict[str, Any], top: int) -> str:
         lines += [_table(kept, top, scored), f"<p>Busiest nodes: {html.escape(busiest(kept))}</p>"]
     if loss_line(record):
         lines.append(f"<p>{html.escape(loss_line(record))}</p>")
-    if stats:
+    if cost(stats):
         lines.append(f'<p class="quiet pahq-cost">{html.escape(cost(stats))}</p>')
     return framed("\n".join(lines))
 
