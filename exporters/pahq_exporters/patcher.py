@@ -15,16 +15,13 @@ from typing import Any, Literal
 import numpy as np
 
 from pahq_exporters.arrays import Array, as_array, check_length, floats, masks, token_ids
-from pahq_exporters.description import METADATA_KEY, SLOTS, Description, from_json
+from pahq_exporters.description import SLOTS, Description
+from pahq_exporters.graph_runner import GraphRunner, typed
 from pahq_exporters.heads import Heads
 from pahq_exporters.inputs import misfits
-from pahq_exporters.session import SILENT, default_threads, open_session
-from pahq_plugin.errors import ConfigError, ExportError, GraphError, PromptError, one_line
+from pahq_plugin.errors import ConfigError, GraphError, PromptError
 
 Head = tuple[int, int]
-
-TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
-"""ONNX Runtime's names of types."""
 
 ROWS = 64
 """Prompts times candidates of one call, unless a single candidate has more."""
@@ -76,30 +73,13 @@ class OnnxPatcher:
         threads: int | None = None,
         level: str | None = None,
     ) -> None:
-        self._path = Path(path)
-        used = default_threads() if threads is None else threads
-        self._session = open_session(self._path, providers, mode, used, level)
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        self.description: Description = from_json(metadata.get(METADATA_KEY), self._path)
-        self._check_inputs()
-        self.providers: list[str] = list(self._session.get_providers())
+        file = Path(path)
+        self._runner = GraphRunner(file, providers, mode, threads, level)
+        self.description: Description = self._runner.description
+        self.providers: list[str] = self._runner.providers
         self._heads: Heads | None = None
         if self.description.heads_file is not None:
-            self._heads = Heads(self._path.parent / self.description.heads_file, self.description)
-        self._outputs: dict[tuple[str, tuple[int, ...]], Any] = {}
-
-    def _check_inputs(self) -> None:
-        """
-        Raises:
-            ExportError: the inputs are not those of the description.
-        """
-        found = {
-            each.name: (TYPES.get(str(each.type), str(each.type)), each.shape)
-            for each in self._session.get_inputs()
-        }
-        misfit = misfits(self.description, found)
-        if misfit:
-            raise ExportError(f"{self._path} does not fit its description: {misfit[0]}; export it again")
+            self._heads = Heads(file.parent / self.description.heads_file, self.description)
 
     def prompts(
         self,
@@ -188,7 +168,7 @@ class OnnxPatcher:
             inputs["corrupt"] = np.zeros((1, *ids.shape, width), np.float32)
         inputs |= self._high(None)
         shape = (len(known.sources), *ids.shape, width)
-        return self._run("sources", inputs, shape)
+        return self._runner.run("sources", inputs, shape)
 
     def run(
         self,
@@ -294,7 +274,7 @@ class OnnxPatcher:
             inputs = prompts.inputs | {"mask": alone, "corrupt": prompts.corrupt} | self._high(target)
         else:
             inputs = prompts.inputs | self._single_edges(prompts.corrupt, indices, head)
-        return {name: _typed(value) for name, value in inputs.items()}
+        return {name: typed(value) for name, value in inputs.items()}
 
     def _single_edges(
         self,
@@ -385,47 +365,14 @@ class OnnxPatcher:
             ConfigError: inputs of other names or shapes.
         """
         known = self.description
-        inputs = {k: _typed(as_array(value, k, ConfigError)) for k, value in inputs.items()}
+        inputs = {k: typed(as_array(value, k, ConfigError)) for k, value in inputs.items()}
         misfit = misfits(known, {name: (str(a.dtype), list(a.shape)) for name, a in inputs.items()})
         if misfit:
             raise ConfigError(f"not inputs of this graph: {misfit[0]}")
         batch, length = inputs["tokens" if known.start_layer == 0 else "residual"].shape[:2]
         seen = {"all": (length,), "last": (), "not_first": (length - 1,)}[known.positions]
         rows = len(inputs["mask" if known.graph == "dense" else "src"])
-        return self._run("logits", inputs, (rows, batch, *seen, known.d_vocab_out))
-
-    def _run(self, output: str, inputs: dict[str, Any], shape: tuple[int, ...]) -> Array:
-        """One output of the graph. Only what it depends on is computed."""
-        import onnxruntime as ort
-
-        binding = self._session.io_binding()
-        for name, value in inputs.items():
-            binding.bind_cpu_input(name, _typed(value))
-        buffer = self._outputs.get((output, shape))
-        if buffer is None:
-            self._outputs = {k: v for k, v in self._outputs.items() if k[0] != output}
-            buffer = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float32)
-            self._outputs[output, shape] = buffer
-        binding.bind_ortvalue_output(output, buffer)
-        options = ort.RunOptions()
-        options.only_execute_path_to_fetches = True
-        options.log_severity_level = SILENT
-        try:
-            self._session.run_with_iobinding(binding, options)
-        except Exception as error:  # of several kinds, all from ONNX Runtime's own errors
-            raise ExportError(f"{self._path} cannot be run ({one_line(error)})") from None
-        found = np.array(buffer.numpy())
-        if not np.isfinite(found).all():
-            raise ExportError(
-                f"{self._path} gives {output} that are not finite: its weights are damaged"
-            )
-        return found
-
-
-def _typed(value: Any) -> Array:
-    """As the graph wants it: integers of 64 bits, rows one behind the other."""
-    array = np.asarray(value, order="C")
-    return array.astype(np.int64) if array.dtype.kind in "iu" else array
+        return self._runner.run("logits", inputs, (rows, batch, *seen, known.d_vocab_out))
 
 
 def _listed(edges: Any) -> list[Any]:
