@@ -13,6 +13,7 @@ Every import statement counts, also inside functions and under ``TYPE_CHECKING``
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -247,6 +248,15 @@ def test_an_unlisted_module_is_caught() -> None:
     assert f"{ROOT}.novelty is not in ORDER" in message and "add it" in message
     (message,) = violations("from pahq_plugin.novelty import x", f"{ROOT}/search.py")
     assert "has no novelty" in message
+
+
+def test_contributing_lists_every_module_in_this_order() -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("| module | what it is for |\n")[2].partition("\n\n")[0]
+    names = [
+        name for row in table.splitlines()[1:] for name in re.findall("`(\\w+)`", row.split("|")[1])
+    ]
+    assert names == [entry for entry in ORDER if entry not in (ROOT, "__main__")]
 
 
 def test_no_entry_stands_twice() -> None:
