@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pahq_plugin.compare.baselines import get_baseline
 from pahq_plugin.compare.plan import Search, digest_of, slug
@@ -21,6 +21,9 @@ from pahq_plugin.compare.stored import read_search
 from pahq_plugin.errors import ConfigError, ResultError
 from pahq_plugin.files import write_text
 from pahq_plugin.records import RESULT_FILE, RUN_FILE, read_record, read_stats
+
+if TYPE_CHECKING:
+    from pahq_plugin.result import Discovery
 
 SEARCH_FILE = "search.json"
 SEARCH_FILES = (RESULT_FILE, RUN_FILE, SEARCH_FILE)
@@ -101,21 +104,30 @@ def find(search: Search, folder: Path, threads: int) -> None:
             seed=search.seed,
             **arguments,
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".", dir=folder))
+    record = {
+        "search": search.key(),
+        "extra_bytes": memory.above,
+        "threads": threads,
+        "metric": problem.metric,
+        "options": dict(method.options),
+    }
+    _save_whole(result, record, folder / search.folder)
+
+
+def _save_whole(result: Discovery, record: dict[str, Any], there: Path) -> None:
+    """Write a result and what a search was; the folder ``there`` appears with all its files at once.
+
+    Raises:
+        OSError: it cannot be written.
+        ResultError: it is there already, and files are missing.
+    """
+    there.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".", dir=there.parent))
     try:
         result.save(temporary)
-        record = {
-            "search": search.key(),
-            "extra_bytes": memory.above,
-            "threads": threads,
-            "metric": problem.metric,
-            "options": dict(method.options),
-        }
         write_text(temporary / SEARCH_FILE, json.dumps(record, indent=1) + "\n")
-        os.rename(temporary, folder / search.folder)
+        os.rename(temporary, there)
     except OSError as error:
-        there = folder / search.folder
         if not there.exists():
             raise
         if not all((there / name).is_file() for name in SEARCH_FILES):  # else another was first

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pahq_plugin.files import written_whole
 from pahq_plugin.report.chart import ON_TOP, Chart, Series, style
 
 SIZE = (6.4, 4.0)
@@ -91,14 +90,6 @@ def _bars(axes: Any, series: Series, place: int) -> None:
 
 
 def _write(figure: Figure, file: Path) -> None:
-    """Whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=file.suffix)
-    os.close(handle)
-    try:
-        metadata = {"Date": None} if file.suffix == ".svg" else {}
-        figure.savefig(temporary, metadata=metadata)
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    metadata = {"Date": None} if file.suffix == ".svg" else {}
+    with written_whole(file) as temporary:
+        figure.savefig(temporary, metadata=metadata, format=file.suffix[1:])
