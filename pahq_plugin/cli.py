@@ -12,13 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from pahq_plugin import completion as known
+from pahq_plugin.early import CHECKPOINT, check_folder, check_problem, how_to_go_on
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.launch import launched
 from pahq_plugin.report.command import compare
 from pahq_plugin.terminal import Debug, Json, Top, one_line_errors, print_json
-
-CHECKPOINT = "checkpoint.safetensors"
-"""In the folder of a result, as long as the search goes on."""
 
 app = typer.Typer(
     name="pahq",
@@ -99,8 +97,9 @@ def discover(
     debug: Debug = False,
 ) -> None:
     """Find the circuit of PROBLEM and print its strongest edges."""
-    with one_line_errors(debug), launched() as world:
-        _check_folder(out, force)
+    with one_line_errors(debug, how_to_go_on(checkpoint, out)), launched() as world:
+        check_folder(out, force)
+        check_problem(problem, prompts)
         if batches < 0:
             raise ConfigError(f"--batches={batches} must be 0 (all batches) or a number above 0")
         from pahq_plugin.discovery import discover as run
@@ -274,19 +273,6 @@ def main() -> None:
     for entry in entry_points(group="pahq.commands"):
         app.command(entry.name)(entry.load())
     app()
-
-
-def _check_folder(out: Path | None, force: bool) -> None:
-    """
-    Raises:
-        ConfigError: the folder is a file, or holds a result already.
-    """
-    if out is None:
-        return
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; name a folder")
-    if (out / "result.json").exists() and not force:
-        raise ConfigError(f"--out {out} holds a result already; pass --force to replace it")
 
 
 def _precision(model: Any, **flags: Any) -> Any:

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -24,10 +25,15 @@ class one_line_errors:
 
     Inside it, warnings and log lines of this package are one line each on standard error, and those
     of other libraries are not printed.
+
+    Args:
+        debug: let errors through, with their traceback.
+        how_to_go_on: asked for the end of the line about an interrupt.
     """
 
-    def __init__(self, debug: bool) -> None:
+    def __init__(self, debug: bool, how_to_go_on: Callable[[], str] = str) -> None:
         self._debug = debug
+        self._how_to_go_on = how_to_go_on
         self._handler = _OneLine(logging.WARNING)
 
     def __enter__(self) -> None:
@@ -47,7 +53,7 @@ class one_line_errors:
         if error is None or self._debug or isinstance(error, (typer.Exit, SystemExit)):
             return
         if isinstance(error, KeyboardInterrupt):
-            complain("interrupted", style="")
+            complain(f"interrupted{self._how_to_go_on()}", style="")
             raise typer.Exit(130) from None
         if isinstance(error, (PahqError, OSError, MemoryError)):
             message = str(error) if isinstance(error, PahqError) else one_line(error)

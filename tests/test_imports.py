@@ -29,6 +29,7 @@ ORDER = (
     "progress",
     "terminal",
     "completion",
+    "early",
     "labels",
     "tables",
     "measures",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pahq_plugin import completion as known
-from pahq_plugin.errors import ConfigError
+from pahq_plugin.early import check_folder, check_problem
+from pahq_plugin.errors import ConfigError, ResultError
 from pahq_plugin.terminal import Debug, Json, Top, one_line_errors, print_json
 
 if TYPE_CHECKING:
-    from pahq_plugin.host import PatchableModel
+    from pahq_plugin.host import PatchableModel, PromptDataLoader
 
 
 def export(
@@ -44,14 +46,22 @@ def export(
     result: Annotated[
         Path | None, typer.Option(help="Saved result whose circuit to write, as EAP-IG graph JSON.")
     ] = None,
+    ids: Annotated[
+        Path | None, typer.Option(help="Write the prompts, too, as token ids for pahq run.")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write the model of PROBLEM as an ONNX graph, or a result's circuit as graph JSON."""
     with one_line_errors(debug):
-        if path.is_file() and not force:
-            raise ConfigError(f"{path} is there already; pass --force to replace it")
+        for file in (path, ids):
+            if file is not None and file.is_file() and not force:
+                raise ConfigError(f"{file} is there already; pass --force to replace it")
+        if ids is not None and result is not None:
+            raise ConfigError("--ids goes with a graph; leave out --result")
+        check_problem(problem, prompts)
+        _check_ending(path, result is not None)
         from pahq_exporters.run import parse_head
         from pahq_exporters.write import export_if
         from pahq_plugin import PrecisionConfig, load_problem
@@ -79,25 +89,59 @@ def export(
         )  # fmt: skip
         found: dict[str, object] = {"file": str(written), "bytes": written.stat().st_size}
         found |= {"check": lines} if check else {}
+        if ids is not None:
+            _write_ids(loaded.train_loader, ids)
+            found["ids"] = str(ids)
         if as_json:
             print_json(found)
             return
         typer.echo(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
         for line in lines:
             typer.echo(f"  {line}")
+        if ids is not None:
+            typer.echo(f"wrote {ids}; try: pahq run {written} --prompts {ids} --all")
+
+
+def _write_ids(loader: PromptDataLoader, path: Path) -> None:
+    """The prompts of ``loader`` as token ids, a host JSON file."""
+    from pahq_plugin.files import write_text
+
+    prompts = []
+    for batch in loader:
+        fields = {
+            name: getattr(batch, name) for name in ("clean", "corrupt", "answers", "wrong_answers")
+        }
+        columns = {
+            name: column.tolist() if hasattr(column, "tolist") else [row.tolist() for row in column]
+            for name, column in fields.items()
+        }
+        prompts += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    write_text(path, json.dumps({"prompts": prompts}) + "\n")
+
+
+def _check_ending(path: Path, is_circuit: bool) -> None:
+    """
+    Raises:
+        ConfigError: the file's name does not say what will be written to it.
+    """
+    if is_circuit and path.suffix != ".json":
+        raise ConfigError(f"{path}: with --result a circuit is written as JSON; name a .json file")
+    if not is_circuit and path.suffix == ".json":
+        raise ConfigError(
+            f"{path}: a .json file takes a circuit; pass --result FOLDER, or name a .onnx file"
+        )
+    if not is_circuit and path.suffix != ".onnx":
+        raise ConfigError(f"{path}: name a file that ends in .onnx")
 
 
 def _write_circuit(result: Path, model: PatchableModel, path: Path, as_json: bool) -> None:
     """
     Raises:
-        ConfigError: a file of another kind.
         ResultError: no such result, or one of another model.
     """
     from pahq_exporters.interchange import write_graph_json
     from pahq_plugin import Discovery
 
-    if path.suffix != ".json":
-        raise ConfigError(f"{path}: with --result a circuit is written as JSON; name a .json file")
     found = Discovery.load(result, model)
     write_graph_json(found, path)
     if as_json:
@@ -122,8 +166,10 @@ def import_graph(
 ) -> None:
     """Read a circuit of EAP-IG or MIB as a result: print it, and save it for show and export."""
     with one_line_errors(debug):
-        if out is not None and (out / "result.json").exists() and not force:
-            raise ConfigError(f"--out {out} holds a result already; pass --force to replace it")
+        check_folder(out, force)
+        check_problem(problem, prompts)
+        if not graph.exists():
+            raise ResultError(f"no file at {graph}; expected a JSON graph")
         from pahq_exporters.interchange import read_graph_json
         from pahq_plugin import load_problem
         from pahq_plugin.tables import print_record
