@@ -406,3 +406,14 @@ def test_importing_the_zoo_is_light() -> None:
         check=True,
     )
     assert ran.stdout.strip() == "set()"
+
+
+def test_a_problem_shows_itself_in_one_line() -> None:
+    shown = repr(load_problem("tracr-reverse"))
+    assert shown.startswith("<Problem: tracr-reverse, ") and len(shown) < 200
+    assert "its circuit is known" in shown and "\n" not in shown
+
+
+def test_prompts_that_are_no_file() -> None:
+    with pytest.raises(PromptError, match="prompts is a dict; name a JSON file"):
+        load_problem("ioi", prompts={"prompts": []})  # type: ignore[arg-type]
