@@ -171,7 +171,7 @@ def of_hugging_face() -> torch.nn.Module:
         (of_hugging_face(), r"pass pahq_plugin\.from_hugging_face\(model\)"),
         (SimpleNamespace(model=small_model()), r"pass its \.model"),
         (loader(), "pass the model first"),
-        ("gpt2", r"load_problem\('ioi', model='gpt2'\)\.model"),
+        ("gpt2", r"load one, for example load_problem\('ioi', model='gpt2'\)\.model"),
         (torch.nn.Linear(2, 2), "wrap it with .*patchable_model"),
         (None, "wrap it with .*patchable_model"),
     ],

@@ -53,8 +53,8 @@ class Problem:
         train, test = len(self.train_loader), len(self.test_loader)
         known = "no circuit known" if self.true_edges is None else "its circuit is known"
         return (
-            f"<Problem: {self.name}, {len(self.model.edges):,} edges, {train} train and {test} test batches "
-            f"of {self.train_loader.batch_size} prompts, {self.metric}, {known}>"
+            f"<Problem: {self.name}, {len(self.model.edges):,} edges, {train} train and {test} test "
+            f"batches of {self.train_loader.batch_size} prompts, {self.metric}, {known}>"
         )
 
 
