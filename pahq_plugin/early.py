@@ -16,11 +16,11 @@ def check_problem(name: str, prompts: Path | None = None) -> None:
     """
     Raises:
         ProblemError: no such problem.
-        PromptError: no such file of prompts.
+        PromptError: no such file of prompts. Tracr problems take none, which `load_problem` says.
     """
     if name not in PROBLEMS:
         raise ProblemError(f"no problem {name!r}; the known ones are {', '.join(PROBLEMS)}")
-    if prompts is not None and not prompts.exists():
+    if prompts is not None and not name.startswith("tracr-") and not prompts.exists():
         raise PromptError(f"cannot read the prompt file {prompts}: No such file or directory")
 
 

@@ -122,8 +122,10 @@ def _write_ids(loader: PromptDataLoader, path: Path) -> None:
 def _check_ending(path: Path, is_circuit: bool) -> None:
     """
     Raises:
-        ConfigError: the file's name does not say what will be written to it.
+        ConfigError: the file's name does not say what will be written to it, or it is a folder.
     """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file, such as {path / 'graph.onnx'}")
     if is_circuit and path.suffix != ".json":
         raise ConfigError(f"{path}: with --result a circuit is written as JSON; name a .json file")
     if not is_circuit and path.suffix == ".json":
