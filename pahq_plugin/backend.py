@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pahq_plugin.attention import Investigation, MixedAttention, investigation
-from pahq_plugin.config import PrecisionConfig, default_precision
+from pahq_plugin.config import PrecisionConfig, check_precision, default_precision
 from pahq_plugin.errors import ConfigError, GraphError
 from pahq_plugin.host import Edge, PatchableModel
 from pahq_plugin.host.graph import edge_label_of
@@ -180,8 +180,10 @@ def mixed_precision(
 
     Raises:
         ModelError: the model cannot be patched, or has parts that have no mixed-precision forward.
-        ConfigError: the model is lent already, or lacks a part that ``precision.formats`` names.
+        ConfigError: no `PrecisionConfig`, the model is lent already, or lacks a part that
+            ``precision.formats`` names.
     """
+    check_precision(precision)
     check_transformer(check_patchable(model), "mixed_precision")
     backend = Backend(model, precision or default_precision(model_device(model)))
     if any("forward" in vars(module) for module, _ in backend._stand_ins):

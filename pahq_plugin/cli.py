@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pahq_plugin import completion as known
+from pahq_plugin.early import CHECKPOINT, check_folder, check_problem, how_to_go_on
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.launch import launched
 from pahq_plugin.report.command import compare
@@ -26,14 +27,10 @@ from pahq_plugin.terminal import (
     Positional,
     Prompts,
     Top,
-    check_out,
     one_line_errors,
     print_json,
     print_result,
 )
-
-CHECKPOINT = "checkpoint.safetensors"
-"""In the folder of a result, as long as the search goes on."""
 
 app = typer.Typer(
     name="pahq",
@@ -111,8 +108,9 @@ def discover(
     debug: Debug = False,
 ) -> None:
     """Find the circuit of PROBLEM and print its strongest edges."""
-    with one_line_errors(debug), launched() as world:
-        check_out(out, force)
+    with one_line_errors(debug, how_to_go_on(checkpoint, out)), launched() as world:
+        check_folder(out, force)
+        check_problem(problem, prompts)
         if batches < 0:
             raise ConfigError(f"--batches={batches} must be 0 (all batches) or a number above 0")
         from pahq_plugin.discovery import discover as run

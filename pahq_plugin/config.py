@@ -245,6 +245,18 @@ RTN_PRECISION = PrecisionConfig(
 """The paper's baseline RTN-Q: every head rounded to nearest E4M3 with one scale per tensor."""
 
 
+def check_precision(precision: object) -> None:
+    """
+    Raises:
+        ConfigError: neither a `PrecisionConfig` nor ``None``, such as the name of a format alone.
+    """
+    if precision is not None and not isinstance(precision, PrecisionConfig):
+        raise ConfigError(
+            f"precision={precision!r} must be a PrecisionConfig, "
+            'for example PrecisionConfig(low="int8", mlp="int8")'
+        )
+
+
 def default_precision(device: torch.device) -> PrecisionConfig:
     """The format that has a real kernel on ``device``.
 

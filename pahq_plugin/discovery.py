@@ -23,6 +23,7 @@ from pahq_plugin.config import (
     FULL_PRECISION,
     PrecisionConfig,
     SearchConfig,
+    check_precision,
     parse_bytes,
 )
 from pahq_plugin.distributed import World, current_world
@@ -150,6 +151,7 @@ def discover(
         "max_memory": max_memory is not None,
     }
     refuse_unused(chosen, given)
+    check_precision(precision)
     most = None if max_memory is None else parse_bytes(max_memory)
     if engine not in ENGINES and engine not in engine_names():
         known = ", ".join([*ENGINES, *engine_names()])

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pahq_plugin.early import CHECKPOINT
 from pahq_plugin.errors import ResultError
 from pahq_plugin.files import read_json
 
@@ -60,6 +61,8 @@ def result_file(path: str | Path) -> Path:
     given = Path(path)
     file = given / RESULT_FILE if given.is_dir() else given
     if not file.is_file():
+        if (given / CHECKPOINT).is_file():
+            raise ResultError(f"the run in {given} has not finished; start its command again to go on")
         raise ResultError(f"no result at {given}; expected a folder with {RESULT_FILE}")
     return file
 

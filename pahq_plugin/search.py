@@ -38,7 +38,8 @@ Progress = Callable[[int, int], None]
 """Called with (edges decided, edges kept) as the search goes."""
 
 SNAPSHOT_EVERY = 1024
-"""Rows of passes between two fresh starts of the engine, each of which costs about two forwards."""
+"""Rows of passes between two fresh starts of the engine, each of which costs about two forwards. An
+engine whose rows cost more asks for fewer: its ``snapshot_every``."""
 
 
 RECENT = 16
@@ -111,6 +112,7 @@ class Sweep:
         self._confirmed: tuple[int, float | None] = 0, engine.present_loss
         self._earlier_evaluations = 0
         self._marked = engine.evaluations
+        self._every = min(SNAPSHOT_EVERY, getattr(engine, "snapshot_every", SNAPSHOT_EVERY))
         if start is not None:
             self._resume(start)
 
@@ -124,9 +126,9 @@ class Sweep:
         return self.decisions
 
     def _snapshot_if_due(self) -> None:
-        """At the end, and after every `SNAPSHOT_EVERY` rows, confirm what is decided; then start the
-        engine afresh and show a snapshot."""
-        if not self._is_over and self._engine.evaluations - self._marked < SNAPSHOT_EVERY:
+        """At the end, and after every `SNAPSHOT_EVERY` rows or fewer, confirm what is decided; then
+        start the engine afresh and show a snapshot."""
+        if not self._is_over and self._engine.evaluations - self._marked < self._every:
             return
         self._engine.catch_up()
         if not self._confirm():  # and so it is due again behind the next step

@@ -6,13 +6,14 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pahq_plugin import completion as known
-from pahq_plugin.errors import ConfigError, PahqError, PahqWarning, one_line
+from pahq_plugin.errors import PahqError, PahqWarning, one_line
 from pahq_plugin.notices import OWN
 
 Model = Annotated[
@@ -36,10 +37,15 @@ class one_line_errors:
 
     Inside it, warnings and log lines of this package are one line each on standard error, and those
     of other libraries are not printed.
+
+    Args:
+        debug: let errors through, with their traceback.
+        how_to_go_on: asked for the end of the line about an interrupt.
     """
 
-    def __init__(self, debug: bool) -> None:
+    def __init__(self, debug: bool, how_to_go_on: Callable[[], str] = str) -> None:
         self._debug = debug
+        self._how_to_go_on = how_to_go_on
         self._handler = _OneLine(logging.WARNING)
 
     def __enter__(self) -> None:
@@ -59,7 +65,7 @@ class one_line_errors:
         if error is None or self._debug or isinstance(error, (typer.Exit, SystemExit)):
             return
         if isinstance(error, KeyboardInterrupt):
-            complain("interrupted", style="")
+            complain(f"interrupted{self._how_to_go_on()}", style="")
             raise typer.Exit(130) from None
         if isinstance(error, (PahqError, OSError, MemoryError)):
             message = str(error) if isinstance(error, PahqError) else one_line(error)
@@ -94,19 +100,6 @@ def complain(line: str, style: str = "red") -> None:
 def print_json(record: object) -> None:
     """Print one JSON document."""
     sys.stdout.write(json.dumps(record, indent=1) + "\n")
-
-
-def check_out(out: Path | None, force: bool) -> None:
-    """
-    Raises:
-        ConfigError: the folder is a file, or holds a result already.
-    """
-    if out is None:
-        return
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; name a folder")
-    if (out / "result.json").exists() and not force:
-        raise ConfigError(f"--out {out} holds a result already; pass --force to replace it")
 
 
 def print_result(

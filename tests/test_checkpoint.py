@@ -25,6 +25,7 @@ import pahq_plugin as pahq
 from pahq_plugin import search
 from pahq_plugin.checkpoint import METADATA, Checkpoint, read_checkpoint
 from pahq_plugin.discovery import discover
+from pahq_plugin.engine.host import HostEngine
 from pahq_plugin.errors import CheckpointError, ConfigError, PahqError
 from pahq_plugin.result import Discovery
 from tests.helpers.small import loader, small_model
@@ -110,6 +111,22 @@ def test_a_finished_search_is_not_done_again(tmp_path: Path) -> None:
 
 def test_checkpoints_change_nothing(tmp_path: Path) -> None:
     assert run(None).record() == run(tmp_path / "c").record()
+
+
+def test_little_is_lost_where_every_row_is_a_forward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host engine is afresh more often than the others."""
+    monkeypatch.setattr(search, "SNAPSHOT_EVERY", 1024)
+    monkeypatch.setattr(HostEngine, "snapshot_every", 8)
+    go_on = stopping_after(1, monkeypatch)
+    with pytest.raises(Stopped):
+        run(tmp_path / "c", method="acdc", engine="host", checkpoint_every=1e9)
+    go_on()
+    _, tensors = read_checkpoint(tmp_path / "c")
+    assert 0 < len(tensors["effects"]) <= 8
+    settings = {"method": "acdc", "engine": "host"}
+    assert taken(run(tmp_path / "c", **settings)) == taken(run(None, **settings))
 
 
 def test_an_interrupted_search_writes_what_it_has(

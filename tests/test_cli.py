@@ -308,3 +308,23 @@ def test_nothing_is_written_without_out(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     succeeds(*XPROPORTION, "--method", "acdc")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path, monkeypatch: Any) -> None:
+    """Where there is a checkpoint; and such a folder is not taken for one without a result."""
+
+    def stopped(*_: Any, **given: Any) -> None:
+        if with_checkpoint:
+            given["checkpoint"].parent.mkdir()
+            given["checkpoint"].write_text("decisions")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pahq_plugin.discovery.discover", stopped)
+    out = tmp_path / "long"
+    for with_checkpoint in (False, True):
+        done = CliRunner().invoke(app, ["discover", "ioi", "--out", str(out)])
+        assert done.exit_code == 130 and done.stderr.startswith("interrupted")
+        file = out / "checkpoint.safetensors"
+        assert (f"start the same command again to go on from {file}" in done.stderr) is with_checkpoint
+    shown = CliRunner().invoke(app, ["show", str(out)])
+    assert shown.exit_code == 1 and "has not finished" in shown.stderr

@@ -29,6 +29,7 @@ ORDER = (
     "notices",
     "progress",
     "completion",
+    "early",
     "labels",
     "tables",
     "terminal",

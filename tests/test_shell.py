@@ -123,7 +123,22 @@ def test_completion_imports_nothing_heavy() -> None:
     assert_light(MAIN, **words)
 
 
-def assert_light(code: str, *arguments: str, **environment: str) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["discover", "ioii"],
+        ["discover", "ioi", "--prompts", "none.json"],
+        ["export", "ioii", "g.onnx"],
+        ["export", "ioi", "g.txt"],
+        ["import", "ioi", "none.json"],
+        ["show", "none"],
+    ],
+)
+def test_plain_mistakes_are_refused_before_anything_heavy_is_imported(arguments: list[str]) -> None:
+    assert_light(MAIN, *arguments, code_of_exit=1)
+
+
+def assert_light(code: str, *arguments: str, code_of_exit: int = 0, **environment: str) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code, *arguments],
         cwd=REPOSITORY,
@@ -131,7 +146,7 @@ def assert_light(code: str, *arguments: str, **environment: str) -> None:
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr[-500:]
+    assert done.returncode == code_of_exit, done.stderr[-500:]
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "pahq_plugin.cli" in imported and not imported & set(HEAVY)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pahq_plugin import completion as known
-from pahq_plugin.errors import ConfigError
+from pahq_plugin.early import check_folder, check_problem
+from pahq_plugin.errors import ConfigError, ResultError
 from pahq_plugin.terminal import (
     Debug,
     Force,
@@ -18,14 +20,13 @@ from pahq_plugin.terminal import (
     Out,
     Prompts,
     Top,
-    check_out,
     one_line_errors,
     print_json,
     print_result,
 )
 
 if TYPE_CHECKING:
-    from pahq_plugin.host import PatchableModel
+    from pahq_plugin.host import PatchableModel, PromptDataLoader
 
 
 def export(
@@ -57,14 +58,22 @@ def export(
     result: Annotated[
         Path | None, typer.Option(help="Saved result whose circuit to write, as EAP-IG graph JSON.")
     ] = None,
+    ids: Annotated[
+        Path | None, typer.Option(help="Write the prompts, too, as token ids for pahq run.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write the model of PROBLEM as an ONNX graph, or a result's circuit as graph JSON."""
     with one_line_errors(debug):
-        if path.is_file() and not force:
-            raise ConfigError(f"{path} is there already; pass --force to replace it")
+        for file in (path, ids):
+            if file is not None and file.is_file() and not force:
+                raise ConfigError(f"{file} is there already; pass --force to replace it")
+        if ids is not None and result is not None:
+            raise ConfigError("--ids goes with a graph; leave out --result")
+        check_problem(problem, prompts)
+        _check_ending(path, result is not None)
         from pahq_exporters.run import parse_head
         from pahq_exporters.write import export_if
         from pahq_plugin import PrecisionConfig, load_problem
@@ -92,25 +101,61 @@ def export(
         )  # fmt: skip
         found: dict[str, object] = {"file": str(written), "bytes": written.stat().st_size}
         found |= {"check": lines} if check else {}
+        if ids is not None:
+            _write_ids(loaded.train_loader, ids)
+            found["ids"] = str(ids)
         if as_json:
             print_json(found)
             return
         typer.echo(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
         for line in lines:
             typer.echo(f"  {line}")
+        if ids is not None:
+            typer.echo(f"wrote {ids}; try: pahq run {written} --prompts {ids} --all")
+
+
+def _write_ids(loader: PromptDataLoader, path: Path) -> None:
+    """The prompts of ``loader`` as token ids, a host JSON file."""
+    from pahq_plugin.files import write_text
+
+    prompts = []
+    for batch in loader:
+        fields = {
+            name: getattr(batch, name) for name in ("clean", "corrupt", "answers", "wrong_answers")
+        }
+        columns = {
+            name: column.tolist() if hasattr(column, "tolist") else [row.tolist() for row in column]
+            for name, column in fields.items()
+        }
+        prompts += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    write_text(path, json.dumps({"prompts": prompts}) + "\n")
+
+
+def _check_ending(path: Path, is_circuit: bool) -> None:
+    """
+    Raises:
+        ConfigError: the file's name does not say what will be written to it, or it is a folder.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file, such as {path / 'graph.onnx'}")
+    if is_circuit and path.suffix != ".json":
+        raise ConfigError(f"{path}: with --result a circuit is written as JSON; name a .json file")
+    if not is_circuit and path.suffix == ".json":
+        raise ConfigError(
+            f"{path}: a .json file takes a circuit; pass --result FOLDER, or name a .onnx file"
+        )
+    if not is_circuit and path.suffix != ".onnx":
+        raise ConfigError(f"{path}: name a file that ends in .onnx")
 
 
 def _write_circuit(result: Path, model: PatchableModel, path: Path, as_json: bool) -> None:
     """
     Raises:
-        ConfigError: a file of another kind.
         ResultError: no such result, or one of another model.
     """
     from pahq_exporters.interchange import write_graph_json
     from pahq_plugin import Discovery
 
-    if path.suffix != ".json":
-        raise ConfigError(f"{path}: with --result a circuit is written as JSON; name a .json file")
     found = Discovery.load(result, model)
     write_graph_json(found, path)
     if as_json:
@@ -135,7 +180,10 @@ def import_graph(
 ) -> None:
     """Read a circuit of EAP-IG or MIB as a result: print it, and save it for show and export."""
     with one_line_errors(debug):
-        check_out(out, force)
+        check_folder(out, force)
+        check_problem(problem, prompts)
+        if not graph.exists():
+            raise ResultError(f"no file at {graph}; expected a JSON graph")
         from pahq_exporters.interchange import read_graph_json
         from pahq_plugin import load_problem
 

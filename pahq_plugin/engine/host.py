@@ -41,6 +41,8 @@ class HostEngine:
 
     name = "host"
     lookahead = 1
+    snapshot_every = 64
+    """Each row is a whole forward here: 1,024 of them would be much to lose."""
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from torch import nn
 from pahq_plugin.errors import ModelError
 from pahq_plugin.fingerprint import fingerprint
 from pahq_plugin.host.graph import canonical_edges, edge_label
-from pahq_plugin.host.types import PatchableModel
+from pahq_plugin.host.types import PatchableModel, PromptDataLoader
 from pahq_plugin.mapped import let_go_if_unchanged
 
 FINITE_ENTRIES = 2**22
@@ -28,8 +28,7 @@ def check_patchable(model: object) -> PatchableModel:
     """
     if not isinstance(model, PatchableModel):
         raise ModelError(
-            f"model is a {type(model).__name__}, not a PatchableModel; "
-            "wrap it with auto_circuit.utils.graph_utils.patchable_model(...)"
+            f"model is a {type(model).__name__}, not a PatchableModel; {_instead_of(model)}"
         )
     if not model.is_factorized:
         raise ModelError("model is not factorized; call patchable_model(..., factorized=True)")
@@ -37,6 +36,22 @@ def check_patchable(model: object) -> PatchableModel:
         _check_transformer(model)
     check_finite(model)
     return model
+
+
+def _instead_of(model: object) -> str:
+    """What to pass in place of something that is no host model."""
+    ancestors = {kind.__name__ for kind in type(model).__mro__}
+    if "HookedTransformer" in ancestors:
+        return "pass pahq_plugin.adapt(model)"
+    if "PreTrainedModel" in ancestors:
+        return "pass pahq_plugin.from_hugging_face(model)"
+    if isinstance(getattr(model, "model", None), PatchableModel):
+        return "pass its .model"
+    if isinstance(model, str):
+        return f"load one, for example load_problem('ioi', model={model!r}).model"
+    if isinstance(model, PromptDataLoader):
+        return "pass the model first, then the loader"
+    return "wrap it with auto_circuit.utils.graph_utils.patchable_model(...)"
 
 
 def _check_transformer(model: PatchableModel) -> None:

@@ -8,7 +8,7 @@ cached clean residual stream, as the host's own ACDC does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -65,9 +65,14 @@ def collect_batches(
     """The first ``count`` batches of ``loader`` (``None``: all), checked against the model.
 
     Raises:
-        PromptError: no batch, clean and corrupt prompts of different length, token ids outside the
-            vocabulary, prompts longer than the context or than the graph's ``seq_len``.
+        PromptError: no loader, no batch, clean and corrupt prompts of different length, token ids beyond
+            the vocabulary, prompts longer than the context or than the graph's ``seq_len``.
     """
+    if not isinstance(loader, Iterable) or isinstance(loader, (str, bytes, Tensor)):
+        inside = (
+            "its .train_loader" if hasattr(loader, "train_loader") else "one that gives such batches"
+        )
+        raise PromptError(f"loader is a {type(loader).__name__}, not a PromptDataLoader; pass {inside}")
     try:
         batches: list[PromptPairBatch] = list(islice(iter(loader), count))
     except RuntimeError as error:  # torch.stack in the host's collate_fn

@@ -48,6 +48,15 @@ class Problem:
     true_edges: set[Edge] | None
     task: Task
 
+    def __repr__(self) -> str:
+        """One line; a dataclass would print the whole model."""
+        train, test = len(self.train_loader), len(self.test_loader)
+        known = "no circuit known" if self.true_edges is None else "its circuit is known"
+        return (
+            f"<Problem: {self.name}, {len(self.model.edges):,} edges, {train} train and {test} test "
+            f"batches of {self.train_loader.batch_size} prompts, {self.metric}, {known}>"
+        )
+
 
 @dataclass(frozen=True)
 class _Ingredients:

@@ -38,6 +38,8 @@ def read_prompts(path: str | Path) -> dict[str, Any]:
     Raises:
         PromptError: unreadable, not JSON, or without a list of prompts.
     """
+    if not isinstance(path, (str, Path)):
+        raise PromptError(f"prompts is a {type(path).__name__}; name a JSON file in the host's format")
     try:
         data = read_json(Path(path))
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from auto_circuit.utils.graph_utils import patchable_model
 from auto_circuit.utils.patchable_model import PatchableModel
 
 import pahq_plugin as pahq
-from pahq_plugin.errors import ModelError
+from pahq_plugin.backend import mixed_precision
+from pahq_plugin.errors import ConfigError, ModelError, PromptError
 from tests.helpers.broken import BROKEN_MODELS, unseparated
 from tests.helpers.refused import refused_untouched
 from tests.helpers.searches import discover
@@ -47,10 +49,49 @@ def test_the_same_models_work_once_they_are_right() -> None:
     assert discover(patchable(ungrouped), loader(), method="acdc").decisions
 
 
-@pytest.mark.parametrize("model", [transformer(), torch.nn.Linear(2, 2), None, "gpt2"])
-def test_what_is_no_host_model_is_refused(model: Any) -> None:
-    with pytest.raises(ModelError, match=r"not a PatchableModel; wrap it with .*patchable_model"):
+def of_hugging_face() -> torch.nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(vocab_size=5, n_positions=4, n_embd=4, n_layer=1, n_head=1))
+
+
+@pytest.mark.parametrize(
+    ("model", "instead"),
+    [
+        (transformer(), r"pass pahq_plugin\.adapt\(model\)"),
+        (of_hugging_face(), r"pass pahq_plugin\.from_hugging_face\(model\)"),
+        (SimpleNamespace(model=small_model()), r"pass its \.model"),
+        (loader(), "pass the model first"),
+        ("gpt2", r"load one, for example load_problem\('ioi', model='gpt2'\)\.model"),
+        (torch.nn.Linear(2, 2), "wrap it with .*patchable_model"),
+        (None, "wrap it with .*patchable_model"),
+    ],
+)
+def test_what_is_no_host_model_is_refused(model: Any, instead: str) -> None:
+    with pytest.raises(ModelError, match=f"not a PatchableModel; {instead}"):
         discover(model, loader())
+
+
+def test_what_is_no_loader_is_refused() -> None:
+    model, prompts = small_model(), loader()
+    problem = SimpleNamespace(train_loader=prompts)
+    with pytest.raises(PromptError, match=r"not a PromptDataLoader; pass its \.train_loader"):
+        discover(model, problem)  # type: ignore[arg-type]
+    for wrong in (next(iter(prompts)), "prompts.json", torch.zeros(2, 3)):
+        with pytest.raises(PromptError, match="not a PromptDataLoader; pass one that gives"):
+            discover(model, wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", ["fp8", torch.bfloat16, {"low": "int8"}])
+def test_what_is_no_precision_is_refused(precision: Any) -> None:
+    model = small_model()
+    with pytest.raises(ConfigError, match="must be a PrecisionConfig, for example"):
+        discover(model, loader(), precision=precision)
+    with (
+        pytest.raises(ConfigError, match="must be a PrecisionConfig"),
+        mixed_precision(model, precision),
+    ):
+        pass
 
 
 def micro() -> Problem:

@@ -60,3 +60,26 @@ def test_a_checked_export(tmp_path: Path) -> None:
     assert found["bytes"] == (tmp_path / "g.onnx").stat().st_size
     assert [line.split(":")[0] for line in found["check"][:3]] == ["names", "shapes", "meaning"]
     assert "mode memory" in found["check"][-1]
+
+
+def test_prompts_as_token_ids(tmp_path: Path) -> None:
+    """What ``pahq export --ids`` writes, ``pahq run`` reads."""
+    graph, ids = tmp_path / "g.onnx", tmp_path / "new" / "ids.json"
+    done = call("export", "ioi", graph, "--ids", ids)
+    assert done.exit_code == 0, done.stderr
+    assert f"pahq run {graph} --prompts {ids} --all" in done.stdout
+    batch = next(iter(pahq.load_problem("ioi").train_loader))
+    rows = json.loads(ids.read_text())["prompts"]
+    assert [row["clean"] for row in rows[: len(batch.clean)]] == batch.clean.tolist()
+    assert [row["wrong_answers"] for row in rows[: len(batch.clean)]] == batch.wrong_answers.tolist()
+    done = call("run", graph, "--prompts", ids, "--edges", "A0.7->MLP 0", "--limit", 2)
+    assert done.exit_code == 0 and "A0.7->MLP 0" in done.stdout
+    again = call("export", "ioi", tmp_path / "h.onnx", "--ids", ids)
+    assert again.exit_code == 1 and "ids.json is there already" in again.stderr
+    both = call("export", "ioi", tmp_path / "c.json", "--ids", tmp_path / "i", "--result", tmp_path)
+    assert both.exit_code == 1 and "leave out --result" in both.stderr
+
+
+def test_a_circuit_without_its_result(tmp_path: Path) -> None:
+    failed = call("export", "ioi", tmp_path / "c.json")
+    assert failed.exit_code == 1 and "pass --result FOLDER" in failed.stderr

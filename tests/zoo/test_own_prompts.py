@@ -98,3 +98,8 @@ def test_unreadable_prompt_file(tmp_path: Path) -> None:
         load_problem("ioi", prompts=tmp_path / "nowhere.json")
     with pytest.raises(PromptError, match="Is a directory"):
         load_problem("ioi", prompts=tmp_path)
+
+
+def test_prompts_that_are_no_file() -> None:
+    with pytest.raises(PromptError, match="prompts is a dict; name a JSON file"):
+        load_problem("ioi", prompts={"prompts": []})  # type: ignore[arg-type]

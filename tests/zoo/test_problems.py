@@ -197,3 +197,9 @@ def test_importing_the_zoo_is_light() -> None:
         check=True,
     )
     assert ran.stdout.strip() == "set()"
+
+
+def test_a_problem_shows_itself_in_one_line() -> None:
+    shown = repr(load_problem("tracr-reverse"))
+    assert shown.startswith("<Problem: tracr-reverse, ") and len(shown) < 200
+    assert "its circuit is known" in shown and "\n" not in shown
