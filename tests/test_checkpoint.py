@@ -350,7 +350,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, float]:
     return undisturbed(tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "sig",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.full),
+        pytest.param(signal.SIGINT, marks=pytest.mark.full),
+    ],
+)
 def test_killed_and_gone_on_with(sig: int, tmp_path: Path, whole: tuple[bytes, float]) -> None:
     expected, seconds = whole
     after = random.Random(int(sig)).uniform(0.6, 1.0) * seconds

@@ -98,6 +98,7 @@ def test_a_plan_is_run_and_gone_on_with(tmp_path: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in out.glob("found/*/*")} == results
 
 
+@pytest.mark.full
 def test_a_piece_that_breaks_is_told_and_the_rest_is_reported(tmp_path: Path) -> None:
     plan, out = tmp_path / "plan.toml", tmp_path / "out"
     runs = '[[runs]]\nmethods = ["act-mag", "Circuit Probing"]\n'

@@ -145,6 +145,7 @@ def test_processes_that_die_at_random_moments(alone: Path, tmp_path: Path) -> No
         print(f"turn {turn}: process {victim} killed after {after:.1f} s, {seconds:.0f} s in all")
 
 
+@pytest.mark.full
 def test_what_processes_cannot_share_is_refused_in_each(tmp_path: Path) -> None:
     ranking = ["discover", "greater-than", "--method", "eap", "--out", str(tmp_path)]
     for command, said in (
@@ -156,6 +157,7 @@ def test_what_processes_cannot_share_is_refused_in_each(tmp_path: Path) -> None:
     assert not (tmp_path / "result.json").exists()
 
 
+@pytest.mark.full
 def test_processes_share_a_comparison(tmp_path: Path) -> None:
     chosen = ["--methods", "acdc,eap,random", "--thresholds", "0.03", "--batch-size", "4"]
     command = [

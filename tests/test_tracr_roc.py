@@ -18,7 +18,7 @@ import pahq_plugin as pahq
 from pahq_plugin.discovery import UNREMOVED
 from tests.helpers.replay import canonical_order
 
-PROBLEMS = ["tracr-reverse", "tracr-xproportion"]
+PROBLEMS = [pytest.param("tracr-reverse", marks=pytest.mark.full), "tracr-xproportion"]
 SEARCHES = ["acdc", "pahq", "pahq-paper", "rtn-q"]
 HOST_LOOP = "host's ACDC loop"
 GRID = [base * 10.0**exponent for exponent in (-4, -3, -2) for base in (1, 2, 5)] + [0.1]
@@ -99,36 +99,22 @@ def areas(problem: pahq.Problem, thresholds: list[float]) -> dict[str, float]:
     return found
 
 
-@pytest.fixture(scope="module")
-def measured() -> dict[str, tuple[dict[str, float], list[float], tuple[int, int]]]:
-    """Per problem the areas, the thresholds swept, and edges of the official circuit and in all."""
-    results = {}
-    for name in PROBLEMS:
-        problem = pahq.load_problem(name)
-        thresholds = usable_thresholds(problem)
-        sizes = len(problem.true_edges or ()), len(problem.model.edges)
-        results[name] = areas(problem, thresholds), thresholds, sizes
-    return results
-
-
-def show(measured: dict[str, tuple[dict[str, float], list[float], tuple[int, int]]]) -> None:
-    table = Table(title="ROC AUC against the official circuit")
+def show(name: str, found: dict[str, float], thresholds: list[float], official: int, edges: int) -> None:
+    swept = f"{len(thresholds)} thresholds {min(thresholds):g} to {max(thresholds):g}"
+    table = Table(title=f"ROC AUC against the official circuit of {name}")
     table.add_column("method")
-    for name, (_, thresholds, (official, edges)) in measured.items():
-        swept = f"{len(thresholds)} thresholds {min(thresholds):g} to {max(thresholds):g}"
-        table.add_column(f"{name}\n{official} of {edges} edges\n{swept}", justify="right")
-    for method in measured[PROBLEMS[0]][0]:
-        table.add_row(method, *(f"{found[method]:.4f}" for found, _, _ in measured.values()))
+    table.add_column(f"{official} of {edges} edges\n{swept}", justify="right")
+    for method, value in found.items():
+        table.add_row(method, f"{value:.4f}")
     Console(width=110).print(table)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_areas(
-    measured: dict[str, tuple[dict[str, float], list[float], tuple[int, int]]], name: str
-) -> None:
-    if name == PROBLEMS[0]:
-        show(measured)
-    found, thresholds, _ = measured[name]
+def test_areas(name: str) -> None:
+    problem = pahq.load_problem(name)
+    thresholds = usable_thresholds(problem)
+    found = areas(problem, thresholds)
+    show(name, found, thresholds, len(problem.true_edges or ()), len(problem.model.edges))
     assert len(thresholds) >= 5
     assert found["pahq"] == found["acdc"] == found[HOST_LOOP]
     assert found["acdc"] > 0.9

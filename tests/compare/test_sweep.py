@@ -343,6 +343,7 @@ def kill_after(folder: Path, pieces: int, wait: float, group: bool, script: Path
         process.wait()
 
 
+@pytest.mark.full
 def test_a_killed_sweep_goes_on(tmp_path: Path, done: Path) -> None:
     """Killed with its workers among the searches; what was done is kept."""
     folder = tmp_path / "out"

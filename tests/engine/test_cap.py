@@ -47,7 +47,7 @@ def kept(result: Discovery) -> list[tuple[str, bool]]:
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("method", ["acdc", "pahq"])
-@pytest.mark.parametrize("most", [4, 6])
+@pytest.mark.parametrize("most", [4, pytest.param(6, marks=pytest.mark.full)])
 def test_the_same_decisions(
     most: int, method: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:

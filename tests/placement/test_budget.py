@@ -88,7 +88,7 @@ def run(folder: Path, layers: int, width: int, **settings: Any) -> dict[str, Any
 
 
 GRID = [
-    (12, 512, "acdc", "resample", False, 1e-3),
+    pytest.param(12, 512, "acdc", "resample", False, 1e-3, marks=pytest.mark.full),
     pytest.param(16, 768, "acdc", "resample", False, 2e-3, marks=pytest.mark.full),
     pytest.param(16, 768, "pahq", "resample", False, 2e-3, marks=pytest.mark.full),
     pytest.param(12, 768, "acdc", "zero", False, 1e-2, marks=pytest.mark.full),
