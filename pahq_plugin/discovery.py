@@ -27,6 +27,7 @@ from pahq_plugin.config import (
     parse_bytes,
 )
 from pahq_plugin.distributed import World, current_world
+from pahq_plugin.engine.cap import memory_shortage_named
 from pahq_plugin.errors import ConfigError, DistributedError, GraphError
 from pahq_plugin.host import (
     AblationType,
@@ -184,6 +185,7 @@ def discover(
     check_device(model, device, most)
     with seeded(seed), ExitStack() as stack:
         stack.enter_context(borrowed(model))
+        stack.enter_context(memory_shortage_named())
         if chosen.kind == "search":
             used = chosen.precision or precision or engine_precision(engine, model)
             task = SearchTask(

@@ -2,17 +2,21 @@
 
 When a pass runs out of memory the cap halves and the pass is run again; after some passes that went
 well it doubles, since other passes may leave more room. After each failure it takes twice as many.
+Where memory runs out elsewhere, or in one of several processes, the search ends: a checkpoint holds
+decisions only, never a half-changed state.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from pahq_plugin.engine.budget import release_unused
-from pahq_plugin.errors import ModelError
+from pahq_plugin.errors import ModelError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -69,3 +73,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
+
+
+@contextmanager
+def memory_shortage_named() -> Iterator[None]:
+    """
+    Raises:
+        ModelError: memory ran out inside, and not where a smaller pass helps.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"memory ran out ({one_line(error) or type(error).__name__}); pass a smaller batch_size, "
+            "fewer prompts, or max_memory; a search with a checkpoint goes on from it"
+        ) from error

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from pahq_plugin.discovery import discover
-from pahq_plugin.engine import incremental
+from pahq_plugin.engine import incremental, passes
 from pahq_plugin.engine.cap import GOOD_PASSES, RowCap, is_out_of_memory
+from pahq_plugin.engine.state import BatchState
 from pahq_plugin.errors import ModelError
 from pahq_plugin.result import Discovery
 from tests.helpers.small import loader, small_model
@@ -67,6 +70,32 @@ def test_a_single_row_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None
     short_of_memory(monkeypatch, 0, ERRORS[0])
     with pytest.raises(ModelError, match="memory is too short for a single patched forward"):
         found("acdc")
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("where", ["commit", "add_to_source"])
+def test_memory_that_runs_out_while_edges_are_removed(
+    where: str, error: BaseException, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The search ends; one that goes on from its checkpoint comes to the same decisions."""
+    model, prompts, file = small_model(), loader(), tmp_path / "checkpoint.safetensors"
+    search = partial(
+        discover, model, prompts, method="pahq", threshold=0.003, progress=False, checkpoint_every=0
+    )
+    undisturbed = search()
+    owner = {"commit": passes.Pass, "add_to_source": BatchState}[where]
+    original, calls = getattr(owner, where), []
+
+    def short(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise error
+        original(*arguments)
+
+    monkeypatch.setattr(owner, where, short)
+    with pytest.raises(ModelError, match=r"memory ran out \(.+\); pass a smaller batch_size"):
+        search(checkpoint=file)
+    assert kept(search(checkpoint=file)) == kept(undisturbed)
 
 
 def test_other_errors_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
