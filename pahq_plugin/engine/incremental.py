@@ -19,15 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 
 from pahq_plugin.activations import ablated_runs, run_plain, run_sources
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.distributed import ALONE, World
+from pahq_plugin.engine.batching import Batching
 from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for, budget_within, release_unused
 from pahq_plugin.engine.candidates import Group, Single, starts_of, which_change
-from pahq_plugin.engine.cap import RowCap, is_out_of_memory
+from pahq_plugin.engine.cap import is_out_of_memory
 from pahq_plugin.engine.passes import Pass, Waiting
 from pahq_plugin.engine.plans import Plans
 from pahq_plugin.engine.products import OwnProducts, Products
@@ -43,8 +43,6 @@ from pahq_plugin.host.graph import edge_label
 from pahq_plugin.metrics import Metric
 from pahq_plugin.placement.place import InPlace, Placement
 from pahq_plugin.policy import check_parts
-
-LEAST_ROWS = 16
 
 
 class IncrementalEngine:
@@ -111,15 +109,13 @@ class IncrementalEngine:
             self._readouts.append(Readout(model, batch, final, metric, self._budget.work))
         clean = torch.tensor([readout.clean_loss for readout in self._readouts], dtype=torch.float64)
         self.loss = self._loss = self._mean(lambda: clean[:, None], 1)[0]
-        self._limit = self._most_rows = max(LEAST_ROWS, len(model.srcs))
-        self._cap = RowCap(self._most_rows)
-        self.lookahead = 4 * self._most_rows  # most edges lead nowhere and need no row
         self._freed = 0
         self._last: Pass | None = None
         self._waiting = Waiting([{} for _ in prompts])
-        self._asked: list[Edge] | None = None
         most = -(-len(everyone[0].clean) // world.size)  # the same rows fit everywhere
         self._plans = Plans(self._graph, model, most)
+        self._batching = Batching(self._graph, self._plans, self._budget)
+        self.lookahead = 4 * self._batching.most_rows  # most edges lead nowhere and need no row
         self._screen: Screen | None = None
         if precision is not None:
             self.screen_with(precision)
@@ -156,18 +152,16 @@ class IncrementalEngine:
         """See `Engine.effects`; answers candidates into destinations of the first one's stage, which
         cannot influence each other. Where whole values are screened it takes one destination, whose
         head is high."""
-        self._adapt(candidates)
-        self._last = self._asked = None
+        self._last = None
         screen = None if exact else self._screen
         if screen is None or not self._may_wait(candidates[0]):
             self.catch_up()
-        group, needed = self._first_of_a_stage(candidates, screen.few if screen else FEW_ROWS)
-        if not any(needed):
-            return [0.0] * len(group)
-        group, steps = self._fitting(group, needed, screen)
+        few, budget = (
+            (FEW_ROWS, self._budget.rows) if screen is None else (screen.few, self._budget.screened_rows)
+        )
+        group, steps = self._batching.next(candidates, self._waiting.edges, few, budget)
         if not steps:
             return [0.0] * len(group)
-        self._asked = group
         kept = list(predicted_kept[: len(group)])
         try:
             return self._group_effects(group, kept, steps, screen)
@@ -179,22 +173,6 @@ class IncrementalEngine:
         except (RuntimeError, MemoryError) as error:
             self._make_room(error)
             return self.effects(candidates, predicted_kept, exact=exact)
-
-    def _first_of_a_stage(self, candidates: Sequence[Edge], few: int) -> tuple[list[Edge], list[bool]]:
-        """The candidates into the first one's destination, and into the next ones of its stage
-        until at least ``few`` matter; and for each whether its destination matters at all."""
-        place = self._graph.place(candidates[0])
-        is_needed, seen = self._graph.is_needed(place), {place}
-        needed: list[bool] = []
-        for edge in candidates:
-            before, place = place, self._graph.place(edge)
-            if place != before:
-                if place[0] != before[0] or place in seen or sum(needed) >= few:
-                    break
-                seen.add(place)
-                is_needed = self._graph.is_needed(place)
-            needed.append(is_needed)
-        return list(candidates[: len(needed)]), needed
 
     def _may_wait(self, candidate: Edge) -> bool:
         """Whether what waits may go on waiting while effects of ``candidate`` are screened."""
@@ -252,7 +230,7 @@ class IncrementalEngine:
         if not steps:
             return [0.0] * len(asked)
         # Of one more candidate the states before and after it are shown, and the first and last of all.
-        rows = min(self._cap.rows, self._plans.fitting_rows(steps, self._budget.rows))
+        rows = self._batching.fitting_rows(steps)
         fit = max(1, rows // 2 - 1)
         if len(asked) > fit:
             candidates = candidates[: asked[fit - 1] + 1]
@@ -304,9 +282,8 @@ class IncrementalEngine:
     def restore(self, removed: Sequence[Edge]) -> None:
         """See `Engine.restore`: start again from the clean state and remove all at once. Nothing of
         how the state was reached before has a say in what follows, not even in its rounding."""
-        self._last = self._asked = None
-        self._limit = self._most_rows
-        self._cap = RowCap(self._most_rows)
+        self._last = None
+        self._batching.restart()
         self._waiting.clear()
         self._graph.reset()
         self._plans.clear()
@@ -368,7 +345,7 @@ class IncrementalEngine:
             lambda: torch.stack([readout.losses(one.output, unembedding) for one, readout in each]),
             n_rows,
         )
-        self._cap.passed()
+        self._batching.cap.passed()
         self._freed += n_rows * self._plans.row_bytes(steps)
         if self._freed > RELEASE_BYTES:
             self._freed = 0
@@ -419,21 +396,6 @@ class IncrementalEngine:
             singles[place] = Single(members, positions, taken)
         return singles
 
-    def _fitting(
-        self, group: list[Edge], needed: Sequence[bool], screen: Screen | None
-    ) -> tuple[list[Edge], list[Step]]:
-        """As many of the first candidates as rows are wanted and fit, and their cone."""
-        counts, limit = np.cumsum(needed), min(self._limit, self._cap.rows)
-        budget = self._budget.rows if screen is None else self._budget.screened_rows
-        while True:
-            group = group[: int(np.searchsorted(counts, limit, side="right"))]
-            live = [edge for edge, is_needed in zip(group, needed, strict=False) if is_needed]
-            steps = self._plans.cone([*live, *self._waiting.edges])
-            fit = self._plans.fitting_rows(steps, budget) if steps else limit
-            if len(live) <= fit:
-                return group, steps
-            limit = fit
-
     def _make_room(self, error: BaseException) -> None:
         """Smaller passes from now on, if memory ran out; a pass changes nothing before it is committed.
 
@@ -443,17 +405,7 @@ class IncrementalEngine:
         if not is_out_of_memory(error) or self._world.size > 1:  # the others would wait
             raise error
         self._last = None
-        self._cap.shrink(error)
-
-    def _adapt(self, candidates: Sequence[Edge]) -> None:
-        """More rows after a pass that was used up, fewer after one that was cut short."""
-        if self._asked is None:
-            return
-        if candidates[0] in self._asked:
-            used = self._asked.index(candidates[0])
-            self._limit = max(LEAST_ROWS, 2 * used)
-        else:
-            self._limit = min(self._most_rows, 2 * self._limit)
+        self._batching.cap.shrink(error)
 
     @property
     def cache_bytes(self) -> int:

@@ -14,74 +14,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pahq_plugin.activations import Sources
+from pahq_plugin.engine.held import Base, Held, Hidden
 from pahq_plugin.engine.memo import Memo
 from pahq_plugin.engine.products import OwnProducts, Products, RowFunction
 from pahq_plugin.graph import KeptGraph, Place, Stage
 from pahq_plugin.host import PatchableModel, PromptPairBatch
 from pahq_plugin.host.blocks import AttentionMath, normalise
 from pahq_plugin.positions import Ints, Positions
-
-
-@dataclass(frozen=True)
-class Held:
-    """Something of one destination's present, at some positions.
-
-    Attributes:
-        positions: positions that are held.
-        parts: ``"x"`` for its input, ``[batch, pos, d_model]``; or by letter the query, key or value
-            that its head makes of it, before rotation, ``[batch, pos, d_head]``.
-    """
-
-    positions: Positions
-    parts: dict[str, Tensor]
-
-    def at(self, part: str, positions: Positions) -> Tensor:
-        """A part at some of the positions."""
-        return positions.cut(self.parts[part], self.positions)
-
-    def write(self, positions: Positions, parts: Mapping[str, Tensor]) -> None:
-        """Put newer values in their place, where ``positions`` are held."""
-        at = positions.within(self.positions)
-        for part, values in parts.items():
-            self.parts[part].index_copy_(1, at, values)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(part.nbytes for part in self.parts.values())
-
-
-@dataclass(frozen=True)
-class Base:
-    """A residual stream that destinations start from, ``[batch, pos, d_model]``."""
-
-    x: Tensor
-    version: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor."""
-        return self.x.nbytes
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """The present hidden layer of an MLP before its activation, by weight ``[1, n, d_mlp]``."""
-
-    entries: dict[str, Tensor]
-    version: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(entry.nbytes for entry in self.entries.values())
 
 
 class BatchState:
