@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from transformer_lens import HookedTransformerKeyValueCache
 
 import pahq_exporters.heads
 from pahq_exporters import OnnxPatcher, check, export_onnx
@@ -21,7 +22,7 @@ from pahq_exporters.engine import _check_padding
 from pahq_exporters.heads import Heads, write_heads
 from pahq_exporters.prompt_file import read_prompts
 from pahq_exporters.run import run
-from pahq_exporters.session import LEVELS, MODES
+from pahq_exporters.session import LEVELS, MODES, open_session
 from pahq_exporters.write import DEFAULT, describe
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import ConfigError, ExportError, GraphError, PahqError, PromptError
@@ -185,22 +186,18 @@ SESSIONS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("settings", "message"), SESSIONS)
 def test_settings_of_a_session(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
-    from pahq_exporters.session import load
-
     arguments = {"providers": None, "mode": "speed", "threads": None, "level": None} | settings
     with refused(ConfigError, message):
-        load(tmp_path / "g.onnx", **arguments)
+        open_session(tmp_path / "g.onnx", **arguments)
 
 
 def test_files_of_graphs(tmp_path: Path) -> None:
-    from pahq_exporters.session import load
-
     path = tmp_path / "g.onnx"
     with refused(ExportError, f"no file {path}; make one with: pahq export"):
-        load(path, None, "speed", None, None)
+        open_session(path, None, "speed", None, None)
     path.write_bytes(b"hello")
     with refused(ExportError, f"{path} is no ONNX model that ONNX Runtime can load ("):
-        load(path, None, "speed", None, None)
+        open_session(path, None, "speed", None, None)
     with refused(ExportError, f"{path} is no ONNX model ("):
         check.described_in(path)
     node = onnx.helper.make_node("NoSuchOperator", ["x"], ["y"])
@@ -253,17 +250,17 @@ def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], byte
 
 
 HEADS: list[tuple[Callable[[bytes], bytes], str]] = [
-    (lambda content: bytes(8) + content[8:], "is damaged (a header of 0 bytes)"),
-    (edited(lambda h: h.pop("blocks.1")), "is damaged (no blocks.1)"),
-    (edited(lambda h: h["blocks.1"].update(dtype="F16")), "is damaged (blocks.1 is F16 ["),
+    (lambda content: bytes(8) + content[8:], "a header of 0 bytes"),
+    (edited(lambda h: h.pop("blocks.1")), "no blocks.1"),
+    (
+        edited(lambda h: h["blocks.1"].update(dtype="F16")),
+        "blocks.1 is F16 [4, 4, 32, 8] instead of F32 [4, 4, 32, 8]",
+    ),
     (
         edited(lambda h: h["blocks.1"].update(data_offsets=[3, 9])),
-        "is damaged (blocks.1 is at 3 to 9 of ",
+        "blocks.1 is at 3 to 9 of 32768 bytes",
     ),
-    (
-        edited(lambda h: h.update({"blocks.1": h["blocks.0"]})),
-        "is damaged (two blocks are at one place)",
-    ),
+    (edited(lambda h: h.update({"blocks.1": h["blocks.0"]})), "two blocks are at one place"),
 ]
 
 
@@ -274,7 +271,7 @@ def test_files_of_heads(edit: Callable[[bytes], bytes], message: str, tmp_path: 
     whole = Heads(path, KNOWN)
     content = path.read_bytes()
     path.write_bytes(edit(content))
-    with refused(ExportError, f"{path} {message}"):
+    with refused(ExportError, f"{path} is damaged ({message})"):
         Heads(path, KNOWN)
     path.unlink()
     with refused(ExportError, f"{path} is damaged ([Errno 2] No such file"):
@@ -335,8 +332,18 @@ def model_with(change: Callable[[Any], object], **arguments: Any) -> Any:
     return model
 
 
+def cached(model: Any) -> None:
+    """Give a model the caches of a common prefix of two tokens."""
+    cache = HookedTransformerKeyValueCache.init_cache(model.cfg, "cpu", 4)
+    model.wrapped_model(tokens(length=2), past_kv_cache=cache)
+    cache.freeze()
+    model.kv_caches = {4: cache}
+
+
 class Strange(torch.nn.Module):
     """A part that no graph knows."""
+
+    W_O = torch.zeros(1)
 
 
 def replaced(part: str) -> Any:
@@ -349,7 +356,7 @@ MODELS: list[tuple[Callable[[], Any], str]] = [
         "no graph for 'shortformer' positions; known: standard, rotary, alibi",
     ),
     (
-        lambda: model_with(lambda m: setattr(m, "kv_caches", {4: None})),
+        lambda: model_with(cached),
         "the model carries a KV cache of a common prefix; export it without one",
     ),
     (

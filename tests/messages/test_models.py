@@ -32,8 +32,7 @@ from pahq_plugin.host.stored import _digest
 from tests.helpers.families import family_model
 from tests.helpers.refused import refused
 from tests.helpers.replay import canonical_order
-from tests.helpers.searches import discover
-from tests.helpers.small import loader, small_model, transformer
+from tests.helpers.small import small_model, transformer
 
 # Graphs -------------------------------------------------------------------------------------------
 
@@ -55,18 +54,6 @@ def test_targets_of_the_backend() -> None:
     message = "3 is neither an edge of this model nor a (layer, head) pair"
     with pahq.mixed_precision(small_model()) as backend, refused(GraphError, message):
         backend.investigate(3)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("engine", ["incremental", "host"])
-def test_losses_that_are_not_finite(engine: str) -> None:
-    calls = [0]
-
-    def metric(logits: torch.Tensor, *others: Any) -> torch.Tensor:
-        calls[0] += 1
-        return torch.full((len(logits),), torch.nan if calls[0] > 3 else 0.0)
-
-    with refused(MetricError, "at edge ", ": metric 'metric' returned nan; losses must be finite"):
-        discover(small_model(), loader(), method="acdc", metric=metric, engine=engine)
 
 
 # Devices and processes ----------------------------------------------------------------------------

@@ -28,11 +28,11 @@ FILES: list[tuple[dict[str, Any], str]] = [
     ({"prompts": [{"clean": "a"}]}, "prompt 0 lacks corrupt, answers, wrong_answers; it needs clean, "),
     (
         {"prompts": [GOOD | {"answers": "a"}]},
-        "prompt 0: answers must be a list of words or token ids, not 'a'",
+        "answers must be a list of words or token ids, not 'a'",
     ),
     (
         {"prompts": [GOOD | {"answers": ["a b"]}]},
-        "prompt 0: the answer 'a b' is 2 tokens; it must be one",
+        "the answer 'a b' is 2 tokens; it must be one",
     ),
     ({"prompts": [GOOD | {"clean": 3}]}, "prompt 0: expected text or a list of token ids, not 3"),
     ({"prompts": [GOOD | {"clean": [11]}]}, "prompt 0: 11 is no token id; they go from 0 to 9"),
