@@ -16,7 +16,7 @@ from itertools import accumulate
 from tests.docs.markdown import REPOSITORY
 from tests.docs.messages import GAP, Message
 
-RUN, SHARED = 8, 12
+RUN, SHARED = 8, 10
 """Characters in a row, and letters in all, that a literal and a message must have in common."""
 
 WILDCARDS = re.compile(r"(?:\\[dDwWsS]|\[[^\]]*\]|\.)[*+]\??|\\[dDwWsSb]|\{\w*\}")
