@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import accumulate
@@ -31,8 +31,8 @@ def unnamed(found: Iterable[Message], literals: Iterable[str]) -> list[Message]:
 
 def is_named(text: str, index: dict[str, set[str]]) -> bool:
     """Whether a literal that shares a run of characters with a message is a part of it."""
-    candidates = set().union(*(index[run] for run in runs(text) if run in index))
-    return any(is_part(literal, text) for literal in candidates)
+    shared = Counter(literal for run in runs(text) for literal in index.get(run, ()))
+    return any(is_part(literal, text) for literal, _ in shared.most_common())
 
 
 def runs_of(literals: Iterable[str]) -> dict[str, set[str]]:

@@ -52,6 +52,11 @@ def test_a_test_names_every_message(left: list[Message]) -> None:
     assert not missing, "\n".join(f"{m.where} {m.kind}: {m.text}" for m in missing)
 
 
+def test_a_new_message_is_missed() -> None:
+    new = Message("", "ConfigError", f"the colour {GAP} of a circuit is out of fashion")
+    assert unnamed([new], literals_of_tests()) == [new]
+
+
 def test_those_without_words_are_needed_and_have_their_tests(left: list[Message]) -> None:
     assert {(m.where.rpartition(":")[0], m.text) for m in left} >= WITHOUT_WORDS.keys()
     for place in WITHOUT_WORDS.values():
