@@ -10,9 +10,11 @@ import pytest
 import torch
 from transformer_lens import HookedTransformerKeyValueCache
 
+import pahq_plugin as pahq
 from pahq_exporters import export_onnx
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import ConfigError, ExportError
+from tests.helpers.families import family_model
 from tests.helpers.refused import refused
 from tests.helpers.small import small_model, tokens
 
@@ -61,6 +63,10 @@ MODELS: list[tuple[Callable[[], Any], str]] = [
     (
         lambda: model_with(lambda m: setattr(m.cfg, "act_fn", "swish")),
         "no graph for the activation 'swish'; known: relu, silu, gelu",
+    ),
+    (
+        lambda: pahq.adapt(family_model("gemma-2")),
+        "no graph for norms after attention (use_normalization_before_and_after is on)",
     ),
     (lambda: replaced("ln1"), "no graph for blocks.1.ln1, a Strange"),
     (lambda: replaced("mlp"), "no graph for blocks.1.mlp, a Strange"),

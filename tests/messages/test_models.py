@@ -27,6 +27,7 @@ from pahq_plugin.errors import (
 from pahq_plugin.host import hf_configs, hugging_face
 from pahq_plugin.host.graph import check_order, find_edge
 from pahq_plugin.host.hf_folder import load_folder
+from pahq_plugin.host.model import check_patchable
 from pahq_plugin.host.problems import language_model
 from pahq_plugin.host.stored import _digest
 from tests.helpers.families import family_model
@@ -54,6 +55,13 @@ def test_targets_of_the_backend() -> None:
     message = "3 is neither an edge of this model nor a (layer, head) pair"
     with pahq.mixed_precision(small_model()) as backend, refused(GraphError, message):
         backend.investigate(3)  # type: ignore[arg-type]
+
+
+def test_a_model_in_four_bits() -> None:
+    model = small_model()
+    model.cfg.load_in_4bit = True
+    with refused(ModelError, "load_in_4bit is on; load the model in its own precision"):
+        check_patchable(model)
 
 
 # Devices and processes ----------------------------------------------------------------------------
@@ -154,6 +162,10 @@ DAMAGES: list[tuple[Any, ...]] = [
     (configured(n_layers=1), "model.json is damaged: n_layers=1 with other blocks"),
     (configured(n_ctx="many"), "model.json is damaged: n_ctx='many'"),
     (configured(d_mlp=999), "is damaged: blocks.0.mlp.W_in is (", "which is not (d_model, d_mlp)"),
+    (
+        configured(normalization_type="RMS"),
+        "model.json is damaged: blocks.0.ln1.w is missing or not of this model",
+    ),
     (configured(num_experts=3, experts_per_token=1), "is damaged: num_experts=3 with 0 experts"),
     (configured(n_key_value_heads=99), "is damaged: n_key_value_heads=99 or rotary_dim=0"),
     (
