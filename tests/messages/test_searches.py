@@ -1,0 +1,168 @@
+"""Messages of searches under way: checkpoints, memory, and losses that are not finite."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from pahq_plugin.checkpoint import METADATA, _digest
+from pahq_plugin.config import PrecisionConfig
+from pahq_plugin.distributed import World, _together, launched
+from pahq_plugin.errors import CheckpointError, ConfigError, DistributedError, MetricError
+from pahq_plugin.searching import make_engine
+from tests.helpers.refused import refused
+from tests.helpers.searches import discover
+from tests.helpers.small import loader, small_model, tokens
+
+INT8 = PrecisionConfig(low="int8", mlp="int8", kernel="eager")
+
+# Losses -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "settings"),
+    [
+        ("effects", {"method": "acdc"}),
+        ("effects", {"method": "acdc", "engine": "host"}),
+        ("effects", {"method": "acdc", "engine": "onnx"}),
+        ("settle", {"method": "pahq", "precision": INT8}),
+    ],
+    ids=["incremental", "host", "onnx", "settled"],
+)
+def test_a_loss_at_an_edge(where: str, settings: dict[str, Any]) -> None:
+    def metric(logits: torch.Tensor, *others: Any) -> torch.Tensor:
+        inside = any(frame.function == where for frame in inspect.stack(0))
+        return logits.square().mean(dim=-1) * (torch.nan if inside else 1)
+
+    with refused(MetricError, "at edge ", "->", ": metric 'metric' returned nan; losses must be finite"):
+        discover(small_model(), loader(), metric=metric, **settings)
+
+
+# Memory and engines -------------------------------------------------------------------------------
+
+
+def test_memory_that_is_too_little() -> None:
+    with refused(ConfigError, "is too small for this model and these prompts: at least "):
+        discover(small_model(), loader(), max_memory=1)
+    with pytest.raises(ConfigError) as least:
+        discover(small_model(), loader(), max_memory=1)
+    nbytes = int(str(least.value).split("at least ")[1].split()[0])
+    message = (
+        f"max_memory={nbytes} leaves no room for the low copies of the weights, without which a search "
+        "without guard band takes other decisions; give it more, or use method='acdc'"
+    )
+    with refused(ConfigError, message):
+        discover(small_model(), loader(), method="pahq-paper", max_memory=nbytes)
+
+
+def test_batches_that_no_budget_fits() -> None:
+    class Uneven:
+        """Batches of different lengths."""
+
+        def __iter__(self) -> Any:
+            short = SimpleNamespace(**vars(next(iter(loader()))))
+            short.clean, short.corrupt = tokens(0, length=4), tokens(1, length=4)
+            return iter([*loader(), short])
+
+    message = "max_memory needs engine='incremental', which cannot do batches of different lengths"
+    with refused(ConfigError, message):
+        discover(small_model(), Uneven(), batches=2, max_memory="1GB")  # type: ignore[arg-type]
+
+
+def test_an_engine_of_one_process() -> None:
+    task: Any = SimpleNamespace(world=World(0, 2))
+    message = "engine='onnx' works in one process; use engine='incremental'"
+    with ExitStack() as stack, refused(DistributedError, message):
+        make_engine(task, "onnx", INT8, stack)
+
+
+# Processes ----------------------------------------------------------------------------------------
+
+
+def test_processes_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **keywords: Any) -> None:
+        raise RuntimeError("nobody there")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", fail)
+    message = "the processes of this run do not find each other; start all again: nobody there"
+    with refused(DistributedError, message), launched():
+        pass
+
+
+def test_a_process_that_is_gone() -> None:
+    message = (
+        "another process of this run is gone or does not answer; start all of them again, with the same "
+        "checkpoint to go on: closed"
+    )
+    with refused(DistributedError, message), _together():
+        raise RuntimeError("closed")
+
+
+# Checkpoints --------------------------------------------------------------------------------------
+
+Change = Callable[[dict[str, Any], dict[str, Any]], object]
+
+
+def rewritten(path: Path, change: Change, digest: bool) -> None:
+    """Change a checkpoint, with a digest that fits it then or with the old one."""
+    with safe_open(path, framework="numpy") as file:
+        document = json.loads(file.metadata()[METADATA])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    old = document.pop("digest")
+    change(document, tensors)
+    document["digest"] = _digest(document, tensors) if digest else old
+    save_file(tensors, path, {METADATA: json.dumps(document)})
+
+
+CHECKPOINTS: list[tuple[Change, bool, str]] = [
+    (
+        lambda d, t: d.update(schema="x"),
+        True,
+        "is no checkpoint of this version; expected schema 'pahq-",
+    ),
+    (
+        lambda d, t: d["state"].update(evaluations=3),
+        False,
+        "is damaged: its content does not match its d",
+    ),
+    (lambda d, t: d.pop("state"), True, "is damaged: a part is missing or of another type"),
+    (
+        lambda d, t: t["kept"].__setitem__(0, not t["kept"][0]),
+        True,
+        "is damaged: its decisions do not fit the run",
+    ),
+    (
+        lambda d, t: d["identity"].update(seed=3),
+        True,
+        "belongs to another run: its seed is 3, not 0; name",
+    ),
+    (lambda d, t: d["identity"].update(more=3), True, "belongs to another run; name another file"),
+]
+
+
+@pytest.mark.parametrize(("change", "digest", "message"), CHECKPOINTS, ids=[c[-1] for c in CHECKPOINTS])
+def test_checkpoints(change: Change, digest: bool, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+
+    def search() -> None:
+        discover(small_model(), loader(), method="acdc", threshold=0.003, checkpoint=path)
+
+    search()
+    rewritten(path, change, digest)
+    with refused(CheckpointError, f"{path} {message}"):
+        search()
+    path.write_bytes(b"x")
+    with refused(CheckpointError, f"{path} is no whole checkpoint: "):
+        search()
