@@ -128,7 +128,8 @@ def check_kill(out: Path, alone: Path, victim: int, after: float | None = None) 
     assert decisions(out) == decisions(alone)
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_stops_the_others(victim: int, alone: Path, tmp_path: Path) -> None:
     check_kill(tmp_path, alone, victim)
 

@@ -342,6 +342,7 @@ folders = [search.folder for search in make_plan(content, Path()).searches]
 """
 
 
+@pytest.mark.full
 def test_names_are_the_same_in_every_process() -> None:
     here: dict[str, Any] = {}
     exec(SCRIPT, here)
