@@ -41,7 +41,7 @@ def opened(browser: Browser, file: Path, width: int = 1200, height: int = 900) -
     page's security policy, and on requests for anything but the file itself.
     """
     context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce")
-    context.set_default_timeout(5_000)
+    context.set_default_timeout(60_000)  # milliseconds; a busy machine is no failure
     page = context.new_page()
     faults: list[str] = []
 
