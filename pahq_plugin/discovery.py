@@ -180,7 +180,7 @@ def discover(
             check_one_length(loader)
     width = _output_width(model, prompts[0].clean)
     world = current_world()
-    check_world(chosen, model, world)
+    check_world(chosen, model, kind, world)
     device = prompts[0].clean.device
     check_device(model, device, most)
     with seeded(seed), ExitStack() as stack:
@@ -263,10 +263,10 @@ def check_device(model: PatchableModel, device: torch.device, max_memory: int | 
         )
 
 
-def check_world(method: Method, model: PatchableModel, world: World) -> None:
+def check_world(method: Method, model: PatchableModel, ablation: AblationType, world: World) -> None:
     """
     Raises:
-        DistributedError: a method or a model that several processes cannot share.
+        DistributedError: a method, a model or an ablation that several processes cannot share.
     """
     if world.size == 1:
         return
@@ -275,6 +275,11 @@ def check_world(method: Method, model: PatchableModel, world: World) -> None:
     if model.kv_caches is not None:
         raise DistributedError(
             "the model has KV caches of whole batches; several processes share batches"
+        )
+    if ablation not in (AblationType.RESAMPLE, AblationType.ZERO):  # each would average its own share
+        raise DistributedError(
+            f"ablation {ablation.name.lower()!r} averages over prompts, which several processes share; "
+            "run it in one process, or use resample or zero"
         )
 
 

@@ -24,7 +24,7 @@ from pahq_plugin.errors import (
     MetricError,
     ModelError,
 )
-from pahq_plugin.host import hf_configs, hugging_face
+from pahq_plugin.host import AblationType, hf_configs, hugging_face
 from pahq_plugin.host.graph import check_order, find_edge
 from pahq_plugin.host.hf_folder import load_folder
 from pahq_plugin.host.model import check_patchable
@@ -79,12 +79,22 @@ def test_a_model_that_is_not_where_the_prompts_are() -> None:
 def test_what_processes_cannot_share() -> None:
     model, two = small_model(), World(0, 2)
     with refused(DistributedError, "method 'eap' runs in one process; searches share prompts"):
-        check_world(get_method("eap"), model, two)
+        check_world(get_method("eap"), model, AblationType.RESAMPLE, two)
+    for ablation in AblationType:
+        if ablation in (AblationType.RESAMPLE, AblationType.ZERO):
+            check_world(get_method("acdc"), model, ablation, two)
+            continue
+        with refused(
+            DistributedError,
+            f"ablation {ablation.name.lower()!r} averages over prompts, which several processes share; "
+            "run it in one process, or use resample or zero",
+        ):
+            check_world(get_method("acdc"), model, ablation, two)
     model.kv_caches = {4: None}  # type: ignore[assignment]
     with refused(
         DistributedError, "the model has KV caches of whole batches; several processes share batches"
     ):
-        check_world(get_method("acdc"), model, two)
+        check_world(get_method("acdc"), model, AblationType.RESAMPLE, two)
 
 
 def test_a_loss_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
