@@ -16,13 +16,16 @@ from torch import nn
 
 from pahq_plugin.attention import Investigation, MixedAttention, investigation
 from pahq_plugin.config import PrecisionConfig, check_precision, default_precision
-from pahq_plugin.errors import ConfigError, GraphError
+from pahq_plugin.errors import ConfigError, GraphError, ModelError
 from pahq_plugin.host import Edge, PatchableModel
+from pahq_plugin.host.changes import plain_name, replaced
 from pahq_plugin.host.graph import edge_label_of
 from pahq_plugin.host.model import check_patchable, check_transformer
 from pahq_plugin.mlp import MixedMLP, check_mlp, first_weights
 from pahq_plugin.policy import EVERYTHING, NOTHING, HighParts, check_parts, high_parts
 from pahq_plugin.unembedding import WEIGHT, MixedUnembedding
+
+STAND_INS = (MixedAttention, MixedMLP, MixedUnembedding)
 
 ATTENTION_WEIGHTS = (("qkv", "W_Q"), ("qkv", "W_K"), ("qkv", "W_V"), ("output", "W_O"))
 """The part that each weight of a head belongs to."""
@@ -185,11 +188,24 @@ def mixed_precision(
     """
     check_precision(precision)
     check_transformer(check_patchable(model), "mixed_precision")
+    check_not_lent(model)
     backend = Backend(model, precision or default_precision(model_device(model)))
-    if any("forward" in vars(module) for module, _ in backend._stand_ins):
-        raise ConfigError("the model is lent to another mixed_precision block; leave that one first")
+    lent = {module for module, _ in backend._stand_ins}
+    for name, module in model.named_modules():
+        change = replaced(module, plain_name(name)) if module in lent else None
+        if change is not None:
+            raise ModelError(f"mixed precision would pass over {change}; use method='acdc'")
     with backend._lent():
         yield backend
+
+
+def check_not_lent(model: PatchableModel) -> None:
+    """
+    Raises:
+        ConfigError: the model's forwards are those of a `mixed_precision` block.
+    """
+    if any(isinstance(vars(module).get("forward"), STAND_INS) for module in model.modules()):
+        raise ConfigError("the model is lent to a mixed_precision block; leave that first")
 
 
 def weights_of(parts: HighParts) -> Iterator[tuple[str, tuple[int, ...] | None]]:

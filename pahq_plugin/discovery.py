@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pahq_plugin.backend import model_device
+from pahq_plugin.backend import check_not_lent, model_device
 from pahq_plugin.catalogue import Method, get_method, refuse_unused
 from pahq_plugin.checkpoint import EVERY, Checkpoint, held_by_first
 from pahq_plugin.config import (
@@ -127,7 +127,8 @@ def discover(
         The circuit, its decisions and prune scores. The model is given back as it was.
 
     Raises:
-        ConfigError: an unknown name, a value out of range, or an argument the method cannot use.
+        ConfigError: an unknown name, a value out of range, an argument the method cannot use, or a
+            model that a `mixed_precision` block holds.
         ModelError: a model whose edges cannot be patched truthfully.
         PromptError: no prompts, or prompts that do not fit the model.
         GraphError: an ``order`` that is no permutation of the model's edges.
@@ -157,7 +158,7 @@ def discover(
     if engine not in ENGINES and engine not in engine_names():
         known = ", ".join([*ENGINES, *engine_names()])
         raise ConfigError(f"unknown engine {engine!r}; known: {known}")
-    check_patchable(model)
+    check_not_lent(check_patchable(model))
     if chosen.needs_heads:
         check_transformer(model, chosen.name)
         check_parts(model.cfg, precision or FULL_PRECISION)

@@ -160,7 +160,8 @@ def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: 
         )
         return stack.enter_context(closing(made)) if hasattr(made, "close") else made  # type: ignore[type-var]
     model, loader, prompts = task.model, task.loader, task.prompts
-    objection = unsupported(model) or _uneven(prompts)
+    # A placement means that `plan_search` has asked already; it brings weights in by hooks of its own.
+    objection = None if task.placement else unsupported(model) or _uneven(prompts)
     if name == "incremental" and objection:
         warn(f"engine='incremental' cannot do {objection}; using engine='host'")
     # Where every decision is wanted exact, screening first would be wasted.

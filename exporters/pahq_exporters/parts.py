@@ -16,7 +16,7 @@ from pahq_exporters.rounding import Rounding
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import ExportError
 from pahq_plugin.host import PatchableModel
-from pahq_plugin.host.blocks import first_hooked
+from pahq_plugin.host.changes import first_change
 from pahq_plugin.mlp import first_weights
 
 NORMS = ("LayerNorm", "LayerNormPre", "RMSNorm", "RMSNormPre", "Identity")
@@ -46,13 +46,13 @@ def check_exportable(model: PatchableModel) -> None:
         raise ExportError(
             "no graph for norms after attention (use_normalization_before_and_after is on)"
         )
-    hooked = first_hooked(model)
-    if hooked is not None:
-        raise ExportError(f"hooks on {hooked} would not be in the graph; remove them first")
     if not cfg.attn_only and cfg.act_fn not in ACTIVATIONS:
         raise ExportError(f"no graph for the activation {cfg.act_fn!r}; known: {', '.join(ACTIVATIONS)}")
     for layer, block in enumerate(model.blocks):
         _check_block(layer, block, cfg)
+    change = first_change(model)
+    if change is not None:
+        raise ExportError(f"{change} would not be in the graph; undo that first")
 
 
 def _check_block(layer: int, block: Any, cfg: Any) -> None:

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.utils import get_offset_position_ids
 
+from pahq_plugin.host.changes import first_change
 from pahq_plugin.host.types import PatchableModel
 
 POSITIONS = ("standard", "rotary", "alibi")
@@ -46,20 +46,7 @@ def unsupported(model: PatchableModel) -> str | None:
         return "norms after attention"
     if cfg.n_devices > 1:
         return "a model spread over several devices"
-    hooked = first_hooked(model)
-    return None if hooked is None else f"hooks on {hooked}"
-
-
-def first_hooked(model: PatchableModel) -> str | None:
-    """The first hook point that has hooks of somebody else's; ``None`` if none has."""
-    modules = model.wrapped_model.named_modules()
-    return next((name for name, module in modules if _has_hooks(module)), None)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return isinstance(module, HookPoint) and bool(
-        module.fwd_hooks or module.bwd_hooks or module._forward_hooks or module._forward_pre_hooks
-    )
+    return first_change(model)
 
 
 def normalise(norm: Any, x: Tensor) -> Tensor:

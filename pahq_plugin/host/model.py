@@ -12,6 +12,7 @@ from torch import nn
 
 from pahq_plugin.errors import ModelError
 from pahq_plugin.fingerprint import fingerprint
+from pahq_plugin.host.changes import plain_name
 from pahq_plugin.host.graph import canonical_edges, edge_label
 from pahq_plugin.host.types import PatchableModel, PromptDataLoader
 from pahq_plugin.mapped import let_go_if_unchanged
@@ -137,19 +138,15 @@ def check_finite(model: PatchableModel) -> None:
     for name, parameter in model.named_parameters():
         parts = parameter.detach().flatten().split(FINITE_ENTRIES)
         if not all(bool(torch.isfinite(part).all()) for part in parts):
-            raise ModelError(f"weights of {_plain_name(name)} hold NaN or infinity")
+            raise ModelError(f"weights of {plain_name(name)} hold NaN or infinity")
         let_go_if_unchanged(parameter)
-
-
-def _plain_name(name: str) -> str:
-    return name.removeprefix("wrapped_model.").replace(".module.", ".")
 
 
 def weight_parameters(model: PatchableModel) -> Iterator[tuple[str, nn.Parameter]]:
     """The model's own parameters by name, without the host's patch masks."""
     for name, parameter in model.wrapped_model.named_parameters():
         if not name.endswith("patch_mask"):
-            yield _plain_name(name), parameter
+            yield plain_name(name), parameter
 
 
 def model_digest(model: PatchableModel) -> str:

@@ -58,7 +58,7 @@ MODELS: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: model_with(lambda m: m.wrapped_model.hook_embed.add_hook(lambda x, hook: x)),
-        "hooks on hook_embed would not be in the graph; remove them first",
+        "hooks on hook_embed would not be in the graph; undo that first",
     ),
     (
         lambda: model_with(lambda m: setattr(m.cfg, "act_fn", "swish")),
