@@ -13,9 +13,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,8 +29,10 @@ from safetensors.numpy import save_file
 
 from pahq_plugin.distributed import World
 from pahq_plugin.errors import CheckpointError, one_line
+from pahq_plugin.files import written_whole
 from pahq_plugin.guard import STATE
 from pahq_plugin.host import Edge
+from pahq_plugin.notices import warn
 from pahq_plugin.result import Decision
 from pahq_plugin.search import Snapshot
 
@@ -38,6 +40,12 @@ SCHEMA = "pahq-checkpoint/1"
 METADATA = "pahq"
 EVERY = 30.0
 """Seconds between two writes."""
+
+MEASURED = "corrupt_loss"
+"""The one value of an identity that is measured: rounding may differ, see `TOLERANCE`."""
+
+TOLERANCE = {"rel_tol": 1e-3, "abs_tol": 1e-5}
+"""How far two measurements of the same loss are apart at most."""
 
 STATE_KEYS = {"recent", "audits", "guard", "evaluations", "re_evaluations"}
 TENSORS = {"effects": np.float64, "kept": np.bool_, "exact": np.bool_, "predicted": np.bool_}
@@ -74,10 +82,11 @@ class Checkpoint:
     def held(self) -> Iterator[Snapshot | None]:
         """Hold the file for this process; yields the snapshot in it, ``None`` if there is no file.
 
-        However the block ends, the last snapshot is written.
+        However the block ends, the last snapshot is written; if that fails, a warning says so.
 
         Raises:
-            CheckpointError: another process holds it, or the file is damaged or of another run.
+            CheckpointError: another process holds it, the folder cannot be written to, or the file is
+                damaged or of another run.
         """
         if self.path.is_dir():
             raise CheckpointError(f"checkpoint {self.path} is a folder; name a file")
@@ -98,24 +107,20 @@ class Checkpoint:
     # Writing -------------------------------------------------------------------------------------
 
     def _write(self, snapshot: Snapshot) -> None:
-        """Whole or not at all; what was there before stays until then."""
+        """Whole or not at all; what was there before stays until then. A search that can go on is not
+        ended by a file that cannot be written."""
         tensors = _tensors(snapshot)
         document = {"schema": SCHEMA, "identity": self._identity, "state": _state(snapshot)}
         document["digest"] = _digest(document, tensors)
         metadata = {METADATA: json.dumps(document, sort_keys=True)}
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        os.close(handle)
+        self._written = time.monotonic()  # also of a failure: the next try comes as long after it
         try:
-            save_file(tensors, temporary, metadata)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            os.replace(temporary, self.path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            with written_whole(self.path) as temporary:
+                save_file(tensors, temporary, metadata)
+        except (OSError, SafetensorError) as error:
+            warn(f"checkpoint {self.path} could not be written ({one_line(error)}); the search goes on")
+            return
         self._pending = None
-        self._written = time.monotonic()
 
     # Reading -------------------------------------------------------------------------------------
 
@@ -127,16 +132,15 @@ class Checkpoint:
         return snapshot
 
     def _check_identity(self, found: object) -> None:
-        if found == self._identity:
-            return
         known = found if isinstance(found, dict) else {}
         for name, value in self._identity.items():
-            if known.get(name) != value:
+            if not _is_same(name, known.get(name), value):
                 raise CheckpointError(
                     f"checkpoint {self.path} belongs to another run: its {name} is "
                     f"{_shown(known.get(name))}, not {_shown(value)}; name another file or delete it"
                 )
-        raise CheckpointError(f"checkpoint {self.path} belongs to another run; name another file")
+        if known.keys() != self._identity.keys():
+            raise CheckpointError(f"checkpoint {self.path} belongs to another run; name another file")
 
     def _check_decisions(self, snapshot: Snapshot, count: int) -> None:
         """
@@ -263,6 +267,12 @@ def _digest(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, A
     return digest.hexdigest()
 
 
+def _is_same(name: str, found: object, own: Any) -> bool:
+    if name == MEASURED and isinstance(found, float):
+        return math.isclose(found, own, **TOLERANCE)
+    return found == own
+
+
 def _shown(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -275,7 +285,10 @@ def _shown(value: object) -> str:
 def _folder_for(path: Path) -> Iterator[None]:
     """The folder of a file; a new one is taken away again if nothing was written into it."""
     is_new = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be written ({one_line(error)})") from error
     try:
         yield
     finally:
@@ -302,7 +315,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _lock(lock: Path, path: Path) -> TextIO:
     while True:
-        file = open(lock, "a+", encoding="ascii")  # noqa: SIM115
+        file = _opened(lock, path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -318,6 +331,13 @@ def _lock(lock: Path, path: Path) -> TextIO:
             file.flush()
             return file
         file.close()  # its last holder took it away just now
+
+
+def _opened(lock: Path, path: Path) -> TextIO:
+    try:
+        return open(lock, "a+", encoding="ascii")
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be written ({one_line(error)})") from error
 
 
 def _is_at(file: TextIO, path: Path) -> bool:

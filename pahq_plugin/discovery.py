@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -28,7 +29,7 @@ from pahq_plugin.config import (
 )
 from pahq_plugin.distributed import World, current_world
 from pahq_plugin.engine.cap import memory_shortage_named
-from pahq_plugin.errors import ConfigError, DistributedError, GraphError
+from pahq_plugin.errors import ConfigError, DistributedError, GraphError, MetricError
 from pahq_plugin.host import (
     AblationType,
     Edge,
@@ -46,7 +47,7 @@ from pahq_plugin.host.algorithms import (
     sized_as_the_truth,
 )
 from pahq_plugin.host.attribution import integrated_gradients
-from pahq_plugin.host.graph import canonical_edges, check_order, edge_label_of
+from pahq_plugin.host.graph import canonical_edges, check_order, edge_label, edge_label_of
 from pahq_plugin.host.model import borrowed, check_patchable, check_transformer
 from pahq_plugin.host.patching import (
     check_one_length,
@@ -197,9 +198,12 @@ def discover(
                 plan, used = plan_search(task, engine, used, most)
                 say(str(plan), progress and world.is_first)
                 task = replace(task, placement=stack.enter_context(budgeted(model, plan, device, stats)))
+            identity: dict[str, Any] = {}
+            if checkpoint is not None or world.size > 1:
+                identity = settings | run_identity(task, edges, used, engine, threshold)
+                world.agree(identity)
             kept = None
             if checkpoint is not None and world.is_first:
-                identity = settings | run_identity(task, edges, used, engine, threshold)
                 kept = Checkpoint(checkpoint, identity, edges, threshold, checkpoint_every)
             with held_by_first(kept, edges, world) as start, measured(stats, device):
                 decisions, engine_used, used = search(
@@ -342,6 +346,9 @@ def rank(scores: PruneScores, edges: Sequence[Edge], n_edges: int | None) -> lis
 
     Kept are the top ``n_edges`` by magnitude and, as in the host's ``run_circuits``, whatever ties
     with the last of them; for ``None`` every edge whose score is not 0.
+
+    Raises:
+        MetricError: a score that is no number.
     """
     finite = _finite({edge: float(edge.prune_score(scores)) for edge in edges})
     ranked = sorted(edges, key=lambda edge: -abs(finite[edge]))
@@ -354,6 +361,12 @@ def rank(scores: PruneScores, edges: Sequence[Edge], n_edges: int | None) -> lis
 
 def _finite(values: dict[Edge, float]) -> dict[Edge, float]:
     """Scores with infinities (the host's ACDC: never removed) at ten times the largest finite."""
+    unknown = next((edge for edge, value in values.items() if math.isnan(value)), None)
+    if unknown is not None:
+        raise MetricError(
+            f"the score of edge {edge_label(unknown)} is not a number: the loss or its gradient is not "
+            "finite on these prompts"
+        )
     largest = max((abs(v) for v in values.values() if abs(v) != float("inf")), default=0.0)
     limit = UNREMOVED * (largest or 1.0)
     return {edge: max(-limit, min(limit, value)) for edge, value in values.items()}

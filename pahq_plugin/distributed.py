@@ -13,7 +13,7 @@ connections close and the others stop with a `DistributedError`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -139,6 +139,19 @@ class World:
         with _together():
             dist.all_gather_object(values, value)
         return values
+
+    def agree(self, settings: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            DistributedError: in every process, where another one has other settings.
+        """
+        for rank, others in enumerate(self.collect(dict(settings))):
+            different = next((key for key, value in settings.items() if others.get(key) != value), None)
+            if different is not None:
+                raise DistributedError(
+                    f"process {rank} has another {different} than process {self.rank}; start all of "
+                    "them with the same model, prompts and options"
+                )
 
     def _gather(self, own: Tensor) -> list[Tensor]:
         own = own.to(self.device)

@@ -10,7 +10,10 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from pahq_plugin.backend import mixed_precision, model_device
+from pahq_plugin.checkpoint import MEASURED
 from pahq_plugin.config import FULL_PRECISION, PrecisionConfig, SearchConfig, default_precision
 from pahq_plugin.distributed import ALONE, World
 from pahq_plugin.engine import Engine
@@ -26,7 +29,7 @@ from pahq_plugin.host.graph import edge_label
 from pahq_plugin.host.model import model_digest
 from pahq_plugin.host.patching import prepare, prompts_digest
 from pahq_plugin.hybrid import calibrate, configured
-from pahq_plugin.metrics import Metric
+from pahq_plugin.metrics import Metric, row_losses
 from pahq_plugin.notices import warn
 from pahq_plugin.placement.place import Placement
 from pahq_plugin.placement.plan import Plan, plan_memory
@@ -111,7 +114,7 @@ def search(
 def run_identity(
     task: SearchTask, edges: Sequence[Edge], precision: PrecisionConfig, engine: str, threshold: float
 ) -> dict[str, Any]:
-    """What makes two runs the same one, as JSON values."""
+    """What makes two runs the same one, as JSON values; see `Checkpoint` for what is done with it."""
     everyone = task.everyone or task.prompts
     prompts = list(task.loader) if task.ablation.mean_over_dataset else everyone
     order = hashlib.blake2b("\n".join(map(edge_label, edges)).encode(), digest_size=16)
@@ -124,7 +127,25 @@ def run_identity(
         "order": order.hexdigest(),
         "model": model_digest(task.model),
         "prompts": prompts_digest(prompts),
+        MEASURED: _corrupt_loss(task),
     }
+
+
+@torch.inference_mode()
+def _corrupt_loss(task: SearchTask) -> float:
+    """Loss of the first batch's corrupt prompts against its clean ones.
+
+    It tells apart what no digest sees: the content of a metric, a model's configuration, caches of
+    prefixes, hooks.
+    """
+    batch, whole = task.prompts[0], (task.everyone or task.prompts)[0]
+
+    def own() -> torch.Tensor:
+        clean, corrupt = (task.model(x)[task.model.out_slice] for x in (batch.clean, batch.corrupt))
+        losses = row_losses(*task.metric, corrupt[None], clean, batch)
+        return losses.double().cpu() * (len(batch.clean) / len(whole.clean))
+
+    return float(task.world.total(own, 1))
 
 
 def _calibrated(

@@ -16,17 +16,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from auto_circuit.data import PromptPairBatch
+from auto_circuit.utils.patchable_model import PatchableModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from torch import Tensor
 
 import pahq_plugin as pahq
-from pahq_plugin import search
+from pahq_plugin import checkpoint, search
 from pahq_plugin.checkpoint import METADATA, Checkpoint, read_checkpoint
 from pahq_plugin.discovery import discover
 from pahq_plugin.engine.host import HostEngine
-from pahq_plugin.errors import CheckpointError, ConfigError, PahqError
+from pahq_plugin.errors import CheckpointError, ConfigError, PahqError, PahqWarning
+from pahq_plugin.metrics import Metric, mse
 from pahq_plugin.result import Discovery
 from tests.helpers.small import loader, small_model
 
@@ -140,6 +144,28 @@ def test_an_interrupted_search_writes_what_it_has(
     assert 0 < len(tensors["effects"]) < len(small_model().edges)
 
 
+def test_a_full_disk_ends_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, calls = tmp_path / "c", []
+
+    def full(*args: Any) -> None:
+        calls.append(args)
+        raise OSError(28, "No space left on device")
+
+    whole = run(None)
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.warns(PahqWarning, match="could not be written .*No space left.*; the search goes on"):
+        result = run(path)
+    assert taken(result) == taken(whole) and len(calls) > 2
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["file/c", "x" * 252], ids=["below a file", "too long"])
+def test_a_folder_that_cannot_be_written_to(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=f"checkpoint .*{name} cannot be written"):
+        run(tmp_path / name)
+
+
 # Foreign, torn and tampered files -----------------------------------------------------------------
 
 
@@ -182,6 +208,31 @@ def test_other_models_prompts_and_orders_are_refused(written: Path) -> None:
     order = sorted(model.edges, key=lambda edge: edge.name)
     with pytest.raises(CheckpointError, match="its order is"):
         discover(model, loader(), checkpoint=written, order=order, **settings)
+
+
+def _scaled(factor: float) -> Metric:
+    def loss(logits: Tensor, clean: Tensor, batch: PromptPairBatch) -> Tensor:
+        return factor * mse(logits, clean, batch)
+
+    return loss
+
+
+def _raise_norms(model: PatchableModel) -> None:
+    for block in model.blocks:
+        block.ln1.eps = 1.0
+
+
+def test_what_no_digest_sees_is_measured(tmp_path: Path) -> None:
+    """Another metric of the same name, and another configuration of the same weights."""
+    path = tmp_path / "c"
+    settings: dict[str, Any] = {"threshold": THRESHOLD, "progress": False, "checkpoint": path}
+    first = discover(small_model(), loader(), metric=_scaled(1.0), **settings)
+    assert taken(discover(small_model(), loader(), metric=_scaled(1.0), **settings)) == taken(first)
+    changed = small_model()
+    _raise_norms(changed)
+    for model, factor in ((small_model(), 2.0), (changed, 1.0)):
+        with pytest.raises(CheckpointError, match="belongs to another run: its corrupt_loss is"):
+            discover(model, loader(), metric=_scaled(factor), **settings)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,13 +35,16 @@ def free_port() -> int:
         return int(connection.getsockname()[1])
 
 
-def start(size: int, arguments: list[str]) -> list[subprocess.Popen[str]]:
-    """Processes of one run, as ``torchrun`` starts them, each told its rank."""
+def start(
+    size: int, arguments: list[str], own: Callable[[int], list[str]] = lambda rank: []
+) -> list[subprocess.Popen[str]]:
+    """Processes of one run, as ``torchrun`` starts them, each told its rank; ``own`` gives further
+    arguments of each."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
     shared |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, *arguments],
+            [sys.executable, "-c", SCRIPT, *arguments, *own(rank)],
             env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -159,6 +163,22 @@ def test_what_processes_cannot_share_is_refused_in_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.parametrize(
+    ("flag", "values", "name"),
+    [("--threshold", ("0.001", "0.002"), "threshold"), ("--seed", ("0", "1"), "seed")],
+)
+def test_processes_that_disagree_stop_at_once(
+    flag: str, values: tuple[str, str], name: str, tmp_path: Path
+) -> None:
+    for rank, (code, line) in enumerate(
+        ends(start(2, arguments(tmp_path), lambda r: [flag, values[r]]))
+    ):
+        said = f"error: process {1 - rank} has another {name} than process {rank}; start all of them"
+        assert code == 1 and line.startswith(said), line
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.full
 def test_processes_share_a_comparison(tmp_path: Path) -> None:
     chosen = ["--methods", "acdc,eap,random", "--thresholds", "0.03", "--batch-size", "4"]
     command = [
@@ -200,6 +220,18 @@ def test_every_prompt_has_one_process(prompts: int, size: int, listed: bool) -> 
 def test_fewer_prompts_than_processes() -> None:
     with pytest.raises(DistributedError, match="a batch of 2 prompts cannot be shared by 3 processes"):
         World(0, 3).share_of(batch(2))
+
+
+@pytest.mark.parametrize("rank", range(3))
+def test_one_process_with_another_model_stops_all(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [{"seed": 0, "model": model} for model in ("a", "a", "b")]
+    monkeypatch.setattr(World, "collect", lambda self, value: settings)
+    other = 2 if rank < 2 else 0
+    said = (
+        f"process {other} has another model than process {rank}; start all of them with the same model"
+    )
+    with pytest.raises(DistributedError, match=said):
+        World(rank, 3).agree(settings[rank])
 
 
 def test_a_world_of_one_exchanges_nothing() -> None:

@@ -10,6 +10,8 @@ from auto_circuit.utils.patchable_model import PatchableModel
 from auto_circuit.utils.tensor_ops import desc_prune_scores, prune_scores_threshold
 
 from pahq_plugin.discovery import rank
+from pahq_plugin.errors import MetricError
+from tests.helpers.refused import refused
 from tests.helpers.replay import canonical_order
 from tests.helpers.searches import discover, small_edges
 from tests.helpers.small import loader
@@ -62,6 +64,14 @@ def test_infinite_scores_become_ten_times_the_largest(
     decisions = rank(assigned(model, values), order, None)
     got = {d.edge: d.effect for d in decisions}
     assert [got[edge] for edge in order][: len(expected)] == expected
+
+
+@pytest.mark.parametrize("n_edges", [None, 0, 3])
+def test_scores_that_are_no_numbers_are_refused(n_edges: int | None) -> None:
+    model = small_edges()
+    order = canonical_order(model)
+    with refused(MetricError, f"the score of edge {order[2].name} is not a number: the loss or its"):
+        rank(assigned(model, [1.0, 2.0, math.nan, math.inf]), order, n_edges)
 
 
 @pytest.mark.parametrize("n_edges", [0, 1, 7, 46])
