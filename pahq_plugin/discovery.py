@@ -201,7 +201,7 @@ def discover(
             identity: dict[str, Any] = {}
             if checkpoint is not None or world.size > 1:
                 identity = settings | run_identity(task, edges, used, engine, threshold)
-                world.agree(identity)
+                world.agree(identity | {"max_memory": most})
             kept = None
             if checkpoint is not None and world.is_first:
                 kept = Checkpoint(checkpoint, identity, edges, threshold, checkpoint_every)

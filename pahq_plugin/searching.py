@@ -209,7 +209,7 @@ def _uneven(prompts: Sequence[PromptPairBatch]) -> str | None:
 def plan_search(
     task: SearchTask, engine: str, precision: PrecisionConfig, max_memory: int
 ) -> tuple[Plan, PrecisionConfig]:
-    """Divide ``max_memory`` between weights, caches and passes.
+    """Divide ``max_memory`` between weights, caches and passes, in every process alike.
 
     Returns:
         The plan, and what to screen in: nothing, where low copies of the weights find no room.
@@ -224,8 +224,10 @@ def plan_search(
         raise ConfigError(f"max_memory needs engine='incremental', which cannot do {objection}")
     screens = not (precision.is_exact or precision.guard == math.inf)
     device = task.prompts[0].clean.device
+    most = World(task.world.size - 1, task.world.size)  # no process has more prompts than the last
     plan = plan_memory(
-        task.model, task.prompts, max_memory, precision if screens else None,
+        task.model, [most.share_of(batch) for batch in task.everyone or task.prompts], max_memory,
+        precision if screens else None,
         budget_for(device).together, task.ablation.mean_over_dataset,
     )  # fmt: skip
     if screens and not plan.screens:

@@ -335,6 +335,14 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edited(f, "config.json", architectures=["BertModel"]),
         "'BertModel'.; those that can be converted are GPT2LMHeadModel",
     ),
+    "few bits": (
+        lambda f: edited(f, "config.json", quantization_config={"quant_method": "bitsandbytes"}),
+        "config.json: the model is quantised .quantization_config.; save it in its own precision",
+    ),
+    "weights of another name": (
+        lambda f: edited(f, "config.json", transformers_weights="../other.safetensors"),
+        r"names a file of weights .transformers_weights.; write it with model\.save_pretrained",
+    ),
     "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter"),
     "a pickle": (pickled, r"has no model\.safetensors; other formats are not read"),
     "weights elsewhere": (outside, r"names '\.\./other\.safetensors'; expected .* in the folder"),

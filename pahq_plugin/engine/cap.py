@@ -68,10 +68,14 @@ class RowCap:
             self.rows = min(self._most, 2 * self.rows)
 
 
+SHORTAGES = ("can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
+"""What torch's allocator, the system and CUDA's libraries say."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or in the host's memory."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in SHORTAGES)
     )
 
 

@@ -26,7 +26,9 @@ def load_folder(folder: Path) -> Any:
     """
     if not folder.is_dir():
         raise ModelError(f"no folder at {folder}; expected a Hugging Face model, {HOW}")
-    architecture = _architecture(folder)
+    config = _json(folder / CONFIG)
+    architecture = _architecture(folder, config)
+    _check_config(folder, config)
     _check_weights(folder)
     import transformers
 
@@ -92,12 +94,12 @@ def _json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _architecture(folder: Path) -> str:
+def _architecture(folder: Path, config: dict[str, Any]) -> str:
     """
     Raises:
         ModelError: none that can be converted, or one with adapters.
     """
-    names = _json(folder / CONFIG).get("architectures")
+    names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     if name not in ARCHITECTURES:
         raise ModelError(
@@ -109,6 +111,20 @@ def _architecture(folder: Path) -> str:
             f"{folder} holds an adapter (adapter_config.json); merge it into the model and save that"
         )
     return name
+
+
+def _check_config(folder: Path, config: dict[str, Any]) -> None:
+    """
+    Raises:
+        ModelError: weights in few bits, which other packages would load, or in a file of another name.
+    """
+    if config.get("quantization_config") is not None:
+        raise ModelError(
+            f"{folder / CONFIG}: the model is quantised (quantization_config); save it in its own "
+            "precision"
+        )
+    if "transformers_weights" in config:
+        raise ModelError(f"{folder / CONFIG} names a file of weights (transformers_weights); {HOW}")
 
 
 def _check_weights(folder: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from pahq_plugin.errors import ModelError
+from pahq_plugin.errors import ConfigError, ModelError
 from pahq_plugin.fingerprint import fingerprint
+from pahq_plugin.host.arithmetic import own_arithmetic
 from pahq_plugin.host.changes import plain_name
 from pahq_plugin.host.graph import canonical_edges, edge_label
 from pahq_plugin.host.types import PatchableModel, PromptDataLoader
@@ -167,8 +170,21 @@ def borrowed(model: PatchableModel) -> Iterator[None]:
     """Lend the model in evaluation mode, masks at zero, no gradients; then give it back.
 
     Patch masks, gradients, ``requires_grad`` and the training mode of every module are afterwards
-    what they were, also when the body raises or is interrupted.
+    what they were, also when the body raises or is interrupted. Inside, products are made in the
+    precision of their operands, see `own_arithmetic`.
+
+    Raises:
+        ConfigError: the host is patching the model, or another thread has it.
     """
+    with _by_one_thread(model):
+        _check_at_rest(model)
+        with _at_rest(model), own_arithmetic():
+            yield
+
+
+@contextmanager
+def _at_rest(model: PatchableModel) -> Iterator[None]:
+    """What `borrowed` says of masks, gradients and modes."""
     modes = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     masks = [(w.patch_mask, w.patch_mask.data, w.patch_mask.data.clone()) for w in model.dest_wrappers]
@@ -189,6 +205,40 @@ def borrowed(model: PatchableModel) -> Iterator[None]:
             parameter.grad = grad
         for module, training in modes:
             module.training = training
+
+
+def _check_at_rest(model: PatchableModel) -> None:
+    """
+    Raises:
+        ConfigError: forwards of the model are being patched by the host.
+    """
+    if any(wrapper.patch_mode for wrapper in model.wrappers):
+        raise ConfigError("the model is in a patch_mode block; leave that first")
+    if any(wrapper.mask_fn is not None for wrapper in model.dest_wrappers):
+        raise ConfigError("the model is in a mask_fn_mode block; leave that first")
+
+
+_HOLDERS: WeakKeyDictionary[PatchableModel, int] = WeakKeyDictionary()
+"""Threads that have borrowed a model; a thread may do so again inside."""
+
+
+@contextmanager
+def _by_one_thread(model: PatchableModel) -> Iterator[None]:
+    """
+    Raises:
+        ConfigError: another thread has borrowed the model.
+    """
+    own = threading.get_ident()
+    is_first = model not in _HOLDERS
+    if _HOLDERS.setdefault(model, own) != own:
+        raise ConfigError(
+            "another thread searches or evaluates this model; give each thread a copy.deepcopy of it"
+        )
+    try:
+        yield
+    finally:
+        if is_first:
+            del _HOLDERS[model]
 
 
 @contextmanager

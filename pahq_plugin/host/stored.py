@@ -261,7 +261,9 @@ def _empty(folder: Path, cfg: Any) -> HookedTransformer:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder / TOKENIZER, local_files_only=True, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise ModelError(f"{folder / TOKENIZER} is damaged: {one_line(error)}") from error
     try:
