@@ -183,53 +183,81 @@ def discover(
     width = _output_width(model, prompts[0].clean)
     world = current_world()
     check_world(chosen, model, kind, world)
-    device = prompts[0].clean.device
-    check_device(model, device, most)
-    with seeded(seed), ExitStack() as stack:
-        stack.enter_context(borrowed(model))
-        stack.enter_context(memory_shortage_named())
+    check_device(model, prompts[0].clean.device, most)
+    with seeded(seed), borrowed(model), memory_shortage_named():
         if chosen.kind == "search":
-            used = chosen.precision or precision or engine_precision(engine, model)
             task = SearchTask(
                 model, loader, [world.share_of(batch) for batch in prompts], kind,
                 resolve_metric(metric, width), world, prompts,
             )  # fmt: skip
-            if most is not None:
-                plan, used = plan_search(task, engine, used, most)
-                say(str(plan), progress and world.is_first)
-                task = replace(task, placement=stack.enter_context(budgeted(model, plan, device, stats)))
-            identity: dict[str, Any] = {}
-            if checkpoint is not None or world.size > 1:
-                identity = settings | run_identity(task, edges, used, engine, threshold)
-                world.agree(identity | {"max_memory": most})
-            kept = None
-            if checkpoint is not None and world.is_first:
-                kept = Checkpoint(checkpoint, identity, edges, threshold, checkpoint_every)
-            with held_by_first(kept, edges, world) as start, measured(stats, device):
-                decisions, engine_used, used = search(
-                    task, engine, edges, config, used, stats, progress and world.is_first, start,
-                    None if kept is None else kept.take,
-                )  # fmt: skip
-            settings |= {
-                "threshold": threshold,
-                "metric": task.metric[0],
-                "precision": None if used.is_exact else used.record(),
-                "engine": engine_used,
-                "order": "canonical" if order is None else "given",
-            }
+            used = chosen.precision or precision or engine_precision(engine, model)
+            kept = None if checkpoint is None else (Path(checkpoint), checkpoint_every)
+            decisions = _searched(
+                task, edges, config, used, engine, most, kept, settings, stats, progress
+            )  # fmt: skip
+            settings["order"] = "canonical" if order is None else "given"
         else:
+            if chosen.kind != "host":
+                check_answers(prompts, width)
             settings["n_edges"] = n_edges
             if chosen.options:
                 settings["options"] = dict(chosen.options)
-            if chosen.kind != "host":
-                check_answers(prompts, width)
-            with measured(stats, device):
+            with measured(stats, prompts[0].clean.device):
                 scores = _scores(chosen, model, loader, prompts, batches, kind, true_edges)
             if n_edges is None and chosen.key in SWEEPS:
                 n_edges = sum(int(values.isinf().sum()) for values in scores.values())
             decisions = rank(scores, edges, n_edges)
         stats.forward_equivalents = stats.seconds / forward_seconds(model, prompts)
     return Discovery(tuple(decisions), settings, stats, model)
+
+
+def _searched(
+    task: SearchTask,
+    edges: Sequence[Edge],
+    config: SearchConfig,
+    precision: PrecisionConfig,
+    engine: str,
+    max_memory: int | None,
+    checkpoint: tuple[Path, float] | None,
+    settings: dict[str, Any],
+    stats: Stats,
+    progress: bool,
+) -> list[Decision]:
+    """A sweep within its budget of memory, gone on with where there is a checkpoint.
+
+    Args:
+        checkpoint: its file, and seconds between two writes.
+        settings: what is known of the run; what the search settles is added.
+        stats: added to.
+
+    The others are those of `discover`, checked.
+    """
+    world, device = task.world, task.prompts[0].clean.device
+    shows = progress and world.is_first
+    with ExitStack() as stack:
+        if max_memory is not None:
+            plan, precision = plan_search(task, engine, precision, max_memory)
+            say(str(plan), shows)
+            placement = stack.enter_context(budgeted(task.model, plan, device, stats))
+            task = replace(task, placement=placement)
+        file = None
+        if checkpoint is not None or world.size > 1:
+            identity = settings | run_identity(task, edges, precision, engine, config.threshold)
+            world.agree(identity | {"max_memory": max_memory})
+            if checkpoint is not None and world.is_first:
+                file = Checkpoint(checkpoint[0], identity, edges, config.threshold, checkpoint[1])
+        start = stack.enter_context(held_by_first(file, edges, world))
+        stack.enter_context(measured(stats, device))
+        decisions, engine_used, used = search(
+            task, engine, edges, config, precision, stats, shows, start, file and file.take
+        )
+    settings |= {
+        "threshold": config.threshold,
+        "metric": task.metric[0],
+        "precision": None if used.is_exact else used.record(),
+        "engine": engine_used,
+    }
+    return decisions
 
 
 def ablation_type(ablation: str | AblationType) -> AblationType:

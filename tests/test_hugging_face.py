@@ -337,7 +337,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "few bits": (
         lambda f: edited(f, "config.json", quantization_config={"quant_method": "bitsandbytes"}),
-        "config.json: the model is quantised .quantization_config.; save it in its own precision",
+        "; save it in its own precision",
     ),
     "weights of another name": (
         lambda f: edited(f, "config.json", transformers_weights="../other.safetensors"),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pahq_exporters.description import METADATA_KEY, Description, Destination, GraphKind
+from pahq_exporters.description import METADATA_KEY, Description, Destination, GraphKind, HighKind
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import ConfigError, ExportError, one_line
 from pahq_plugin.files import installed_version
@@ -147,33 +147,8 @@ def describe(
         GraphError: ``head`` is no head of the graph.
     """
     cfg = model.cfg
-    names = tuple(node.name for node in sources(model))
-    reads = {dest: 0 for dest in model.dests}
-    for edge in model.edges:
-        reads[edge.dest] = max(reads[edge.dest], edge.src.src_idx + 1)
-    dests = [
-        Destination(
-            name=dest.name,
-            layer=cfg.n_layers if kind(dest) == "output" else block(dest),
-            slot=slot(dest) if kind(dest) == "head" else kind(dest),
-            head=-1 if dest.head_idx is None else dest.head_idx,
-            reads=count,
-        )
-        for dest, count in reads.items()
-    ]
-    order = {"q": 0, "k": 1, "v": 2, "attn": 0, "mlp": 3, "output": 4}
-    dests.sort(key=lambda dest: (dest.layer, order[dest.slot], dest.head))
-    kept = tuple(dest for dest in dests if dest.layer >= start_layer)
-    low_heads = not precision.is_exact and any(
-        precision.format_of(part, layer).is_low
-        for part in ("qkv", "output")
-        for layer in range(start_layer, cfg.n_layers)
-    )
-    chosen = "input" if low_heads and precision.policy not in ("uniform", "full") else "none"
-    if graph == "sweep" and low_heads:
-        chosen = "input"
-    if head is not None:
-        chosen = "fixed"
+    dests = _destinations(model)
+    high = _chosen_by(graph, precision, range(start_layer, cfg.n_layers), head)
     described = Description(
         graph=graph,
         id="",
@@ -189,19 +164,51 @@ def describe(
         start_layer=start_layer,
         n_earlier=_earlier(dests, start_layer) if start_layer else 0,
         positions="all" if positions == "all" else output_positions(model),
-        high=chosen,
+        high=high,
         fixed_head=None,
-        sources=names,
-        destinations=kept,
+        sources=tuple(node.name for node in sources(model)),
+        destinations=tuple(dest for dest in dests if dest.layer >= start_layer),
         precision=None if precision.is_exact else precision.record(),
         versions={
             name: installed_version(name) or "unknown"
             for name in ("pahq-plugin", "torch", "transformer-lens", "auto-circuit", "onnx")
         },
-        heads_file=heads_name(target) if chosen == "input" else None,
+        heads_file=heads_name(target) if high == "input" else None,
     )
     fixed = None if head is None else described.check_head(head)
     return _with(described, fixed_head=fixed, id=_digest(model, described))
+
+
+def _destinations(model: PatchableModel) -> list[Destination]:
+    """All destinations as a forward comes by them."""
+    reads = {dest: 0 for dest in model.dests}
+    for edge in model.edges:
+        reads[edge.dest] = max(reads[edge.dest], edge.src.src_idx + 1)
+    dests = [
+        Destination(
+            name=dest.name,
+            layer=model.cfg.n_layers if kind(dest) == "output" else block(dest),
+            slot=slot(dest) if kind(dest) == "head" else kind(dest),
+            head=-1 if dest.head_idx is None else dest.head_idx,
+            reads=count,
+        )
+        for dest, count in reads.items()
+    ]
+    order = {"q": 0, "k": 1, "v": 2, "attn": 0, "mlp": 3, "output": 4}
+    return sorted(dests, key=lambda dest: (dest.layer, order[dest.slot], dest.head))
+
+
+def _chosen_by(
+    graph: GraphKind, precision: PrecisionConfig, layers: range, head: tuple[int, int] | None
+) -> HighKind:
+    """What makes a head high: an input of the graph, nothing, or the graph itself for ever."""
+    if head is not None:
+        return "fixed"
+    low_heads = not precision.is_exact and any(
+        precision.format_of(part, layer).is_low for part in ("qkv", "output") for layer in layers
+    )
+    by_input = graph == "sweep" or precision.policy not in ("uniform", "full")
+    return "input" if low_heads and by_input else "none"
 
 
 def _with(described: Description, **changes: Any) -> Description:
