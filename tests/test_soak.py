@@ -68,7 +68,7 @@ def growth(warm_up: int, count: int, folder: Path) -> float:
 
 
 def test_some_discoveries(tmp_path: Path) -> None:
-    assert growth(14, 42, tmp_path) < 0.01
+    assert growth(14, 21, tmp_path) < 0.01
 
 
 @pytest.mark.full

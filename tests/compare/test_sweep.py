@@ -173,6 +173,7 @@ def find_or_die(search: Search, folder: Path, threads: int) -> None:
     task.find(search, folder, threads)
 
 
+@pytest.mark.full
 def test_broken_pieces_do_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: Path
 ) -> None:

@@ -78,7 +78,7 @@ def kl(logits: torch.Tensor, clean: torch.Tensor) -> float:
     return float((ours.exp() * (ours - theirs)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(None, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [20, pytest.param(None, marks=pytest.mark.full)])
 def test_effects_of_single_edges(count: int | None, tmp_path: Path) -> None:
     """Of all edges, within 1e-3 of themselves or 1e-6; in a sweep graph of E4M3 weights."""
     problem = pahq.load_problem("ioi")

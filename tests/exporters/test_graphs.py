@@ -146,7 +146,14 @@ def test_random_architectures(architecture: Architecture, tmp_path: Path) -> Non
     compare(model, next(iter(batches)), precision, tmp_path)
 
 
-@pytest.mark.parametrize("changes", [*KINDS.values(), *OTHER_KINDS], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(changes, marks=() if i % 2 else pytest.mark.full)
+        for i, changes in enumerate([*KINDS.values(), *OTHER_KINDS])
+    ],
+    ids=str,
+)
 def test_kinds_of_models(changes: dict[str, Any], tmp_path: Path) -> None:
     """Grouped keys have no rounded weights for one head, so there the backend is the reference."""
     model = small_model(**changes)
