@@ -1,4 +1,4 @@
-"""Equal decisions whatever the threads and batches; between processes see test_registry, test_checkpoint
+"""Equal decisions whatever the threads and batches; between processes see test_registry, test_kills
 and test_distributed."""
 
 from __future__ import annotations

@@ -15,8 +15,10 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from pahq_plugin.engine.plans import Plans
 from pahq_plugin.engine.rows import Shift, Start
-from pahq_plugin.graph import Place
+from pahq_plugin.engine.state import BatchState
+from pahq_plugin.graph import KeptGraph, Place
 from pahq_plugin.host import Edge
 from pahq_plugin.positions import Positions
 
@@ -120,6 +122,25 @@ class Group:
     def changes(self, member: int) -> bool:
         """Whether anything changes when a candidate goes."""
         return self._changing[member]
+
+
+def singles_of(
+    candidates: Sequence[Edge], graph: KeptGraph, plans: Plans, state: BatchState
+) -> dict[Place, Single]:
+    """What each candidate alone takes from its destination's input, on one batch's prompts."""
+    singles = {}
+    for place, members in plans.by_place(candidates).items():
+        edges = [candidates[i] for i in members]
+        needs = graph.needs(place[0])[place[1], place[2]]
+        positions = graph.sets.of(plans.touched(edges) & needs)
+        if len(positions) == 0:
+            continue
+        taken = state.differences([edge.src.src_idx for edge in edges], positions)
+        if graph.positional:
+            at = torch.tensor([edge.seq_idx for edge in edges], device=taken.device)
+            taken *= (at[:, None] == positions.index)[:, None, :, None]
+        singles[place] = Single(members, positions, taken)
+    return singles
 
 
 def which_change(n_candidates: int, singles: Sequence[Mapping[Place, Single]]) -> list[bool]:

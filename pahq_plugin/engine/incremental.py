@@ -26,7 +26,7 @@ from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.distributed import ALONE, World
 from pahq_plugin.engine.batching import Batching
 from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for, budget_within, release_unused
-from pahq_plugin.engine.candidates import Group, Single, starts_of, which_change
+from pahq_plugin.engine.candidates import Group, Single, singles_of, starts_of, which_change
 from pahq_plugin.engine.cap import is_out_of_memory
 from pahq_plugin.engine.passes import Pass, Waiting
 from pahq_plugin.engine.plans import Plans
@@ -183,8 +183,8 @@ class IncrementalEngine:
         self, candidates: list[Edge], kept: list[bool], steps: list[Step], screen: Screen | None
     ) -> list[float]:
         """Effects of candidates into one stage, by one pass."""
-        singles = [self._singles(state, candidates) for state in self._states]
-        group = Group(candidates, kept, self._which_change(len(candidates), singles))
+        singles = self._singles(candidates)
+        group = Group(candidates, kept, self._world.any(which_change(len(candidates), singles)))
         if screen is None or group.n_rows == 0:
             return _all_known(self._exact_effects(group, singles, steps))
         return _all_known(self._screened_effects(group, singles, steps, screen))
@@ -235,8 +235,8 @@ class IncrementalEngine:
         if len(asked) > fit:
             candidates = candidates[: asked[fit - 1] + 1]
         size = len(candidates)
-        singles = [self._singles(state, candidates) for state in self._states]
-        changing = self._which_change(size, singles)
+        singles = self._singles(candidates)
+        changing = self._world.any(which_change(size, singles))
         group = Group(candidates, predicted_kept[:size], changing, wanted[:size])
         try:
             effects = self._exact_effects(group, singles, steps)
@@ -367,11 +367,9 @@ class IncrementalEngine:
 
         return self._world.total(own, n_rows).tolist()
 
-    def _which_change(self, n_candidates: int, singles: Sequence[dict[Place, Single]]) -> list[bool]:
-        """Whether each candidate takes anything away, in any batch of any process."""
-        return self._world.any(which_change(n_candidates, singles))
-
-    # Starts --------------------------------------------------------------------------------------
+    def _singles(self, candidates: Sequence[Edge]) -> list[dict[Place, Single]]:
+        """What each candidate alone takes from its destination's input, for each batch."""
+        return [singles_of(candidates, self._graph, self._plans, state) for state in self._states]
 
     def _starts(
         self, singles: Sequence[dict[Place, Single]], group: Group, spare: int
@@ -379,22 +377,6 @@ class IncrementalEngine:
         """How the inputs change on each row, for each batch."""
         pairs = zip(singles, self._waiting.shifts, strict=True)
         return [starts_of(single, group, spare, shifts) for single, shifts in pairs]
-
-    def _singles(self, state: BatchState, group: Sequence[Edge]) -> dict[Place, Single]:
-        """What each candidate alone takes from its destination's input."""
-        singles = {}
-        for place, members in self._plans.by_place(group).items():
-            edges = [group[i] for i in members]
-            needs = self._graph.needs(place[0])[place[1], place[2]]
-            positions = self._graph.sets.of(self._plans.touched(edges) & needs)
-            if len(positions) == 0:
-                continue
-            taken = state.differences([edge.src.src_idx for edge in edges], positions)
-            if self._graph.positional:
-                at = torch.tensor([edge.seq_idx for edge in edges], device=taken.device)
-                taken *= (at[:, None] == positions.index)[:, None, :, None]
-            singles[place] = Single(members, positions, taken)
-        return singles
 
     def _make_room(self, error: BaseException) -> None:
         """Smaller passes from now on, if memory ran out; a pass changes nothing before it is committed.
