@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,23 @@ def write_card(
     file = folder / CARD_FILE
     if not (folder / RESULT_FILE).is_file():
         raise ResultError(f"no result in {folder}; a card goes into a folder with {RESULT_FILE}")
-    if file.is_dir() or (file.exists() and not force):
-        raise ConfigError(f"{file} exists already; pass force (--force) to replace it")
+    check_card_place(folder, force)
     record = read_record(folder / RESULT_FILE)
     text = card_text(record, measures or {}, license, base_model)
     write_text(file, text.encode("utf-8", "replace").decode("utf-8"))
     return file
+
+
+def check_card_place(folder: Path, force: bool) -> None:
+    """
+    Raises:
+        ConfigError: there is a ``README.md``, and it is not to be replaced or is a folder.
+    """
+    file = folder / CARD_FILE
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder; name another one for the card")
+    if file.exists() and not force:
+        raise ConfigError(f"{file} exists already; pass force (--force) to replace it")
 
 
 def card_text(
@@ -87,8 +99,9 @@ def card_text(
     if base_model is not None and not HUB_NAME.fullmatch(base_model):
         raise ConfigError(f"base_model {base_model!r:.80} is no name of the hub's, such as owner/name")
     for name, value in measures.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-            raise ConfigError(f"measure {name!r:.80} is {value!r:.80}; expected a number")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= sys.float_info.max or not isinstance(name, str):
+            raise ConfigError(f"measure {name!r:.80} is {value!r:.80}; expected a name and a number")
     own = record["model"]["name"]
     base = base_model or (own if HUB_NAME.fullmatch(own) else None)
     parts = [

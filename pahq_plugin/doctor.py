@@ -57,11 +57,16 @@ def hardware_formats(device: torch.device) -> dict[str, bool]:
     }
 
 
+def _is_offline() -> bool:
+    """Whether huggingface_hub asks nothing of the network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def uses(device: torch.device) -> list[dict[str, Any]]:
     """What the package can be used for: whether this machine can do it (``None`` where that was not
     tried), and what it takes."""
     formats = hardware_formats(device)
-    onnx, offline = has("onnx", "onnxruntime"), os.environ.get("HF_HUB_OFFLINE") in ("1", "true")
+    onnx, offline = has("onnx", "onnxruntime"), _is_offline()
     hub = "huggingface.co once, or a filled cache"
     if offline:
         hub += "; HF_HUB_OFFLINE is set, so only what is in the cache can be used"

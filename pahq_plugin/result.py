@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Group
 
-from pahq_plugin.card import card_text, write_card
+from pahq_plugin.card import card_text, check_card_place, write_card
 from pahq_plugin.errors import ConfigError, ResultError
 from pahq_plugin.files import installed_version, write_text
 from pahq_plugin.host import Edge, PatchableModel, PruneScores
@@ -261,7 +261,8 @@ class Discovery:
             raise ResultError(
                 f"{folder} holds another result; name another folder, or replace it with force"
             )
-        card_text(own, measures or {}, license, base_model)  # nothing is saved if it cannot be written
+        check_card_place(folder, force)  # nothing is saved if the card cannot be written
+        card_text(own, measures or {}, license, base_model)
         if force or not there.is_file():
             self.save(folder)
         return write_card(folder, measures=measures, license=license, base_model=base_model, force=force)

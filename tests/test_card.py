@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pahq_plugin.card import card_text
 from pahq_plugin.errors import ConfigError, ResultError
 from pahq_plugin.records import record_text
 from pahq_plugin.result import Discovery
+from tests.helpers.refused import refused
 from tests.helpers.small import loader, small_model
 
 
@@ -153,3 +155,16 @@ def test_the_command(result: Discovery, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps({}))
     done = runner.invoke(cli.app, [*asked, "--force"])
     assert done.exit_code == 1 and "is no result of this version" in done.stderr
+
+
+def test_nothing_is_saved_where_no_card_can_be(result: Discovery, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "README.md").write_text("mine")
+    (tmp_path / "b" / "README.md").mkdir(parents=True)
+    for name, force, said in (
+        ("a", False, "exists already; pass force"),
+        ("b", True, "is a folder; name another one for the card"),
+    ):
+        with refused(ConfigError, f"{tmp_path / name / 'README.md'} {said}"):
+            result.save_card(tmp_path / name, force=force)
+        assert os.listdir(tmp_path / name) == ["README.md"]

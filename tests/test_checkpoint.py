@@ -1,4 +1,4 @@
-"""Searches that are stopped and gone on with: the same decisions, bit for bit; files that are refused."""
+"""Searches that are stopped and gone on with: the same decisions, bit for bit; refused files."""
 
 from __future__ import annotations
 

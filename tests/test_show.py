@@ -108,6 +108,9 @@ def test_contradictions_are_refused(ioi: Path, tmp_path: Path) -> None:
     refused("leave out --html", ioi, "--json", "--html", tmp_path / "page.html")
     refused("prints the graph alone", ioi, "--dot", "-", "--html", tmp_path / "page.html")
     refused("is a folder; name a file", ioi, "--html", tmp_path, "--force")
+    both = tmp_path / "both"
+    refused(f"--html and --dot are both {both}; name two files", ioi, "--html", both, "--dot", both)
+    assert not both.exists()
     refused("no result at", tmp_path / "nothing", "--html", tmp_path / "page.html")
     refused("no result at", ioi, "--html", tmp_path / "page.html", "--compare", tmp_path / "nothing")
 

@@ -27,7 +27,6 @@ class Baseline:
 
     Attributes:
         name: its name in plans and tables.
-        title: a few words.
         method: what `pahq_plugin.discovery.discover` runs.
         sweeps: whether it takes a threshold and gives one circuit; others rank all edges.
         precision: to search in; ``None`` for the method's own.
@@ -36,7 +35,6 @@ class Baseline:
     """
 
     name: str
-    title: str
     method: Method
     sweeps: bool = False
     precision: PrecisionConfig | None = None
@@ -81,9 +79,18 @@ def _host(key: str, name: str, title: str, **options: Any) -> Method:
     return Method(name, title, "host", key=key, options=options)
 
 
+def _at_threshold(metric: str, threshold: float | None, token_answers: bool) -> dict[str, Any]:
+    """A search of the host at a single threshold instead of its sweep, for the loss that it is for."""
+    return {"tao_bases": [threshold], "tao_exps": [0]}
+
+
 def _one_threshold(metric: str, threshold: float | None, token_answers: bool) -> dict[str, Any]:
-    """The host's ACDC at a single threshold instead of its sweep."""
-    return {"tao_bases": [threshold], "tao_exps": [0], "faithfulness_target": metric}
+    """The host's ACDC at a single threshold, for the problem's loss."""
+    return _at_threshold(metric, threshold, token_answers) | {"faithfulness_target": metric}
+
+
+_SWEPT: dict[str, Options] = {key: _at_threshold for key in SWEEPS} | {"ACDC": _one_threshold}
+"""The host's searches by their own names."""
 
 
 def _target(metric: str, threshold: float | None, token_answers: bool) -> dict[str, Any]:
@@ -95,32 +102,31 @@ EAP_MSE = _host("Edge Answer Logit MSE Gradient At Clean", "eap", "edge attribut
 IG_KEY = "Integrated Edge Gradients (Logit Diff)"
 
 _SEARCHES = [
-    Baseline(name, OWN_METHODS[name].title, OWN_METHODS[name], sweeps=True)
-    for name in ("pahq", "acdc", "pahq-paper", "rtn-q")
+    Baseline(name, OWN_METHODS[name], sweeps=True) for name in ("pahq", "acdc", "pahq-paper", "rtn-q")
 ]
 _HOSTS = [
     Baseline(
-        "host-acdc", "ACDC, the host's own loop", _host("ACDC", "host-acdc", "ACDC of the host"),
+        "host-acdc", _host("ACDC", "host-acdc", "ACDC of the host"),
         sweeps=True, options=_one_threshold,
     ),
-    Baseline("eap", OWN_METHODS["eap"].title, OWN_METHODS["eap"], answers=EAP_MSE),
-    Baseline("eap-ig", OWN_METHODS["eap-ig"].title, OWN_METHODS["eap-ig"]),
+    Baseline("eap", OWN_METHODS["eap"], answers=EAP_MSE),
+    Baseline("eap-ig", OWN_METHODS["eap-ig"]),
     Baseline(
-        "ig", "integrated gradients over masks, the host's", _host(IG_KEY, "ig", "integrated gradients"),
+        "ig", _host(IG_KEY, "ig", "integrated gradients"),
         answers=_host(IG_KEY, "ig", "integrated gradients", answer_function="mse"),
     ),
     Baseline(
-        "edge-probing", "subnetwork edge probing, the host's",
+        "edge-probing",
         _host("Subnetwork Edge Probing", "edge-probing", "edge probing"), options=_target,
     ),
     Baseline(
-        "subnetwork-probing", "subnetwork tree probing, the host's",
+        "subnetwork-probing",
         _host("Subnetwork Tree Probing", "subnetwork-probing", "subnetwork probing"), options=_target,
     ),
-    Baseline("act-mag", "activation magnitude", _host("Act Mag", "act-mag", "activation magnitude")),
-    Baseline("random", "random scores", _host("Random", "random", "random")),
+    Baseline("act-mag", _host("Act Mag", "act-mag", "activation magnitude")),
+    Baseline("random", _host("Random", "random", "random")),
     Baseline(
-        "ground-truth", "the published circuit",
+        "ground-truth",
         _host(NEEDS_TRUE_EDGES, "ground-truth", "the published circuit"),
     ),
 ]  # fmt: skip
@@ -150,8 +156,8 @@ def get_baseline(name: str) -> Baseline:
     if at and kind in PRECISIONS and number_format in FORMATS and number_format != "fp32":
         return _in_format(name, kind, number_format)
     if name in methods() and name not in OWN_METHODS:
-        options = _one_threshold if name in SWEEPS else Baseline.options
-        return Baseline(name, name, get_method(name), sweeps=name in SWEEPS, options=options)
+        options = _SWEPT.get(name, Baseline.options)
+        return Baseline(name, get_method(name), sweeps=name in SWEEPS, options=options)
     raise ConfigError(
         f"unknown method {name!r}; known: {', '.join(baseline_names())}, or a key of the host"
     )
@@ -164,5 +170,4 @@ def _in_format(name: str, kind: str, number_format: str) -> Baseline:
         precision = PrecisionConfig(low="int8", mlp="int8", weights="int4", guard=guard)
     else:
         precision = PrecisionConfig(low=number_format, mlp=number_format, guard=guard)
-    title = f"{number_format}, {'decided in FP32 near the threshold' if guard else 'no second look'}"
-    return Baseline(name, title, OWN_METHODS["pahq"], sweeps=True, precision=precision)
+    return Baseline(name, OWN_METHODS["pahq"], sweeps=True, precision=precision)

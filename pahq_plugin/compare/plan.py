@@ -25,7 +25,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -52,6 +52,7 @@ class ProblemSpec:
         prompts: a prompt file.
         batch_size: prompts per batch.
         positional: edges of single positions.
+        content: digest of the prompt file, as it was when the plan was made.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ProblemSpec:
     prompts: str | None = None
     batch_size: int | None = None
     positional: bool = False
+    content: str | None = None
 
     @property
     def label(self) -> str:
@@ -93,9 +95,7 @@ class Search:
     def key(self) -> dict[str, Any]:
         """All that its result depends on, as JSON values; the content of a prompt file included."""
         key: dict[str, Any] = asdict(self) | {"version": installed_version("pahq-plugin")}
-        if self.problem.prompts:
-            content = Path(self.problem.prompts).read_bytes()
-            key["problem"]["prompts"] = hashlib.sha256(content).hexdigest()
+        key["problem"]["prompts"] = key["problem"].pop("content")
         return key
 
     @property
@@ -141,6 +141,11 @@ class Plan:
             "test_batches": self.test_batches,
             "searches": [search.key() for search in self.searches],
         }
+
+
+def file_digest(file: str | Path) -> str:
+    """SHA-256 of a file's bytes."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def digest_of(value: object) -> str:
@@ -241,26 +246,28 @@ def _searches(run: Mapping[str, Any], folder: Path) -> list[Search]:
 
 
 def _refuse_ambiguous(searches: Collection[Search]) -> None:
-    """Tables tell searches apart by problem, method, threshold and seed, and by nothing else."""
+    """Tables tell searches apart by problem, method, threshold and seed, and by nothing else; files by
+    what `slug` leaves of a problem's label."""
     labelled: dict[str, ProblemSpec] = {}
-    for search in searches:
-        if labelled.setdefault(search.problem.label, search.problem) != search.problem:
+    for problem in dict.fromkeys(search.problem for search in searches):
+        other = labelled.setdefault(slug(problem.label), problem)
+        if other is not problem:
             raise ConfigError(
-                f"two problems are called {search.problem.label!r}, with other prompts or batch sizes; "
-                "compare those in plans of their own"
+                f"two problems are called {problem.label!r} and {other.label!r}, which tables and files "
+                "cannot tell apart; compare those in plans of their own"
             )
-    seen: dict[tuple[Any, ...], Search] = {}
+    alike: dict[tuple[str, str], Search] = {}
     for search in searches:
-        first = seen.setdefault(
-            (search.problem.label, search.method, search.threshold, search.seed), search
-        )
-        if first is not search:
-            differing = [
-                f.name for f in fields(search) if getattr(search, f.name) != getattr(first, f.name)
-            ]
+        first = alike.setdefault((search.problem.label, search.method), search)
+        differing = [
+            name
+            for name in ("batches", "ablation", "options")
+            if getattr(search, name) != getattr(first, name)
+        ]
+        if differing:
             raise ConfigError(
-                f"two runs hold {search.label}, with different {' and '.join(differing)}; "
-                "compare those in plans of their own"
+                f"two runs hold {search.method} on {search.problem.label}, with different "
+                f"{' and '.join(differing)}; compare those in plans of their own"
             )
 
 
@@ -279,7 +286,7 @@ def _problem(value: object, folder: Path) -> ProblemSpec:
         file = folder / _text(prompts, "prompts")
         if not _is_readable(file):
             raise ConfigError(f"no readable prompt file {str(file)[:200]!r}")
-        given = given | {"prompts": str(file.resolve())}
+        given = given | {"prompts": str(file.resolve()), "content": file_digest(file)}
     if given.get("model") is not None:
         _text(given["model"], "model")
     if not isinstance(given.get("positional", False), bool):

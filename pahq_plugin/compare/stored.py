@@ -121,7 +121,7 @@ def _are_edges(labels: object, edges: int) -> bool:
         return True
     if not isinstance(labels, list) or not all(map(_is_label, labels)):
         return False
-    return len({tuple(label) for label in labels}) == len(labels) < edges
+    return 0 < len({tuple(label) for label in labels}) == len(labels) < edges
 
 
 def _is_label(label: object) -> bool:

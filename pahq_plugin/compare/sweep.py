@@ -31,14 +31,17 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from pahq_plugin.compare.baselines import EXACT
+from pahq_plugin.compare.baselines import EXACT, get_baseline
 from pahq_plugin.compare.plan import Plan, Search
 from pahq_plugin.compare.task import SEARCH_FILES, Judgement, find, judge
-from pahq_plugin.errors import ConfigError, PahqError, one_line
+from pahq_plugin.errors import ConfigError, MetricError, ModelError, PahqError, one_line
 from pahq_plugin.files import write_text
 from pahq_plugin.launch import ALONE
 from pahq_plugin.progress import progress_bar
 from pahq_plugin.records import RESULT_FILE, read_record
+
+REFUSALS = (ConfigError, ModelError, MetricError)
+"""Errors that say of a method that it is not for a problem; any other means that something broke."""
 
 PLAN_FILE = "plan.json"
 PRELOADED = ("pahq_plugin.discovery", "pahq_plugin.zoo.problems", "pahq_plugin.compare.task")
@@ -139,7 +142,7 @@ def judgements_of(plan: Plan, found: Path) -> list[Judgement]:
     return [
         Judgement(
             tuple(searches),
-            _sizes(groups.get((*key[:-1], EXACT), []), found),
+            () if get_baseline(key[-1]).sweeps else _sizes(groups.get((*key[:-1], EXACT), []), found),
             plan.test_batches,
             _evidence(searches, found),
         )
@@ -152,7 +155,8 @@ def _sizes(exact: Iterable[Search], found: Path) -> tuple[tuple[float, int], ...
     sizes = []
     for search in exact:
         decisions = read_record(found / search.folder / RESULT_FILE)["decisions"]
-        sizes.append((search.threshold or 0.0, sum(d["kept"] for d in decisions)))
+        assert search.threshold is not None  # it sweeps
+        sizes.append((search.threshold, sum(d["kept"] for d in decisions)))
     return tuple(sizes)
 
 
@@ -219,7 +223,9 @@ def _in_process(run: Callable[[], None], sender: Connection) -> None:
     try:
         run()
     except PahqError as error:
-        sender.send((True, one_line(error)))  # short: nobody reads before the process has ended
+        is_refusal = isinstance(error, REFUSALS)
+        sender.send((is_refusal, one_line(error)))  # short: nobody reads before the process has ended
+        sys.exit(0 if is_refusal else 1)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {one_line(error)}"

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pahq_plugin.compare.baselines import get_baseline
-from pahq_plugin.compare.plan import Search, digest_of, slug
+from pahq_plugin.compare.plan import Search, digest_of, file_digest, slug
 from pahq_plugin.compare.stored import read_search
-from pahq_plugin.errors import ConfigError, ResultError
+from pahq_plugin.errors import ConfigError, PromptError, ResultError
 from pahq_plugin.files import write_text
 from pahq_plugin.records import RESULT_FILE, RUN_FILE, read_record, read_stats
 
@@ -69,6 +69,7 @@ def find(search: Search, folder: Path, threads: int) -> None:
 
     from pahq_plugin.discovery import discover
     from pahq_plugin.evaluation import has_answers
+    from pahq_plugin.host.algorithms import SWEEPS
     from pahq_plugin.host.patching import collect_batches
     from pahq_plugin.measure import forward_seconds, memory_above
 
@@ -77,6 +78,8 @@ def find(search: Search, folder: Path, threads: int) -> None:
     baseline = get_baseline(search.method)
     if baseline.needs_true_edges and problem.true_edges is None:
         raise ConfigError(f"no published circuit is known for {search.problem.label}")
+    if baseline.method.key in SWEEPS and search.batches != 1 and len(problem.train_loader) > 1:
+        raise ConfigError(f"{search.method} searches with the first batch only; the others with more")
     model, batches = problem.model, collect_batches(problem.model, problem.train_loader, search.batches)
     forward_seconds(model, batches)  # so that no method pays for what is done once
     method = baseline.fitted(
@@ -220,7 +223,7 @@ def _load(search: Search) -> Any:
     from pahq_plugin.zoo import load_problem
 
     given = search.problem
-    return load_problem(
+    problem = load_problem(
         given.name,
         model=given.model,
         prompts=given.prompts,
@@ -228,6 +231,9 @@ def _load(search: Search) -> Any:
         positional=given.positional,
         seed=search.seed,
     )
+    if given.prompts and file_digest(given.prompts) != given.content:
+        raise PromptError(f"{given.prompts} was changed while the comparison ran; start it again")
+    return problem
 
 
 def _outputs(model: Any) -> int:

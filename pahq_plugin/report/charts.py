@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -53,7 +52,7 @@ def plain(methods: Iterable[str]) -> list[str]:
 
 
 def roc_chart(problem: str, material: Material) -> Chart | None:
-    """Rates against the official circuit, of the first seed; ``None`` where none is known."""
+    """Rates against the official circuit, of each method's first seed; ``None`` where none is known."""
     true = material.true_edges.get(problem)
     if true is None:
         return None
@@ -72,7 +71,7 @@ def roc_chart(problem: str, material: Material) -> Chart | None:
         f"ROC against the published circuit, {problem}",
         "Rates of edges wrongly and rightly kept. A search is a staircase through its circuits, one "
         "per threshold, the pessimistic curve of the ACDC paper; a ranking has every cut-off. "
-        "First seed.",
+        "First seed of each method.",
         "false positive rate",
         "true positive rate",
         series,
@@ -91,7 +90,11 @@ def _rising(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def faithfulness_chart(problem: str, behaviour: str, frames: Frames) -> Chart | None:
-    """Faithfulness against share of edges; ``None`` where it was not measured."""
+    """Faithfulness against share of edges; ``None`` where it was not measured.
+
+    A ranking is drawn at the shares that all seeds have in common, each point their mean: of ties it may
+    be cut at another size for each seed.
+    """
     column = f"faithfulness_{behaviour}"
     rows = frames.circuits[frames.circuits["problem"] == problem]
     if column not in rows or rows[column].isna().all():
@@ -101,12 +104,16 @@ def faithfulness_chart(problem: str, behaviour: str, frames: Frames) -> Chart | 
     series = []
     for method in plain(rows["method"]):
         if get_baseline(method).sweeps:
-            own = points[points["method"] == method].sort_values("size")
-            series.append(_interval_series(method, own, column, edges))
+            own = points[(points["method"] == method) & (points["size"] > 0)].dropna(subset=[column])
+            series.append(_interval_series(method, own.sort_values("size"), column, edges))
         else:
-            own = rows[(rows["method"] == method) & (rows["size"] > 0)]
-            mean = own.groupby("share")[column].mean()
-            series.append(Series(method, list(mean.index), list(mean)))
+            own = rows[(rows["method"] == method) & rows["threshold"].isna()]
+            mean = own.groupby(own.groupby("seed").cumcount())[["share", column]].mean().dropna()
+            mean = mean[mean["share"] > 0]
+            series.append(Series(method, list(mean["share"]), list(mean[column])))
+    series = [one for one in series if one.x]
+    if not series:
+        return None
     metric = rows["metric"].iloc[0]
     shown = metric if behaviour == "loss" else "logit difference"
     return Chart(
@@ -142,10 +149,9 @@ def _interval_series(method: str, own: pd.DataFrame, column: str, edges: int) ->
 
 
 def _range(series: Iterable[Series]) -> tuple[float, float]:
-    """From 0 to 1 at least; a method that does harm is cut off at -0.5."""
-    values: list[Any] = [y for one in series for y in (*one.y, *one.high)]
-    low = min([0.0, *(y for one in series for y in one.y)])  # type: ignore[type-var]
-    return max(-0.5, float(low)) - 0.05, max(1.05, min(1.5, *values) + 0.05, 1.05)
+    """From 0 to 1 at least; a method that does harm is cut off at -0.5, one that overshoots at 1.5."""
+    values = [float(y) for one in series for y in (*one.y, *one.low, *one.high)]  # type: ignore[arg-type]
+    return max(-0.5, min(0.0, *values)) - 0.05, min(1.5, max(1.0, *values)) + 0.05
 
 
 def time_chart(problem: str, frames: Frames) -> Chart:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +34,7 @@ DEFAULT_METHODS = ("pahq", "acdc", "pahq-paper", "rtn-q", "eap", "eap-ig", "act-
 
 
 def compare(
+    context: typer.Context,
     problems: Annotated[
         list[str] | None, known.argument(known.PROBLEMS, "Problems, for example ioi.")
     ] = None,
@@ -73,6 +75,7 @@ def compare(
             plan,
             profile,
             {name: value for name, value in named.items() if value},
+            _given(context, ("seeds", *settings, "model", "prompts", "batch_size", "positional")),
             settings | {"seeds": list(range(seeds))},
         )
         from pahq_plugin.compare.sweep import run_plan
@@ -89,7 +92,11 @@ def compare(
 
 
 def _plan(
-    file: Path | None, profile: str | None, named: dict[str, Any], settings: dict[str, Any]
+    file: Path | None,
+    profile: str | None,
+    named: dict[str, Any],
+    given: list[str],
+    settings: dict[str, Any],
 ) -> Plan:
     """The plan that the flags name or make up.
 
@@ -97,6 +104,7 @@ def _plan(
         file: of a plan.
         profile: a bundled plan's name.
         named: what was said of problems, methods and thresholds.
+        given: flags besides these that somebody has set.
         settings: the rest, with defaults.
 
     Raises:
@@ -106,8 +114,9 @@ def _plan(
     from pahq_plugin.compare.plan import profile as bundled
 
     sources = [name for name, value in (("--plan", file), ("--profile", profile)) if value]
-    if sources and (named or len(sources) > 1):
-        other = [*sources[1:], *named][0]
+    beside = [*sources[1:], *named, *given]
+    if sources and beside:
+        other = beside[0]
         raise ConfigError(f"{sources[0]} says what to compare; {other} cannot be given beside it")
     if file is not None:
         return read_plan(file)
@@ -116,6 +125,12 @@ def _plan(
     if "problems" not in named:
         raise ConfigError("name a problem (pahq compare ioi), a --plan FILE or a --profile")
     return make_plan({"methods": list(DEFAULT_METHODS)} | named | settings, Path())
+
+
+def _given(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """The flags of those names that the command line sets."""
+    here = [n for n in names if str(context.get_parameter_source(n)).endswith("COMMANDLINE")]
+    return [f"--{name.replace('_', '-')}" for name in here]
 
 
 def _problem(

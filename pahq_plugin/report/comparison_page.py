@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pahq_plugin.compare.frames import Finding, Material
@@ -114,22 +114,28 @@ def _problem(problem: str, report: Report) -> str:
 
 
 def reference_threshold(problem: str, report: Report) -> float | None:
-    """The middle one of the thresholds that circuits were judged at; ``None`` if there is none."""
+    """The middle one of the thresholds that circuits were judged at, those of the precision study aside;
+    ``None`` if there is none."""
     points = report.frames.points
-    values = sorted(set(points[points["problem"] == problem]["threshold"])) if len(points) else []
+    own = points[(points["problem"] == problem) & points["method"].isin(plain(points["method"]))]
+    values = sorted(set(own["threshold"]))
     return values[(len(values) - 1) // 2] if values else None
 
 
 def circuits_to_show(problem: str, threshold: float, material: Material) -> list[dict[str, Any]]:
-    """One circuit per method, of the first seed; rankings are cut at the size of FP32's."""
+    """One circuit per method, of its first seed; rankings are cut at the size of FP32's, and left out
+    where there is none."""
     own = [f for f in material.findings if f.search.problem.label == problem]
-    seed = min(finding.search.seed for finding in own)
-    chosen: dict[str, dict[str, Any]] = {}
-    for finding in own:
+    names = plain(finding.search.method for finding in own)
+    chosen: dict[str, Finding] = {}
+    for finding in sorted(own, key=lambda finding: finding.search.seed):
         search = finding.search
-        if search.seed == seed and search.threshold in (None, threshold):
-            chosen.setdefault(search.method, circuit_data(_cut(finding, threshold, material)))
-    return [chosen[method] for method in plain(chosen)]
+        there = material.exact_for(replace(search, threshold=threshold)) is not None
+        if search.threshold == threshold or (search.threshold is None and there):
+            chosen.setdefault(search.method, finding)
+    return [
+        circuit_data(_cut(chosen[method], threshold, material)) for method in names if method in chosen
+    ]
 
 
 def _cut(finding: Finding, threshold: float, material: Material) -> dict[str, Any]:

@@ -52,6 +52,8 @@ class Drawing:
             raise ConfigError("--dot - prints the graph alone; name a file beside --html or --open")
         if self.compare is not None and not (self.show or self.html):
             raise ConfigError("--compare draws two circuits; add --html FILE or --open")
+        if self.html is not None and self.html == self._dot_file():
+            raise ConfigError(f"--html and --dot are both {self.html}; name two files")
         for file in (self.html, self._dot_file()):
             if file is None:
                 continue

@@ -19,6 +19,7 @@ DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "x": "x", "triangle-up": "^", "cross": "+"}
 SETTINGS: Any = {
     "font.size": 9,
+    "text.parse_math": False,  # names of files may hold dollar signs
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

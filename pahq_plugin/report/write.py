@@ -184,7 +184,9 @@ def _facts(plan: Plan, material: Material, how: str) -> Iterator[tuple[str, str]
     )
     searched = ", ".join("all batches" if b is None else f"{b} batch(es)" for b in batches)
     judged = f"{min(prompts, default=0)} to {max(prompts, default=0)} others"
-    yield "Prompts", f"to search with: {searched}, the same for every method; to judge with: {judged}"
+    alike = ", the same for every method" if len(batches) == 1 else ""
+    yield "Prompts", f"to search with: {searched}{alike}; to judge with: {judged}"
+    yield "Ablation", ", ".join(dict.fromkeys(s.ablation for s in searches))
     yield "Searches", f"{len(material.findings):,}, each in a process of its own"
     yield "Machine", f"{cpu_name()}; {how}"
     yield "Versions", ", ".join(f"{name} {installed_version(name) or '?'}" for name in PACKAGES)

@@ -65,12 +65,18 @@ def problem(name: str) -> pahq.Problem:
 def test_every_name_is_a_baseline() -> None:
     for name in [*baseline_names(), *(key for key in methods() if key not in OWN_METHODS)]:
         baseline = get_baseline(name)
-        assert baseline.name == name and baseline.title
+        assert baseline.name == name
         assert not baseline.method.key or baseline.method.key in PRUNE_ALGO_DICT
         assert baseline.needs_true_edges == (name in ("ground-truth", "Official Circuit"))
     sweeping = {name for name in BASELINES if get_baseline(name).sweeps}
     assert sweeping == {"pahq", "acdc", "pahq-paper", "rtn-q", "host-acdc"}
     assert get_baseline("ACDC").sweeps and get_baseline("MSE ACDC").sweeps
+    once = {"tao_bases": [0.1], "tao_exps": [0]}
+    for name, target in (
+        ("ACDC", {"faithfulness_target": "kl_div"}),
+        ("MSE ACDC", {}),
+    ):
+        assert get_baseline(name).fitted("kl_div", 0.1, True, {}).options == once | target
     assert baselines.EXACT in BASELINES
 
 

@@ -184,7 +184,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"runs": ["acdc"]}, "runs"),
     ({"runs": [{"title": "x"}]}, "'title'"),
     ({"runs": [{"seeds": [None]}]}, "seed"),
-    ({"runs": [{}, {"batches": 2}]}, "acdc on ioi at 0.01, seed 0.*batches"),
+    ({"runs": [{}, {"batches": 2}]}, "acdc on ioi, with different batches"),
     ({"runs": [{}, {"ablation": "zero"}]}, "ablation"),
     ({"methods": ["random"], "runs": [{}, {"options": {"a": 1}}]}, "random.*options"),
     ({"title": 1}, "title"),
@@ -329,8 +329,42 @@ def test_problems_that_differ_have_different_labels() -> None:
 def test_problems_of_one_label_are_refused() -> None:
     problems = ["ioi", {"name": "ioi", "batch_size": 4}]
     runs = [{"problems": [problem], "thresholds": [0.1 + i]} for i, problem in enumerate(problems)]
-    with pytest.raises(ConfigError, match="two problems are called 'ioi'"):
+    with pytest.raises(ConfigError, match="two problems are called 'ioi' and 'ioi'"):
         make_plan({"methods": ["acdc"], "runs": runs}, Path())
+
+
+def test_problems_whose_files_would_have_one_name_are_refused(tmp_path: Path) -> None:
+    problems = []
+    for name in ("a b", "a-b"):
+        (tmp_path / f"{name}.json").write_text(f'["{name}"]')
+        problems.append({"name": "ioi", "prompts": f"{name}.json"})
+    with pytest.raises(ConfigError, match="are called 'ioi a-b' and 'ioi a b', which tables"):
+        make_plan({"methods": ["acdc"], "problems": problems}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"ablation": "zero"}, {"batches": 2}, {"options": {"epochs": 3}}], ids=str
+)
+def test_runs_that_one_row_of_a_table_would_mix_are_refused(changed: dict[str, Any]) -> None:
+    """Also at thresholds or seeds that the other run lacks."""
+    runs = [{"thresholds": [0.01]}, {"thresholds": [0.1], "seeds": [1], **changed}]
+    message = f"two runs hold pahq on ioi, with different {next(iter(changed))}; compare those"
+    with pytest.raises(ConfigError, match=message):
+        make_plan({"problems": ["ioi"], "methods": ["pahq"], "runs": runs}, Path())
+    other = {**runs[1], "methods": ["acdc"]}  # another method may have its own
+    make_plan({"problems": ["ioi"], "runs": [{**runs[0], "methods": ["pahq"]}, other]}, Path())
+
+
+def test_a_prompt_file_is_what_it_was_when_the_plan_was_made(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text("{}")
+    content = {"problems": [{"name": "ioi", "prompts": "mine.json"}], "methods": ["random"]}
+    (search,) = make_plan(content, tmp_path).searches
+    folder = search.folder
+    file.write_text("[]")
+    assert search.folder == folder != make_plan(content, tmp_path).searches[0].folder
+    file.unlink()
+    assert search.folder == folder
 
 
 SCRIPT = """

@@ -203,7 +203,7 @@ def test_broken_pieces_do_not_stop_the_others(
     assert tables(PLAN, tmp_path) == tables(PLAN, done)
 
 
-def test_a_problem_that_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
+def test_a_problem_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("[1")
     content = {
         **CONTENT,
@@ -211,9 +211,9 @@ def test_a_problem_that_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
         "problems": [{"name": "ioi", "prompts": "bad.json"}, {"name": "ioi", "model": "no-such-model"}],
     }
     outcome = run(make_plan(content, tmp_path), tmp_path / "out")
-    assert len(outcome.refused) == 2 and outcome.failed == {}
-    assert any("bad.json" in reason for reason in outcome.refused.values())
-    assert any("no-such-model" in reason for reason in outcome.refused.values())
+    assert len(outcome.failed) == 2 and outcome.refused == {}
+    assert any("bad.json" in reason for reason in outcome.failed.values())
+    assert any("no-such-model" in reason for reason in outcome.failed.values())
     assert read_material(make_plan(content, tmp_path), tmp_path / "out").findings == ()
 
 
@@ -279,8 +279,8 @@ def test_what_lacks_a_file_is_not_done(name: str, copied: Path, done: Path) -> N
     (folder / name).unlink()
     assert len(read_material(PLAN, copied).findings) == PIECES[0] - 1
     outcome = run(PLAN, copied)
-    assert list(outcome.refused) == [search.label]
-    assert str(folder) in outcome.refused[search.label] and "delete" in outcome.refused[search.label]
+    assert list(outcome.failed) == [search.label]
+    assert str(folder) in outcome.failed[search.label] and "delete" in outcome.failed[search.label]
     assert len(list((copied / "found").iterdir())) == PIECES[0], "no temporary folder is left"
     shutil.rmtree(folder)
     assert run(PLAN, copied) == Outcome()

@@ -1,13 +1,17 @@
-"""Which circuits of a ranking are judged."""
+"""Which circuits of a ranking are judged, and what a search refuses."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pahq_plugin as pahq
 from pahq_plugin.compare import task
+from pahq_plugin.compare.plan import ProblemSpec, Search
+from pahq_plugin.errors import ConfigError, PromptError
+from tests.helpers.refused import refused
 from tests.helpers.small import loader, small_model
 
 
@@ -28,3 +32,18 @@ def test_cuts_are_circuits_of_that_many_edges(size: int) -> None:
     chosen = pahq.discover(model, prompts, method="Act Mag", n_edges=size, progress=False).circuit
     cut = task.cut(found.record()["decisions"], size)
     assert {name for name, _ in cut} == {edge.name for edge in chosen}
+
+
+def test_a_search_that_reads_one_batch_is_not_compared_on_more(tmp_path: Path) -> None:
+    search = Search(ProblemSpec("greater-than", batch_size=4), "host-acdc", 0.1, 0, batches=2)
+    with refused(ConfigError, "host-acdc searches with the first batch only; the others with more"):
+        task.find(search, tmp_path, 1)
+
+
+def test_prompts_that_change_meanwhile_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text("new")
+    monkeypatch.setattr("pahq_plugin.zoo.load_problem", lambda name, **options: None)
+    spec = ProblemSpec("ioi", prompts=str(file), content="digest of the old")
+    with refused(PromptError, f"{file} was changed while the comparison ran; start it again"):
+        task.find(Search(spec, "random", None, 0), tmp_path, 1)

@@ -105,7 +105,9 @@ def test_costs_below_nothing(tmp_path: Path) -> None:
     [
         ({"license": "No Such"}, "license 'No Such' is no name of the hub's, such as mit or apache-2.0"),
         ({"base_model": "a/b/c"}, "base_model 'a/b/c' is no name of the hub's, such as owner/name"),
-        ({"measures": {"loss": math.nan}}, "measure 'loss' is nan; expected a number"),
+        ({"measures": {"loss": math.nan}}, "measure 'loss' is nan; expected a name and a number"),
+        ({"measures": {3: 0.5}}, "measure 3 is 0.5; expected a name and a number"),
+        ({"measures": {"loss": 10**400}}, "; expected a name and a number"),
     ],
 )
 def test_cards(arguments: dict[str, Any], message: str) -> None:

@@ -1,0 +1,120 @@
+"""Charts of made-up tables: what is averaged, cut off, and left out."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from pahq_plugin.compare.frames import Finding, Material
+from pahq_plugin.compare.plan import ProblemSpec, Search
+from pahq_plugin.report import interactive
+from pahq_plugin.report.chart import Chart, Series
+from pahq_plugin.report.charts import Frames, faithfulness_chart
+from pahq_plugin.report.comparison_page import circuits_to_show, reference_threshold
+from pahq_plugin.report.static import write_chart
+
+BEHAVIOUR = "faithfulness_loss"
+EDGES = 100
+
+
+def frames(circuits: list[dict[str, Any]], points: list[dict[str, Any]]) -> Frames:
+    shared = {"problem": "ioi", "metric": "kl_div"}
+    rows = pd.DataFrame([shared | row for row in circuits])
+    rows["share"] = rows["size"] / EDGES
+    nothing = pd.DataFrame()
+    given = pd.DataFrame([shared | row for row in points]) if points else pd.DataFrame(
+        columns=["problem", "method", "threshold", "size", BEHAVIOUR]
+    )  # fmt: skip
+    return Frames(nothing, nothing, rows, pd.DataFrame([{**shared, "edges": EDGES}]), given, nothing)
+
+
+def circuit(method: str, size: int, value: float, seed: int = 0, threshold: float | None = None) -> Any:
+    return {"method": method, "size": size, BEHAVIOUR: value, "seed": seed, "threshold": threshold}
+
+
+def point(method: str, size: float, value: float, threshold: float = 0.1) -> dict[str, Any]:
+    ends = {f"{BEHAVIOUR}_low": value, f"{BEHAVIOUR}_high": value}
+    return {"method": method, "size": size, "threshold": threshold, BEHAVIOUR: value} | ends
+
+
+def chart(circuits: list[dict[str, Any]], points: list[dict[str, Any]] | None = None) -> Chart | None:
+    return faithfulness_chart("ioi", "loss", frames(circuits, points or []))
+
+
+def test_a_ranking_is_averaged_share_by_share() -> None:
+    """Of ties the seeds are cut at other sizes; cuts at FP32's sizes are no points of the curve."""
+    first = [circuit("eap", 1, 0.2), circuit("eap", 5, 0.4), circuit("eap", 3, 9.0, threshold=0.1)]
+    second = [circuit("eap", 3, 0.4, 1), circuit("eap", 5, 0.8, 1), circuit("eap", 4, 9.0, 1, 0.1)]
+    drawn = chart([*first, *second])
+    assert drawn is not None
+    (series,) = drawn.series
+    assert list(series.x) == pytest.approx([0.02, 0.05]) and list(series.y) == pytest.approx([0.3, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.2, 1.0], (-0.05, 1.05)),
+        ([0.2, 1.3, 1.0], (-0.05, 1.35)),
+        ([-0.2, 7.0], (-0.25, 1.55)),
+        ([-3.0, 0.5], (-0.55, 1.05)),
+    ],
+)
+def test_what_is_seen_of_a_curve(values: list[float], expected: tuple[float, float]) -> None:
+    points = [point("pahq", 5 + i, value, 0.1 / (i + 1)) for i, value in enumerate(values)]
+    drawn = chart([circuit("pahq", 5, values[0])], points)
+    assert drawn is not None and drawn.y_range == pytest.approx(expected)
+
+
+def test_no_curve_no_chart() -> None:
+    """Only methods of the precision study, or a ranking without a score."""
+    assert chart([circuit("pahq@int8", 5, 0.5)], [point("pahq@int8", 5, 0.5)]) is None
+    assert chart([circuit("eap", 0, 0.5)]) is None
+
+
+def test_what_was_not_measured_is_no_point(tmp_path: Path) -> None:
+    circuits = [circuit("eap", 2, math.nan), circuit("eap", 5, 0.5), circuit("pahq", 7, 0.4)]
+    drawn = chart(circuits, [point("pahq", 7, math.nan), point("pahq", 9, 0.4, 0.01)])
+    assert drawn is not None
+    assert [list(series.x) for series in drawn.series] == [[0.05], [0.09]]
+    assert "NaN" not in interactive.figure(drawn)
+
+
+def test_names_with_dollars_are_drawn(tmp_path: Path) -> None:
+    files = write_chart(Chart("c", "a$^$b", "", "x", "y", [Series("pahq", [1.0], [2.0])]), tmp_path)
+    assert all(file.stat().st_size for file in files)
+
+
+def finding(method: str, threshold: float | None, seed: int = 0) -> Finding:
+    decision = {"edge": "A0.0->Resid End", "seq_idx": None, "effect": 1.0, "kept": True, "exact": True}
+    record = {
+        "settings": {
+            "method": method,
+            "threshold": threshold,
+            "metric": "kl_div",
+            "scored": threshold is None,
+        },  # fmt: skip
+        "model": {"name": "m", "edges": 1, "digest": ""},
+        "decisions": [decision],
+    }
+    return Finding(Search(ProblemSpec("ioi"), method, threshold, seed), record, {})
+
+
+def shown(*found: Finding) -> list[str]:
+    return [one["name"] for one in circuits_to_show("ioi", 0.1, Material(found, ()))]
+
+
+def test_circuits_of_each_methods_first_seed_and_rankings_only_at_fp32s_size() -> None:
+    names = shown(finding("pahq", 0.1, 1), finding("eap", None), finding("pahq@int8", 0.1))
+    assert len(names) == 1 and names[0].startswith("pahq")
+    assert len(shown(finding("acdc", 0.1), finding("eap", None), finding("pahq", 0.3))) == 2
+
+
+def test_the_threshold_of_the_page_is_one_of_the_compared_methods() -> None:
+    points = [point("pahq", 5, 0.5, 0.1), *(point("pahq@int8", 5, 0.5, t) for t in (0.001, 0.003))]
+    report: Any = type("Report", (), {"frames": frames([circuit("pahq", 5, 0.5)], points)})
+    assert reference_threshold("ioi", report) == 0.1
