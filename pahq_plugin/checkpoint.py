@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import math
 import os
 import signal
 import threading
@@ -27,7 +26,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from pahq_plugin.distributed import World
+from pahq_plugin.distributed import World, is_same_setting
 from pahq_plugin.errors import CheckpointError, one_line
 from pahq_plugin.files import written_whole
 from pahq_plugin.guard import STATE
@@ -40,12 +39,6 @@ SCHEMA = "pahq-checkpoint/1"
 METADATA = "pahq"
 EVERY = 30.0
 """Seconds between two writes."""
-
-MEASURED = "corrupt_loss"
-"""The one value of an identity that is measured: rounding may differ, see `TOLERANCE`."""
-
-TOLERANCE = {"rel_tol": 1e-3, "abs_tol": 1e-5}
-"""How far two measurements of the same loss are apart at most."""
 
 STATE_KEYS = {"recent", "audits", "guard", "evaluations", "re_evaluations"}
 TENSORS = {"effects": np.float64, "kept": np.bool_, "exact": np.bool_, "predicted": np.bool_}
@@ -134,7 +127,7 @@ class Checkpoint:
     def _check_identity(self, found: object) -> None:
         known = found if isinstance(found, dict) else {}
         for name, value in self._identity.items():
-            if not _is_same(name, known.get(name), value):
+            if not is_same_setting(name, known.get(name), value):
                 raise CheckpointError(
                     f"checkpoint {self.path} belongs to another run: its {name} is "
                     f"{_shown(known.get(name))}, not {_shown(value)}; name another file or delete it"
@@ -265,12 +258,6 @@ def _digest(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, A
         digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
         digest.update(tensors[name].tobytes())
     return digest.hexdigest()
-
-
-def _is_same(name: str, found: object, own: Any) -> bool:
-    if name == MEASURED and isinstance(found, float):
-        return math.isclose(found, own, **TOLERANCE)
-    return found == own
 
 
 def _shown(value: object) -> str:

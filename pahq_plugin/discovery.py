@@ -176,7 +176,7 @@ def discover(
         "batches": batches,
         "seed": seed,
     }
-    with seeded(seed):  # a loader that shuffles draws its order
+    with seeded(seed), torch.inference_mode(False):  # a loader that shuffles draws its order
         prompts = collect_batches(model, loader, batches)
         if kind.mean_over_dataset:
             check_one_length(loader)
@@ -345,6 +345,8 @@ def _output_width(model: PatchableModel, tokens: torch.Tensor) -> int:
     return model.cfg.d_vocab_out if model.is_transformer else model(tokens[:1]).shape[-1]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _scores(
     method: Method,
     model: PatchableModel,

@@ -12,6 +12,7 @@ connections close and the others stop with a `DistributedError`.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -146,7 +147,8 @@ class World:
             DistributedError: in every process, where another one has other settings.
         """
         for rank, others in enumerate(self.collect(dict(settings))):
-            different = next((key for key, value in settings.items() if others.get(key) != value), None)
+            pairs = ((key, others.get(key), value) for key, value in settings.items())
+            different = next((pair[0] for pair in pairs if not is_same_setting(*pair)), None)
             if different is not None:
                 raise DistributedError(
                     f"process {rank} has another {different} than process {self.rank}; start all of "
@@ -159,6 +161,23 @@ class World:
         with _together():
             dist.all_gather(parts, own)
         return [part.cpu() for part in parts]
+
+
+MEASURED = "corrupt_loss"
+"""The one setting of a run that is measured, not given: its rounding may differ."""
+
+CLOSE = 1e-4
+"""How far two measurements of it are apart at most, relatively; near 0 see `ROUNDING`."""
+
+ROUNDING = 1e-5
+"""Of differences of logits in FP32."""
+
+
+def is_same_setting(name: str, found: object, own: Any) -> bool:
+    """Whether a setting that another process or a file has is that of this run."""
+    if name == MEASURED and isinstance(found, float):
+        return math.isclose(found, own, rel_tol=CLOSE, abs_tol=ROUNDING)
+    return found == own
 
 
 ALONE = World()

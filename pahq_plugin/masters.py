@@ -32,6 +32,10 @@ class Masters:
     def move_away(self, named: Iterable[tuple[str, nn.Parameter]]) -> None:
         """Move weights to host memory; each parameter stays the same object, and is empty."""
         for name, parameter in named:
+            shared = next((one for one in self._away.values() if one[0] is parameter), None)
+            if shared is not None:  # one weight under two names
+                self._away[name] = shared
+                continue
             device = parameter.device
             host = torch.empty(parameter.shape, dtype=parameter.dtype, pin_memory=device.type == "cuda")
             host.copy_(parameter.detach())

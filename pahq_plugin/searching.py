@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from pahq_plugin.backend import mixed_precision, model_device
-from pahq_plugin.checkpoint import MEASURED
 from pahq_plugin.config import FULL_PRECISION, PrecisionConfig, SearchConfig, default_precision
-from pahq_plugin.distributed import ALONE, World
+from pahq_plugin.contents import function_digest
+from pahq_plugin.distributed import ALONE, MEASURED, World
 from pahq_plugin.engine import Engine
 from pahq_plugin.engine.budget import budget_for
 from pahq_plugin.engine.host import HostEngine
@@ -26,7 +26,7 @@ from pahq_plugin.guard import GuardBand
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
 from pahq_plugin.host.blocks import unsupported
 from pahq_plugin.host.graph import edge_label
-from pahq_plugin.host.model import model_digest
+from pahq_plugin.host.model import configuration_digest, model_digest
 from pahq_plugin.host.patching import prepare, prompts_digest
 from pahq_plugin.hybrid import calibrate, configured
 from pahq_plugin.metrics import Metric, row_losses
@@ -127,25 +127,24 @@ def run_identity(
         "order": order.hexdigest(),
         "model": model_digest(task.model),
         "prompts": prompts_digest(prompts),
-        MEASURED: _corrupt_loss(task),
+        "configuration": configuration_digest(task.model),
+        "metric_content": function_digest(task.metric[1]),
+        "obstacle": None if task.placement else _objection(task.model, task.prompts),
+        MEASURED: _corrupt_loss(task, everyone[0]),
     }
 
 
 @torch.inference_mode()
-def _corrupt_loss(task: SearchTask) -> float:
-    """Loss of the first batch's corrupt prompts against its clean ones.
+def _corrupt_loss(task: SearchTask, batch: PromptPairBatch) -> float:
+    """Loss of the first corrupt prompt against its clean one, in every process alike.
 
-    It tells apart what no digest sees: the content of a metric, a model's configuration, caches of
-    prefixes, hooks.
+    It tells apart what no digest sees, such as globals that a metric reads. Caches of a common prefix
+    are those of a whole batch.
     """
-    batch, whole = task.prompts[0], (task.everyone or task.prompts)[0]
-
-    def own() -> torch.Tensor:
-        clean, corrupt = (task.model(x)[task.model.out_slice] for x in (batch.clean, batch.corrupt))
-        losses = row_losses(*task.metric, corrupt[None], clean, batch)
-        return losses.double().cpu() * (len(batch.clean) / len(whole.clean))
-
-    return float(task.world.total(own, 1))
+    if task.model.kv_caches is None:
+        batch = World(0, len(batch.clean)).share_of(batch)
+    clean, corrupt = (task.model(x)[task.model.out_slice] for x in (batch.clean, batch.corrupt))
+    return float(row_losses(*task.metric, corrupt[None], clean, batch))
 
 
 def _calibrated(
@@ -182,7 +181,7 @@ def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: 
         return stack.enter_context(closing(made)) if hasattr(made, "close") else made  # type: ignore[type-var]
     model, loader, prompts = task.model, task.loader, task.prompts
     # A placement means that `plan_search` has asked already; it brings weights in by hooks of its own.
-    objection = None if task.placement else unsupported(model) or _uneven(prompts)
+    objection = None if task.placement else _objection(model, prompts)
     if name == "incremental" and objection:
         warn(f"engine='incremental' cannot do {objection}; using engine='host'")
     # Where every decision is wanted exact, screening first would be wasted.
@@ -200,10 +199,17 @@ def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: 
     return HostEngine(model, prepared, task.metric, backend, task.world, sizes)
 
 
-def _uneven(prompts: Sequence[PromptPairBatch]) -> str | None:
-    """Why the incremental engine cannot use these batches; ``None`` if it can."""
-    lengths = sorted({batch.clean.shape[1] for batch in prompts if batch.clean.ndim > 1})
-    return f"batches of different lengths ({lengths})" if len(lengths) > 1 else None
+def _objection(model: PatchableModel, prompts: Sequence[PromptPairBatch]) -> str | None:
+    """Why the incremental engine cannot be used on these; ``None`` if it can."""
+    if not model.is_transformer:
+        return "the model is no transformer"
+    lengths = sorted({batch.clean.shape[1] for batch in prompts})
+    if len(lengths) > 1:
+        return f"batches of different lengths ({lengths})"
+    past = 0
+    if model.kv_caches is not None:
+        past = model.kv_caches[len(prompts[0].clean)][0].past_keys.shape[1]
+    return unsupported(model, past + lengths[0])
 
 
 def plan_search(
@@ -219,7 +225,7 @@ def plan_search(
     """
     if engine not in ("auto", "incremental"):
         raise ConfigError(f"engine={engine!r} cannot keep max_memory; use engine='incremental'")
-    objection = unsupported(task.model) or _uneven(task.prompts)
+    objection = _objection(task.model, task.prompts)
     if objection:
         raise ConfigError(f"max_memory needs engine='incremental', which cannot do {objection}")
     screens = not (precision.is_exact or precision.guard == math.inf)

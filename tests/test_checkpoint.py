@@ -206,6 +206,13 @@ def test_other_models_prompts_and_orders_are_refused(written: Path) -> None:
         discover(model, loader(), checkpoint=written, order=order, **settings)
 
 
+FACTOR = 1.0
+
+
+def reads_a_global(logits: Tensor, clean: Tensor, batch: PromptPairBatch) -> Tensor:
+    return FACTOR * mse(logits, clean, batch)
+
+
 def _scaled(factor: float) -> Metric:
     def loss(logits: Tensor, clean: Tensor, batch: PromptPairBatch) -> Tensor:
         return factor * mse(logits, clean, batch)
@@ -213,22 +220,53 @@ def _scaled(factor: float) -> Metric:
     return loss
 
 
-def _raise_norms(model: PatchableModel) -> None:
+def _with_other_norms() -> PatchableModel:
+    model = small_model()
     for block in model.blocks:
         block.ln1.eps = 1.0
+    return model
 
 
-def test_what_no_digest_sees_is_measured(tmp_path: Path) -> None:
-    """Another metric of the same name, and another configuration of the same weights."""
-    path = tmp_path / "c"
-    settings: dict[str, Any] = {"threshold": THRESHOLD, "progress": False, "checkpoint": path}
-    first = discover(small_model(), loader(), metric=_scaled(1.0), **settings)
-    assert taken(discover(small_model(), loader(), metric=_scaled(1.0), **settings)) == taken(first)
-    changed = small_model()
-    _raise_norms(changed)
-    for model, factor in ((small_model(), 2.0), (changed, 1.0)):
-        with pytest.raises(CheckpointError, match="belongs to another run: its corrupt_loss is"):
-            discover(model, loader(), metric=_scaled(factor), **settings)
+def _with_another_buffer() -> PatchableModel:
+    model = small_model("rotary_gated")
+    model.blocks[0].attn.rotary_sin *= -1
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "other", "kind"),
+    [
+        (small_model, _with_other_norms, "configuration"),
+        (lambda: small_model("rotary_gated"), _with_another_buffer, "configuration"),
+    ],
+)
+def test_another_configuration_of_the_same_weights_is_refused(
+    make: Callable[[], PatchableModel], other: Callable[[], PatchableModel], kind: str, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"threshold": THRESHOLD, "progress": False, "checkpoint": tmp_path / "c"}
+    first = discover(make(), loader(), **settings)
+    assert taken(discover(make(), loader(), **settings)) == taken(first)
+    with pytest.raises(CheckpointError, match=f"belongs to another run: its {kind} is"):
+        discover(other(), loader(), **settings)
+
+
+def test_another_metric_of_the_same_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its code and what it closes over; by what it gives, where it reads a global."""
+    settings: dict[str, Any] = {"threshold": THRESHOLD, "progress": False}
+    for metric, other, kind in (
+        (_scaled(1.0), _scaled(2.0), "metric_content"),
+        (reads_a_global, reads_a_global, "corrupt_loss"),
+    ):
+        path = tmp_path / kind
+        first = discover(small_model(), loader(), metric=metric, checkpoint=path, **settings)
+        again = discover(small_model(), loader(), metric=metric, checkpoint=path, **settings)
+        assert taken(again) == taken(first)
+        monkeypatch.setitem(globals(), "FACTOR", 2.0)
+        with pytest.raises(CheckpointError, match=f"belongs to another run: its {kind} is"):
+            discover(small_model(), loader(), metric=other, checkpoint=path, **settings)
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])

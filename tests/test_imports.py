@@ -35,6 +35,7 @@ ORDER = (
     "terminal",
     "measures",
     "fingerprint",
+    "contents",
     "mapped",
     "formats",
     "kernels",

@@ -16,7 +16,7 @@ from pahq_exporters.rounding import Rounding
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import ExportError
 from pahq_plugin.host import PatchableModel
-from pahq_plugin.host.changes import first_change
+from pahq_plugin.host.changes import first_change, odd_attention
 from pahq_plugin.mlp import first_weights
 
 NORMS = ("LayerNorm", "LayerNormPre", "RMSNorm", "RMSNormPre", "Identity")
@@ -50,7 +50,7 @@ def check_exportable(model: PatchableModel) -> None:
         raise ExportError(f"no graph for the activation {cfg.act_fn!r}; known: {', '.join(ACTIVATIONS)}")
     for layer, block in enumerate(model.blocks):
         _check_block(layer, block, cfg)
-    change = first_change(model)
+    change = first_change(model) or odd_attention(model, cfg.n_ctx)
     if change is not None:
         raise ExportError(f"{change} would not be in the graph; undo that first")
 

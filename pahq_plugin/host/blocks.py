@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformer_lens.utils import get_offset_position_ids
 
-from pahq_plugin.host.changes import first_change
+from pahq_plugin.host.changes import first_change, odd_attention
 from pahq_plugin.host.types import PatchableModel
 
 POSITIONS = ("standard", "rotary", "alibi")
@@ -33,8 +33,9 @@ LANES = 16
 over 16 on a CPU with AVX-512."""
 
 
-def unsupported(model: PatchableModel) -> str | None:
-    """Why unit-by-unit evaluation cannot be used on ``model``; ``None`` if it can."""
+def unsupported(model: PatchableModel, length: int) -> str | None:
+    """Why unit-by-unit evaluation cannot be used on ``model`` for prompts of up to ``length`` tokens, a
+    common prefix included; ``None`` if it can."""
     if not model.is_transformer or not hasattr(model.wrapped_model, "blocks"):
         return "the model is no transformer"
     cfg = model.cfg
@@ -46,7 +47,7 @@ def unsupported(model: PatchableModel) -> str | None:
         return "norms after attention"
     if cfg.n_devices > 1:
         return "a model spread over several devices"
-    return first_change(model)
+    return first_change(model) or odd_attention(model, length)
 
 
 def normalise(norm: Any, x: Tensor) -> Tensor:

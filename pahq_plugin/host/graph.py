@@ -7,7 +7,7 @@ on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from pahq_plugin.errors import GraphError
@@ -91,6 +91,9 @@ def check_order(model: PatchableModel, order: Sequence[Edge]) -> list[Edge]:
     Raises:
         GraphError: it is not a permutation of the model's edges; names the first edge at fault.
     """
+    if not isinstance(order, Iterable):
+        raise GraphError(f"order is a {type(order).__name__}; expected all edges of the model")
+    order = list(order)  # it may be one that can be gone through once
     seen: set[Edge] = set()
     for edge in order:
         if edge not in model.edges:
@@ -104,7 +107,7 @@ def check_order(model: PatchableModel, order: Sequence[Edge]) -> list[Edge]:
             f"order holds {len(seen)} of {len(model.edges)} edges; "
             f"{edge_label(missing)!r} is the first missing one"
         )
-    return list(order)
+    return order
 
 
 def edge_label_of(value: object) -> str:

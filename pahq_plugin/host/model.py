@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,9 @@ from pahq_plugin.host.changes import plain_name
 from pahq_plugin.host.graph import canonical_edges, edge_label
 from pahq_plugin.host.types import PatchableModel, PromptDataLoader
 from pahq_plugin.mapped import let_go_if_unchanged
+
+MACHINE_FIELDS = ("device", "n_devices", "seed", "init_weights", "trust_remote_code", "tokenizer_name")
+"""Fields of the configuration that say nothing about the model, or that a file must not decide."""
 
 FINITE_ENTRIES = 2**22
 """Entries that are looked at together; what that takes is made several times over."""
@@ -88,6 +92,7 @@ def _check_transformer(model: PatchableModel) -> None:
             "the model patchable with pahq_plugin.adapt"
         )
     _check_experts(model)
+    _check_configuration(model)
     _check_caches(model)
 
 
@@ -99,6 +104,33 @@ def _check_experts(model: PatchableModel) -> None:
             raise ModelError(
                 f"blocks.{layer}.mlp is in {own.dtype}, blocks.{layer}.attn in {block.attn.W_O.dtype}; "
                 "call model.wrapped_model.to(torch.float32) first"
+            )
+
+
+def _check_configuration(model: PatchableModel) -> None:
+    """A configuration that was changed after the model was made patchable no longer says what it is."""
+    cfg, blocks = model.cfg, list(model.blocks)
+    if cfg.n_layers != len(blocks) or any(cfg.attn_only == hasattr(b, "mlp") for b in blocks):
+        raise ModelError(
+            f"cfg says n_layers={cfg.n_layers}, attn_only={cfg.attn_only}, the model has {len(blocks)} "
+            "blocks of another kind or number; do not change cfg, make another model"
+        )
+    if len({id(block.attn) for block in blocks}) < len(blocks):
+        raise ModelError(
+            "blocks share an attention module, so that edges into one patch the other, too; give each "
+            "block a module of its own (parameters may be shared)"
+        )
+    layers = {node.name: node.layer for node in model.srcs}
+    if not cfg.attn_only and cfg.parallel_attn_mlp != (layers["A0.0"] == layers["MLP 0"]):
+        raise ModelError(
+            f"cfg.parallel_attn_mlp={cfg.parallel_attn_mlp} is not what the model was made patchable "
+            "with; set it before, then call pahq_plugin.adapt"
+        )
+    for name, parameter in weight_parameters(model):
+        if parameter.is_floating_point() and parameter.dtype != cfg.dtype:
+            raise ModelError(
+                f"weights of {name} are in {parameter.dtype}, cfg.dtype is {cfg.dtype}; convert with "
+                "model.wrapped_model.to(dtype), which changes both"
             )
 
 
@@ -136,9 +168,15 @@ def check_transformer(model: PatchableModel, method: str) -> None:
 def check_finite(model: PatchableModel) -> None:
     """
     Raises:
-        ModelError: a weight holds NaN or infinity; names the first in the order of layers.
+        ModelError: a weight holds NaN or infinity, or cannot be lent; names the first in the order of
+            layers.
     """
     for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise ModelError(
+                f"weights of {plain_name(name)} were made inside torch.inference_mode; make or copy the "
+                "model outside"
+            )
         parts = parameter.detach().flatten().split(FINITE_ENTRIES)
         if not all(bool(torch.isfinite(part).all()) for part in parts):
             raise ModelError(f"weights of {plain_name(name)} hold NaN or infinity")
@@ -163,6 +201,30 @@ def model_digest(model: PatchableModel) -> str:
         entry = (name, tuple(parameter.shape), str(parameter.dtype), content)
         digest.update(repr(entry).encode())
     return digest.hexdigest()
+
+
+def configuration_digest(model: PatchableModel) -> str:
+    """Hash of all but weights that a model's output depends on: its configuration, the positions that
+    count, buffers, numbers and names that modules hold, and caches of common prefixes."""
+    digest = hashlib.blake2b(digest_size=16)
+    if model.is_transformer:
+        known = {k: str(v) for k, v in vars(model.cfg).items() if k not in MACHINE_FIELDS}
+        digest.update(repr(sorted(known.items())).encode())
+    digest.update(repr((model.out_slice, model.seq_len)).encode())
+    for name, module in model.wrapped_model.named_modules():
+        own = {k: v for k, v in vars(module).items() if not k.startswith("_") and _is_plain(v)}
+        calls = {k: v.__qualname__ for k, v in vars(module).items() if isinstance(v, FunctionType)}
+        digest.update(repr((name, sorted(own.items()), sorted(calls.items()))).encode())
+        for key, buffer in module.named_buffers(recurse=False):
+            digest.update(repr((key, tuple(buffer.shape), fingerprint(buffer))).encode())
+    for size, cache in sorted((model.kv_caches or {}).items()):
+        past = [fingerprint(x) for entry in cache.entries for x in (entry.past_keys, entry.past_values)]
+        digest.update(repr((size, past)).encode())
+    return digest.hexdigest()
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, (bool, int, float, str))
 
 
 @contextmanager
@@ -193,10 +255,15 @@ def _at_rest(model: PatchableModel) -> Iterator[None]:
         for parameter, _, _ in parameters:
             parameter.grad = None
             parameter.requires_grad_(False)
-        for mask, _, _ in masks:
-            mask.data = torch.zeros_like(mask.data)
+        with torch.inference_mode(False):  # gradients of masks are what attribution is made of
+            for mask, _, _ in masks:
+                mask.data = torch.zeros_like(mask.data)
         yield
     finally:
+        for wrapper in model.wrappers:  # the host does not, where it is interrupted while it begins
+            wrapper.patch_mode, wrapper.curr_src_outs = False, None
+            if wrapper.is_dest:
+                wrapper.patch_src_outs = None
         for mask, tensor, values in masks:
             mask.data = tensor
             mask.data.copy_(values)
@@ -216,6 +283,8 @@ def _check_at_rest(model: PatchableModel) -> None:
         raise ConfigError("the model is in a patch_mode block; leave that first")
     if any(wrapper.mask_fn is not None for wrapper in model.dest_wrappers):
         raise ConfigError("the model is in a mask_fn_mode block; leave that first")
+    if any(wrapper.batch_size is not None for wrapper in model.dest_wrappers):
+        raise ConfigError("the model is in a set_mask_batch_size block; leave that first")
 
 
 _HOLDERS: WeakKeyDictionary[PatchableModel, int] = WeakKeyDictionary()

@@ -27,6 +27,7 @@ from pahq_plugin.errors import ModelError, one_line
 from pahq_plugin.files import read_json, write_text
 from pahq_plugin.fingerprint import fingerprint
 from pahq_plugin.host.adapt import check_kind
+from pahq_plugin.host.model import MACHINE_FIELDS
 from pahq_plugin.mapped import let_go_if_unchanged, mapped_parameter, read_mapped
 
 MODEL_FILE = "model.json"
@@ -42,9 +43,6 @@ SIZES = {
     "blocks.0.mlp.W_in": ("d_model", "d_mlp"),
 }
 """What the configuration calls the axes of weights."""
-
-MACHINE_FIELDS = ("device", "n_devices", "seed", "init_weights", "trust_remote_code", "tokenizer_name")
-"""Fields of the configuration that say nothing about the model, or that a file must not decide."""
 
 
 def save_model(model: HookedTransformer, folder: str | Path, *, force: bool = False) -> None:

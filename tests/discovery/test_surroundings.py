@@ -10,19 +10,26 @@ from typing import Any
 import pytest
 import torch
 from auto_circuit.utils.ablation_activations import src_ablations
-from auto_circuit.utils.graph_utils import mask_fn_mode, patch_mode
+from auto_circuit.utils.graph_utils import mask_fn_mode, patch_mode, set_mask_batch_size
 from auto_circuit.utils.patchable_model import PatchableModel
 
 from pahq_plugin.config import FULL_PRECISION
 from pahq_plugin.distributed import World
-from pahq_plugin.errors import ConfigError
-from pahq_plugin.host import AblationType
+from pahq_plugin.errors import ConfigError, GraphError, ModelError
+from pahq_plugin.host import AblationType, Edge
+from pahq_plugin.host.arithmetic import own_arithmetic
+from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.model import borrowed
 from pahq_plugin.metrics import kl_div
+from pahq_plugin.result import Discovery
 from pahq_plugin.searching import SearchTask, plan_search
 from tests.helpers.refused import refused
 from tests.helpers.searches import discover
-from tests.helpers.small import loader, small_model
+from tests.helpers.small import loader, patchable, small_model, transformer
+
+
+def effects(result: Discovery) -> list[tuple[Edge, float]]:
+    return [(decision.edge, decision.effect) for decision in result.decisions]
 
 
 @contextmanager
@@ -73,7 +80,11 @@ def patched(model: PatchableModel) -> AbstractContextManager[Any]:
 @pytest.mark.parametrize("method", ["acdc", "pahq", "eap"])
 @pytest.mark.parametrize(
     ("block", "name"),
-    [(patched, "patch_mode"), (lambda model: mask_fn_mode(model, "sigmoid"), "mask_fn_mode")],
+    [
+        (patched, "patch_mode"),
+        (lambda model: mask_fn_mode(model, "sigmoid"), "mask_fn_mode"),
+        (lambda model: set_mask_batch_size(model, 8), "set_mask_batch_size"),
+    ],
 )
 def test_the_hosts_patching_blocks_are_refused(
     block: Callable[[PatchableModel], AbstractContextManager[Any]], name: str, method: str
@@ -120,3 +131,105 @@ def test_processes_with_uneven_shares_have_one_plan(size: int) -> None:
         )  # fmt: skip
         plans.add(plan_search(task, "auto", FULL_PRECISION, 25_000_000)[0])
     assert len(plans) == 1
+
+
+def test_switches_are_put_back_by_the_last_thread() -> None:
+    """Also where the first one to come in is the first one to leave."""
+    inside, may_leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with own_arithmetic():
+            inside.set()
+            may_leave.wait(60)
+
+    thread = threading.Thread(target=other)
+    with short_cuts():
+        with own_arithmetic():
+            thread.start()
+            inside.wait(60)
+        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"  # type: ignore[attr-defined]
+        may_leave.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig"])
+@pytest.mark.parametrize("around", [torch.inference_mode, torch.no_grad])
+def test_gradients_are_taken_where_none_are_wanted(around: Any, method: str) -> None:
+    model = small_model()
+    prompts = loader()
+    plain = discover(model, prompts, method=method)
+    with around():
+        inside = discover(model, prompts, method=method)
+    assert [(d.edge, d.effect) for d in inside.decisions] == [
+        (d.edge, d.effect) for d in plain.decisions
+    ]
+
+
+def test_an_interrupted_patch_mode_leaves_nothing_behind() -> None:
+    """The host sets its flags before it takes care to unset them."""
+    model = small_model()
+    with pytest.raises(KeyboardInterrupt), borrowed(model):
+        for wrapper in model.wrappers:
+            wrapper.patch_mode = True
+        raise KeyboardInterrupt
+    assert not any(wrapper.patch_mode for wrapper in model.wrappers)
+
+
+def test_orders_that_can_be_gone_through_once() -> None:
+    model = small_model()
+    order = canonical_edges(model)
+    expected = discover(model, loader(), method="acdc", threshold=0.01, order=order[::-1])
+    for once in (reversed(order), iter(order[::-1]), (edge for edge in order[::-1])):
+        result = discover(model, loader(), method="acdc", threshold=0.01, order=once)  # type: ignore[arg-type]
+        assert result.circuit == expected.circuit and len(result.decisions) == len(order)
+    with refused(GraphError, "order is a int; expected all edges of the model"):
+        discover(model, loader(), method="acdc", order=5)  # type: ignore[arg-type]
+
+
+def changed_configuration(name: str, value: Any) -> PatchableModel:
+    model = small_model()
+    setattr(model.cfg, name, value)
+    return model
+
+
+def one_attention() -> PatchableModel:
+    model = transformer()
+    model.blocks[1].attn = model.blocks[0].attn
+    return patchable(model)
+
+
+def made_in_inference_mode() -> PatchableModel:
+    with torch.inference_mode():
+        return small_model()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: changed_configuration("n_layers", 1),
+            "cfg says n_layers=1, attn_only=False, the model has 2 blocks of another kind or number; do",
+        ),
+        (lambda: changed_configuration("attn_only", True), "cfg says n_layers=2, attn_only=True"),
+        (
+            lambda: changed_configuration("parallel_attn_mlp", True),
+            "cfg.parallel_attn_mlp=True is not what the model was made patchable with; set it before",
+        ),
+        (
+            lambda: small_model().double(),
+            "are in torch.float64, cfg.dtype is torch.float32; convert with model.wrapped_model",
+        ),
+        (one_attention, "blocks share an attention module, so that edges into one patch the other, too"),
+        (lambda: small_model().bfloat16(), "are in torch.bfloat16, cfg.dtype is torch.float32"),
+        (
+            made_in_inference_mode,
+            "were made inside torch.inference_mode; make or copy the model outside",
+        ),
+    ],
+)
+@pytest.mark.parametrize("method", ["acdc", "pahq", "eap"])
+def test_models_that_were_changed_after_they_were_made(
+    make: Callable[[], PatchableModel], message: str, method: str
+) -> None:
+    with refused(ModelError, message):
+        discover(make(), loader(), method=method)

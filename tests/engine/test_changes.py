@@ -11,10 +11,12 @@ import torch
 from auto_circuit.utils.patchable_model import PatchableModel
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
+from transformer_lens.components import AbstractAttention
 
 import pahq_plugin as pahq
 from pahq_plugin.errors import ConfigError, ExportError, ModelError
-from pahq_plugin.host.changes import first_change
+from pahq_plugin.host.blocks import unsupported
+from pahq_plugin.host.changes import first_change, odd_attention
 from tests.helpers.families import FAMILIES, family_model
 from tests.helpers.refused import refused
 from tests.helpers.replay import replay
@@ -76,6 +78,27 @@ def of_the_same_name(model: PatchableModel) -> None:
     model.blocks[1].ln1 = LayerNormPre(1e-5)
 
 
+def torchs_norm(model: PatchableModel) -> None:
+    model.blocks[1].ln1 = nn.LayerNorm(model.cfg.d_model)
+    nn.init.constant_(model.blocks[1].ln1.weight, 2.0)
+
+
+def no_hook_point(model: PatchableModel) -> None:
+    model.blocks[0].attn.hook_v = nn.Tanh()
+
+
+def another_unembedding(model: PatchableModel) -> None:
+    model.wrapped_model.unembed = nn.Linear(model.cfg.d_model, model.cfg.d_vocab_out)
+
+
+def seeing_ahead(model: PatchableModel) -> None:
+    model.blocks[0].attn.mask[:] = True
+
+
+def forgiving(model: PatchableModel) -> None:
+    model.blocks[0].attn.IGNORE = torch.tensor(-2.0)
+
+
 CHANGES: dict[str, tuple[Callable[[PatchableModel], None], str]] = {
     "hook": (hooked, "hooks on blocks.0.attn"),
     "pre-hook": (hooked_before, "hooks on blocks.1.mlp"),
@@ -86,6 +109,11 @@ CHANGES: dict[str, tuple[Callable[[PatchableModel], None], str]] = {
     "scores": (replaced_scores, "the replaced calculate_attention_scores of blocks.1.attn"),
     "derived": (derived, "blocks.1.attn, a Mine"),
     "same name": (of_the_same_name, "blocks.1.ln1, a LayerNormPre"),
+    "torch's norm": (torchs_norm, "blocks.1.ln1, a LayerNorm"),
+    "no hook point": (no_hook_point, "blocks.0.attn.hook_v, a Tanh"),
+    "unembedding": (another_unembedding, "unembed, a Linear"),
+    "mask": (seeing_ahead, "blocks.0.attn.mask, which lets positions see later ones"),
+    "ignore": (forgiving, "blocks.0.attn.IGNORE of -2"),
 }
 PASSED_OVER = ("attention", "scores", "derived")
 """What mixed precision would replace by arithmetic of its own (MLPs stay as they are)."""
@@ -101,7 +129,7 @@ def changed(request: pytest.FixtureRequest) -> tuple[PatchableModel, str, str]:
 
 def test_changes_count_in_a_search(changed: tuple[PatchableModel, str, str]) -> None:
     model, _, words = changed
-    assert first_change(model) == words
+    assert unsupported(model, 5) == words
     result = pahq.discover(model, loader(), method="acdc", threshold=THRESHOLD, progress=False)
     assert result.settings["engine"] == "host"
     assert not replay(model, loader(), result.decisions, threshold=THRESHOLD, sample=None).disagreements
@@ -140,7 +168,27 @@ def test_hooks_on_every_module() -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_models_as_they_are_made_are_unchanged(name: str) -> None:
-    assert first_change(pahq.adapt(family_model(name))) is None
+    model = pahq.adapt(family_model(name))
+    assert first_change(model) is None and odd_attention(model, model.cfg.n_ctx) is None
+
+
+def test_a_method_replaced_in_the_class_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    own = AbstractAttention.calculate_attention_scores
+    monkeypatch.setattr(
+        AbstractAttention, "calculate_attention_scores", lambda self, q, k: 3 * own(self, q, k)
+    )
+    assert first_change(model) == "the replaced calculate_attention_scores of blocks.0.attn"
+    result = pahq.discover(model, loader(), method="acdc", threshold=THRESHOLD, progress=False)
+    assert not replay(model, loader(), result.decisions, threshold=THRESHOLD, sample=None).disagreements
+
+
+def test_other_slopes_are_seen() -> None:
+    model = small_model(positional_embedding_type="alibi")
+    model(next(iter(loader())).clean)  # which makes them
+    assert odd_attention(model, 5) is None
+    model.blocks[1].attn.alibi = model.blocks[1].attn.alibi * 2
+    assert odd_attention(model, 5) == "another blocks.1.attn.alibi"
 
 
 @pytest.mark.parametrize("method", ["acdc", "pahq", "eap"])

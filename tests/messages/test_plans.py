@@ -40,11 +40,11 @@ PLANS: list[tuple[dict[str, Any], str]] = [
     ({"batches": -1}, "batches must be 0 (all) or an integer above it, not -1"),
     (
         {"problems": ["ioi", {"name": "ioi", "batch_size": 3}]},
-        "two problems are called 'ioi', with other prompts or batch sizes; compare those in plans of",
+        "two problems are called 'ioi' and 'ioi', which tables and files cannot tell apart; compare",
     ),
     (
         {"runs": [{"batches": 1}, {"batches": 2}]},
-        "two runs hold acdc on ioi at 0.01, seed 0, with different batches; compare those in plans",
+        "two runs hold acdc on ioi, with different batches; compare those in plans",
     ),
 ]
 

@@ -96,8 +96,9 @@ def finding(method: str, threshold: float | None, seed: int = 0) -> Finding:
             "method": method,
             "threshold": threshold,
             "metric": "kl_div",
+            "ablation": "resample",
             "scored": threshold is None,
-        },  # fmt: skip
+        },
         "model": {"name": "m", "edges": 1, "digest": ""},
         "decisions": [decision],
     }
