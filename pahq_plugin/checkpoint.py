@@ -81,8 +81,6 @@ class Checkpoint:
             CheckpointError: another process holds it, the folder cannot be written to, or the file is
                 damaged or of another run.
         """
-        if self.path.is_dir():
-            raise CheckpointError(f"checkpoint {self.path} is a folder; name a file")
         with _folder_for(self.path), _locked(self.path), _terminated_gently():
             start = self._read() if self.path.exists() else None
             try:
@@ -271,10 +269,12 @@ def _shown(value: object) -> str:
 @contextmanager
 def _folder_for(path: Path) -> Iterator[None]:
     """The folder of a file; a new one is taken away again if nothing was written into it."""
-    is_new = not path.parent.exists()
     try:
+        is_new = not path.parent.exists()
+        if path.is_dir():
+            raise CheckpointError(f"checkpoint {path} is a folder; name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null byte
         raise CheckpointError(f"checkpoint {path} cannot be written ({one_line(error)})") from error
     try:
         yield
@@ -323,7 +323,7 @@ def _lock(lock: Path, path: Path) -> TextIO:
 def _opened(lock: Path, path: Path) -> TextIO:
     try:
         return open(lock, "a+", encoding="ascii")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null byte
         raise CheckpointError(f"checkpoint {path} cannot be written ({one_line(error)})") from error
 
 

@@ -156,6 +156,7 @@ def discover(
     refuse_unused(chosen, given)
     check_precision(precision)
     most = None if max_memory is None else parse_bytes(max_memory)
+    check_checkpoint(checkpoint, checkpoint_every)
     if engine not in ENGINES and engine not in engine_names():
         known = ", ".join([*ENGINES, *engine_names()])
         raise ConfigError(f"unknown engine {engine!r}; known: {known}")
@@ -272,6 +273,18 @@ def ablation_type(ablation: str | AblationType) -> AblationType:
     if not isinstance(ablation, str) or ablation.lower() not in known:
         raise ConfigError(f"unknown ablation {ablation!r}; known: {', '.join(known)}")
     return known[ablation.lower()]
+
+
+def check_checkpoint(checkpoint: object, every: object) -> None:
+    """
+    Raises:
+        ConfigError: no name of a file, or no number of seconds.
+    """
+    if checkpoint is not None and not isinstance(checkpoint, (str, Path)):
+        raise ConfigError(f"checkpoint is a {type(checkpoint).__name__}; expected the name of a file")
+    is_number = isinstance(every, (int, float)) and not isinstance(every, bool)
+    if not is_number or not every >= 0:  # type: ignore[operator]
+        raise ConfigError(f"checkpoint_every={every!r} must be a number of seconds, at least 0")
 
 
 def check_circuit_size(n_edges: object, available: int) -> None:

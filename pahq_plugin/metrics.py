@@ -106,7 +106,7 @@ def resolve_metric(metric: str | Metric | None, n_outputs: int) -> tuple[str, Me
         metric = "kl_div" if n_outputs > 1 else "mse"
     if callable(metric):
         return getattr(metric, "__name__", type(metric).__name__), metric
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise MetricError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}, or a callable")
     if metric == "kl_div" and n_outputs < 2:
         raise MetricError('kl_div is always 0 for a model with one output; use metric="mse"')

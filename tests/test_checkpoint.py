@@ -28,6 +28,7 @@ from pahq_plugin.engine.host import HostEngine
 from pahq_plugin.errors import CheckpointError, ConfigError, PahqError, PahqWarning
 from pahq_plugin.metrics import Metric, mse
 from pahq_plugin.result import Discovery
+from tests.helpers.refused import refused
 from tests.helpers.small import loader, small_model
 
 THRESHOLD = 0.003
@@ -155,11 +156,28 @@ def test_a_full_disk_ends_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["file/c", "x" * 252], ids=["below a file", "too long"])
+@pytest.mark.parametrize(
+    "name", ["file/c", "x" * 252, "a\0b"], ids=["below a file", "too long", "a null byte"]
+)
 def test_a_folder_that_cannot_be_written_to(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=f"checkpoint .*{name} cannot be written"):
+    with pytest.raises(CheckpointError, match=r"checkpoint .* cannot be written"):
         run(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"checkpoint": 5}, "checkpoint is a int; expected the name of a file"),
+        ({"checkpoint": b"c"}, "checkpoint is a bytes; expected the name of a file"),
+        ({"checkpoint_every": "a"}, "checkpoint_every='a' must be a number of seconds, at least 0"),
+        ({"checkpoint_every": -1.0}, "checkpoint_every=-1.0 must be a number of seconds, at least 0"),
+        ({"checkpoint_every": float("nan")}, "checkpoint_every=nan must be a number of seconds"),
+    ],
+)
+def test_what_is_no_checkpoint(settings: dict[str, Any], message: str) -> None:
+    with refused(ConfigError, message):
+        discover(small_model(), loader(), progress=False, **settings)
 
 
 # Foreign, torn and tampered files -----------------------------------------------------------------

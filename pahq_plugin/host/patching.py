@@ -8,6 +8,7 @@ cached clean residual stream, as the host's own ACDC does.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,6 +26,8 @@ from pahq_plugin.host.types import (
     PromptPairBatch,
     patch_mode,
 )
+
+TOKENS = (torch.int64, torch.int32)
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,9 @@ def collect_batches(
             "its .train_loader" if hasattr(loader, "train_loader") else "one that gives such batches"
         )
         raise PromptError(f"loader is a {type(loader).__name__}, not a PromptDataLoader; pass {inside}")
+    most = None if count is None else min(count, sys.maxsize)
     try:
-        batches: list[PromptPairBatch] = list(islice(iter(loader), count))
+        batches: list[PromptPairBatch] = list(islice(iter(loader), most))
     except RuntimeError as error:  # torch.stack in the host's collate_fn
         raise PromptError(f"prompts of one batch must have one length: {error}") from error
     if not batches:
@@ -102,7 +106,19 @@ def check_one_length(loader: PromptDataLoader) -> None:
         )
 
 
+def _check_tokens(name: str, tokens: object) -> None:
+    is_tensor = isinstance(tokens, Tensor)
+    if not is_tensor or tokens.dtype not in TOKENS or tokens.ndim != 2 or tokens.numel() == 0:
+        found = f"{tokens.dtype} of shape {list(tokens.shape)}" if is_tensor else type(tokens).__name__
+        raise PromptError(f"{name} prompts are {found}; expected token ids [prompt, pos] of int64")
+
+
 def _check_batch(model: PatchableModel, batch: PromptPairBatch) -> None:
+    if not (hasattr(batch, "clean") and hasattr(batch, "corrupt")):
+        raise PromptError(f"the loader gives a {type(batch).__name__}, no PromptPairBatch of the host")
+    if model.is_transformer:
+        for name, tokens in (("clean", batch.clean), ("corrupt", batch.corrupt)):
+            _check_tokens(name, tokens)
     clean, corrupt = batch.clean, batch.corrupt
     if clean.shape != corrupt.shape:
         raise PromptError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -141,6 +142,20 @@ BATCHES: list[tuple[dict[str, Any], Any, int | None, str]] = [
         lambda: [SimpleNamespace(clean=tokens(), corrupt=tokens(length=4))],
         1,
         "clean and corrupt prompts differ in length: 6 and 4 tokens; each pair must have as many",
+    ),
+    ({}, lambda: [1, 2], 2, "the loader gives a int, no PromptPairBatch of the host"),
+    ({}, loader, 10**30, f"batches={10**30}, but the loader holds 1"),
+    *(
+        ({}, partial(lambda x: [SimpleNamespace(clean=x, corrupt=x)], x), 1, message)
+        for x, message in (
+            (tokens().float(), "clean prompts are torch.float32 of shape [4, 6]; expected token ids"),
+            (
+                tokens()[0],
+                "clean prompts are torch.int64 of shape [6]; expected token ids [prompt, pos]",
+            ),
+            (tokens()[:, :0], "clean prompts are torch.int64 of shape [4, 0]; expected token ids"),
+            (tokens().tolist(), "clean prompts are list; expected token ids [prompt, pos] of int64"),
+        )
     ),
     (
         {"seq_len": 4},
