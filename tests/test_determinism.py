@@ -38,7 +38,7 @@ def kept(kind: str, method: str, engine: str, batch_size: int, seed: int) -> lis
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.full)])
 @pytest.mark.parametrize("engine", ["incremental", pytest.param("host", marks=pytest.mark.full)])
-@pytest.mark.parametrize("method", ["acdc", "pahq"])
+@pytest.mark.parametrize("method", [pytest.param("acdc", marks=pytest.mark.full), "pahq"])
 @pytest.mark.parametrize(
     "kind", [*(pytest.param(k, marks=pytest.mark.full) for k in sorted(KINDS)[:2]), sorted(KINDS)[2]]
 )

@@ -106,7 +106,7 @@ def test_unknown_names_list_the_known_ones(name: str) -> None:
 REFUSED = {("eap-ig", FRACTION): "numbers"}
 
 
-QUICK = ("acdc", "host-acdc", "eap", "eap-ig", "ig", "edge-probing", "act-mag", "ground-truth")
+QUICK = ("eap", "eap-ig", "ig", "act-mag", "ground-truth")
 """What also runs on the larger model in the normal tests."""
 EVERY = [*BASELINES, "pahq@int8", "pahq@int4", "unguarded@fp8_e4m3"]
 RUNS = [
@@ -162,7 +162,7 @@ def test_the_largest_seed_is_no_trouble(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", [REVERSE, FRACTION], ids=lambda spec: spec.name)
-@pytest.mark.parametrize("threshold", [0.001, 0.05])
+@pytest.mark.parametrize("threshold", [0.001, pytest.param(0.05, marks=pytest.mark.full)])
 def test_the_hosts_loop_finds_our_circuit(spec: ProblemSpec, threshold: float, tmp_path: Path) -> None:
     circuits = [
         kept(found(search_of(name, spec, threshold=threshold), tmp_path / name))

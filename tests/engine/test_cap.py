@@ -50,7 +50,11 @@ def kept(result: Discovery) -> list[tuple[str, bool]]:
     return [(decision.edge.name, decision.kept) for decision in result.decisions]
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [ERRORS[0], *(pytest.param(error, marks=pytest.mark.full) for error in ERRORS[1:])],
+    ids=lambda e: type(e).__name__,
+)
 @pytest.mark.parametrize("method", ["acdc", "pahq"])
 @pytest.mark.parametrize("most", [4, pytest.param(6, marks=pytest.mark.full)])
 def test_the_same_decisions(
