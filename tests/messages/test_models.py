@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,10 +31,11 @@ from pahq_plugin.host.hf_folder import load_folder
 from pahq_plugin.host.model import check_patchable
 from pahq_plugin.host.problems import language_model
 from pahq_plugin.host.stored import _digest
+from pahq_plugin.plugins import load
 from tests.helpers.families import family_model
 from tests.helpers.refused import refused
 from tests.helpers.replay import canonical_order
-from tests.helpers.small import small_model, transformer
+from tests.helpers.small import loader, small_model, transformer
 
 # Graphs -------------------------------------------------------------------------------------------
 
@@ -241,3 +243,29 @@ def test_storing_and_opening(stored: Path, tmp_path: Path) -> None:
         pahq.open_model(tmp_path)
     with refused(ModelError, "n_ctx=0 must be between 1 and ", ", the model's context"):
         pahq.open_model(stored, n_ctx=0)
+
+
+# What only other packages and models lead to --------------------------------------------------------
+
+
+def test_norms_after_attention_of_another_kind() -> None:
+    model = family_model("gemma-2")
+    model.blocks[1].ln1_post = torch.nn.LayerNorm(model.cfg.d_model)
+    message = "blocks.1.ln1_post is a LayerNorm; only an RMSNorm can be shared out to heads"
+    with refused(ModelError, message):
+        pahq.adapt(model)
+
+
+def test_methods_that_look_for_a_circuit_of_the_official_size() -> None:
+    message = (
+        "method 'Circuit Probing' looks for a circuit of the size of true_edges, the official circuit;"
+    )
+    with refused(ConfigError, message):
+        pahq.discover(small_model(), loader(), method="Circuit Probing", progress=False)
+
+
+def test_engines_of_packages_that_are_not_whole() -> None:
+    entry = EntryPoint("mine", "no_such_package.engines:Factory", "pahq.engines")
+    message = "pahq.engines 'mine' (no_such_package.engines:Factory) cannot be loaded: No module named"
+    with refused(ConfigError, message):
+        load(entry)
