@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -29,7 +28,7 @@ from pahq_plugin.config import (
 )
 from pahq_plugin.distributed import World, current_world
 from pahq_plugin.engine.cap import memory_shortage_named
-from pahq_plugin.errors import ConfigError, DistributedError, GraphError, MetricError
+from pahq_plugin.errors import ConfigError, DistributedError, GraphError
 from pahq_plugin.host import (
     AblationType,
     Edge,
@@ -47,7 +46,7 @@ from pahq_plugin.host.algorithms import (
     sized_as_the_truth,
 )
 from pahq_plugin.host.attribution import integrated_gradients
-from pahq_plugin.host.graph import canonical_edges, check_order, edge_label, edge_label_of
+from pahq_plugin.host.graph import canonical_edges, check_order, edge_label_of
 from pahq_plugin.host.model import borrowed, check_patchable, check_transformer
 from pahq_plugin.host.patching import (
     check_one_length,
@@ -60,6 +59,7 @@ from pahq_plugin.metrics import Metric, check_answers, logit_diff, resolve_metri
 from pahq_plugin.plugins import engine_names
 from pahq_plugin.policy import check_parts
 from pahq_plugin.progress import say
+from pahq_plugin.ranking import rank
 from pahq_plugin.result import Decision, Discovery, Stats
 from pahq_plugin.searching import (
     ENGINES,
@@ -71,8 +71,6 @@ from pahq_plugin.searching import (
 )
 
 EAP_IG_STEPS = 5
-UNREMOVED = 10.0
-"""A score that a host algorithm leaves at infinity becomes this many times the largest finite one."""
 
 
 def discover(
@@ -382,34 +380,3 @@ def _scores(
 def _mean_logit_diff(logits: torch.Tensor, batch: PromptPairBatch) -> torch.Tensor:
     """The loss that ``eap`` and ``eap-ig`` differentiate."""
     return logit_diff(logits, logits, batch).mean()
-
-
-def rank(scores: PruneScores, edges: Sequence[Edge], n_edges: int | None) -> list[Decision]:
-    """Decisions from scores, largest magnitude first, ties in the order of ``edges``.
-
-    Kept are the top ``n_edges`` by magnitude and, as in the host's ``run_circuits``, whatever ties
-    with the last of them; for ``None`` every edge whose score is not 0.
-
-    Raises:
-        MetricError: a score that is no number.
-    """
-    finite = _finite({edge: float(edge.prune_score(scores)) for edge in edges})
-    ranked = sorted(edges, key=lambda edge: -abs(finite[edge]))
-    if n_edges is None:
-        least = min((abs(v) for v in finite.values() if v != 0), default=float("inf"))
-    else:
-        least = abs(finite[ranked[n_edges - 1]]) if n_edges else float("inf")
-    return [Decision(e, finite[e], abs(finite[e]) >= least, exact=True) for e in ranked]
-
-
-def _finite(values: dict[Edge, float]) -> dict[Edge, float]:
-    """Scores with infinities (the host's ACDC: never removed) at ten times the largest finite."""
-    unknown = next((edge for edge, value in values.items() if math.isnan(value)), None)
-    if unknown is not None:
-        raise MetricError(
-            f"the score of edge {edge_label(unknown)} is not a number: the loss or its gradient is not "
-            "finite on these prompts"
-        )
-    largest = max((abs(v) for v in values.values() if abs(v) != float("inf")), default=0.0)
-    limit = UNREMOVED * (largest or 1.0)
-    return {edge: max(-limit, min(limit, value)) for edge, value in values.items()}

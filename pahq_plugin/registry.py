@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from pahq_plugin.catalogue import OWN_METHODS
-from pahq_plugin.discovery import UNREMOVED, discover
+from pahq_plugin.discovery import discover
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.host import Edge, PatchableModel, PromptDataLoader, PruneScores
 from pahq_plugin.host.algorithms import enter_algorithm
+from pahq_plugin.ranking import UNREMOVED
 
 THRESHOLDS = (1e-5, 1e-4, 1e-3, 1e-2)
 """The powers of ten that the host's ACDC sweeps by default."""

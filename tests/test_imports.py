@@ -66,6 +66,7 @@ ORDER = (
     "views",
     "card",
     "result",
+    "ranking",
     "measure",
     "search",
     "checkpoint",

@@ -15,7 +15,7 @@ from rich.table import Table
 from sklearn.metrics import auc
 
 import pahq_plugin as pahq
-from pahq_plugin.discovery import UNREMOVED
+from pahq_plugin.ranking import UNREMOVED
 from tests.helpers.replay import canonical_order
 
 PROBLEMS = [pytest.param("tracr-reverse", marks=pytest.mark.full), "tracr-xproportion"]

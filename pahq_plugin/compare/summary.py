@@ -13,7 +13,7 @@ import pandas as pd
 from pahq_plugin import measures
 from pahq_plugin.compare.baselines import EXACT, get_baseline
 from pahq_plugin.compare.frames import Finding, Judged, Material, Name
-from pahq_plugin.registry import UNREMOVED
+from pahq_plugin.ranking import UNREMOVED
 
 TOP_HEADS = 5
 

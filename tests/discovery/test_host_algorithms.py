@@ -9,8 +9,8 @@ import torch
 from auto_circuit.prune_algos.prune_algos import PRUNE_ALGO_DICT
 
 from pahq_plugin.catalogue import Method
-from pahq_plugin.discovery import UNREMOVED
 from pahq_plugin.errors import ConfigError
+from pahq_plugin.ranking import UNREMOVED
 from tests.helpers.replay import canonical_order
 from tests.helpers.searches import EAP, by_edge, discover, scores_by_edge, small_edges
 from tests.helpers.small import loader
