@@ -234,6 +234,22 @@ def test_one_process_with_another_model_stops_all(rank: int, monkeypatch: pytest
         World(rank, 3).agree(settings[rank])
 
 
+@pytest.mark.parametrize(
+    ("theirs", "agree"), [(0.3, True), (0.300001, True), (0.301, False), (None, False)]
+)
+def test_what_is_measured_may_be_rounded_otherwise(
+    theirs: float | None, agree: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On other hardware, for example."""
+    settings = [{"corrupt_loss": 0.3}, {"corrupt_loss": theirs}]
+    monkeypatch.setattr(World, "collect", lambda self, value: settings)
+    if agree:
+        World(0, 2).agree(settings[0])
+        return
+    with pytest.raises(DistributedError, match="process 1 has another corrupt_loss than process 0"):
+        World(0, 2).agree(settings[0])
+
+
 def test_a_world_of_one_exchanges_nothing() -> None:
     assert current_world() is ALONE and ALONE.is_first
     assert ALONE.share_of(whole := batch(2)) is whole

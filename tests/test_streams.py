@@ -11,7 +11,7 @@ import pahq_plugin as pahq
 from pahq_plugin.config import PAPER_PRECISION, RTN_PRECISION, STREAMS, PrecisionConfig
 from pahq_plugin.masters import Masters
 from pahq_plugin.streams import INLINE, Streams
-from tests.helpers.small import LENGTH, VOCABULARY, small_model
+from tests.helpers.small import LENGTH, VOCABULARY, patchable, small_model, transformer
 
 PROMPTS = torch.randint(VOCABULARY, (3, LENGTH), generator=torch.Generator().manual_seed(0))
 CPU = torch.device("cpu")
@@ -158,3 +158,20 @@ def test_an_exception_on_a_stream_leaves_the_present_one_in_order() -> None:
                 x += 1
             raise RuntimeError("stop")
     assert float(x.sum()) == 200 * (1 << 20)
+
+
+def test_a_weight_under_two_names_is_moved_once() -> None:
+    """Blocks may share parameters."""
+    inner = transformer()
+    inner.blocks[1].attn.W_Q = inner.blocks[0].attn.W_Q
+    model = patchable(inner)
+    shared = model.blocks[0].attn.W_Q
+    before = shared.detach().clone()
+    found = []
+    for where in ("device", "host"):
+        with pahq.mixed_precision(model, precision(masters=where)) as lent, torch.inference_mode():
+            lent.investigate((1, 2))
+            found.append(model(PROMPTS))
+        assert model.blocks[1].attn.W_Q is model.blocks[0].attn.W_Q is shared
+        assert torch.equal(shared, before)
+    assert torch.equal(*found)
