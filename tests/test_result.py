@@ -281,6 +281,7 @@ def test_only_the_same_model_is_accepted(found: Discovery, tmp_path: Path) -> No
         Discovery.load(tmp_path / "nowhere", found.model)
 
 
+@pytest.mark.full
 def test_equal_runs_give_equal_bytes_in_every_process(tmp_path: Path) -> None:
     """The host's set of edges is in another order in each process: ours is not."""
     arguments = ["discover", "tracr-xproportion", "--threshold", "0.01", "--seed", "3", "--json"]

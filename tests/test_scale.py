@@ -276,6 +276,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.scale.measure.MOST_TRIES", 1)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("inline")
 def test_a_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "scale.json"

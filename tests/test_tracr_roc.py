@@ -122,6 +122,7 @@ def test_areas(name: str) -> None:
     assert all(0 <= value <= 1 for value in found.values())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_swept_scores_are_the_hosts(name: str) -> None:
     """Edge by edge: the smallest threshold that removes it."""

@@ -65,7 +65,7 @@ MODELS: dict[str, tuple[Callable[[], Any], type[PahqError], tuple[str, ...]]] = 
         ("blocks.0.mlp", "MoE"),
     ),
     "float64": (lambda: small_model(dtype=torch.float64), ExportError, ("float64", "float32")),
-    "double": (lambda: small_model().double(), ExportError, ("float64", "float32")),
+    "double": (lambda: small_model().double(), ModelError, ("float64", "float32")),
     "post-norm": (
         lambda: flag(use_normalization_before_and_after=True),
         ModelError,

@@ -62,6 +62,7 @@ def test_the_folder(report: Report, folder: Path) -> None:
     assert not [file for file in folder.rglob(".*")]
 
 
+@pytest.mark.full
 def test_the_same_again(report: Report, folder: Path) -> None:
     """Nothing is searched again, and what does not hold times is the same, byte for byte."""
     kept = ("searches", "circuits", "points", "summary", "study")

@@ -87,6 +87,7 @@ def test_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, offline: s
     assert ("HF_HUB_OFFLINE is set" in str(caught.value)) == (offline == "1")
 
 
+@pytest.mark.full
 def test_offline_without_a_cache_is_one_error(tmp_path: Path) -> None:
     """What TransformerLens itself raises then, not a stand-in for it."""
     code = (
