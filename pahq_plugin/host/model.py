@@ -115,6 +115,16 @@ def _check_configuration(model: PatchableModel) -> None:
             f"cfg says n_layers={cfg.n_layers}, attn_only={cfg.attn_only}, the model has {len(blocks)} "
             "blocks of another kind or number; do not change cfg, make another model"
         )
+    inner: Any = model.wrapped_model
+    words = getattr(inner.unembed, "W_U", None)
+    heads = {tuple(block.attn.W_Q.shape) for block in blocks}
+    if heads != {(cfg.n_heads, cfg.d_model, cfg.d_head)} or (
+        words is not None and words.shape[1] != cfg.d_vocab_out
+    ):
+        raise ModelError(
+            f"cfg says n_heads={cfg.n_heads}, d_head={cfg.d_head}, d_vocab_out={cfg.d_vocab_out}, which "
+            "are not the sizes of the weights; do not change cfg, make another model"
+        )
     if len({id(block.attn) for block in blocks}) < len(blocks):
         raise ModelError(
             "blocks share an attention module, so that edges into one patch the other, too; give each "

@@ -212,6 +212,11 @@ def made_in_inference_mode() -> PatchableModel:
         ),
         (lambda: changed_configuration("attn_only", True), "cfg says n_layers=2, attn_only=True"),
         (
+            lambda: changed_configuration("d_vocab_out", 1),
+            "d_vocab_out=1, which are not the sizes of the weights; do not change cfg, make another",
+        ),
+        (lambda: changed_configuration("n_heads", 2), "cfg says n_heads=2, d_head="),
+        (
             lambda: changed_configuration("parallel_attn_mlp", True),
             "cfg.parallel_attn_mlp=True is not what the model was made patchable with; set it before",
         ),
