@@ -117,8 +117,9 @@ def _check_configuration(model: PatchableModel) -> None:
         )
     inner: Any = model.wrapped_model
     words = getattr(inner.unembed, "W_U", None)
-    heads = {tuple(block.attn.W_Q.shape) for block in blocks}
-    if heads != {(cfg.n_heads, cfg.d_model, cfg.d_head)} or (
+    sized = (cfg.n_heads, cfg.d_model, cfg.d_head)
+    heads = [block.attn.W_Q for block in blocks if hasattr(block.attn, "W_Q")]
+    if any(tuple(weight.shape) != sized for weight in heads) or (
         words is not None and words.shape[1] != cfg.d_vocab_out
     ):
         raise ModelError(
