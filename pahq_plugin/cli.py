@@ -27,6 +27,7 @@ from pahq_plugin.terminal import (
     Positional,
     Prompts,
     Top,
+    complain,
     one_line_errors,
     print_json,
     print_result,
@@ -265,11 +266,16 @@ def schema(
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script; a foreign command that is broken does not break the others."""
     from importlib.metadata import entry_points
 
-    for entry in entry_points(group="pahq.commands"):
-        app.command(entry.name)(entry.load())
+    from pahq_plugin.plugins import COMMANDS, load
+
+    for entry in entry_points(group=COMMANDS):
+        try:
+            app.command(entry.name)(load(entry))
+        except ConfigError as error:
+            complain(f"warning: {error}", style="yellow")
     app()
 
 

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
+from pahq_plugin.errors import ConfigError, one_line
 
-from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.engine import Engine
-from pahq_plugin.errors import ConfigError
+if TYPE_CHECKING:  # the command line reads this module before anything heavy is imported
+    import torch
 
-ENGINES = "pahq.engines"
+    from pahq_plugin.config import PrecisionConfig
+    from pahq_plugin.engine import Engine
+
+ENGINES, COMMANDS = "pahq.engines", "pahq.commands"
 
 
 class EngineFactory(Protocol):
@@ -70,7 +72,7 @@ def load(entry: EntryPoint) -> Any:
     """
     try:
         return entry.load()
-    except ImportError as error:
+    except Exception as error:  # whatever a foreign module does while it is imported
         raise ConfigError(
-            f"{entry.group} {entry.name!r} ({entry.value}) cannot be loaded: {error}"
+            f"{entry.group} {entry.name!r} ({entry.value}) cannot be loaded: {one_line(error)}"
         ) from error
