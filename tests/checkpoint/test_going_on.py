@@ -1,0 +1,196 @@
+"""Searches that are stopped and gone on with: the same decisions, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pahq_plugin as pahq
+from pahq_plugin import checkpoint, search
+from pahq_plugin.checkpoint import Checkpoint, read_checkpoint
+from pahq_plugin.discovery import discover
+from pahq_plugin.engine.host import HostEngine
+from pahq_plugin.errors import CheckpointError, ConfigError, PahqError, PahqWarning
+from tests.checkpoint.runs import THRESHOLD, run, taken
+from tests.helpers.refused import refused
+from tests.helpers.small import loader, small_model
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a run."""
+
+
+def stopping_after(count: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Make the search break off behind its ``count``-th snapshot; call what is returned to end that."""
+    original, seen = Checkpoint.take, [0]
+
+    def take(self: Checkpoint, snapshot: search.Snapshot) -> None:
+        original(self, snapshot)
+        seen[0] += 1
+        if seen[0] == count:
+            raise Stopped
+
+    monkeypatch.setattr(Checkpoint, "take", take)
+    return lambda: monkeypatch.setattr(Checkpoint, "take", original)
+
+
+CASES: list[dict[str, Any]] = [
+    {"method": "acdc"},
+    {"method": "pahq"},
+    {"method": "pahq", "threshold": 0.05},
+    {"method": "pahq", "engine": "host"},
+    {"method": "acdc", "engine": "host", "ablation": "zero"},
+    {"method": "pahq-paper"},
+    {"method": "pahq", "ablation": "tokenwise_mean_corrupt", "batches": None},
+    {"method": "acdc", "metric": "logit_diff"},
+    {"method": "pahq", "precision": pahq.PrecisionConfig(low="int8", mlp="int8", policy="hybrid")},
+]
+
+
+@pytest.mark.parametrize("settings", CASES, ids=str)
+def test_a_stopped_search_goes_on_to_the_same_decisions(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(None, **settings)
+    stops = 0
+    for count in (1, 2, 4):
+        path = tmp_path / f"{count}.safetensors"
+        go_on = stopping_after(count, monkeypatch)
+        try:
+            run(path, **settings)
+        except Stopped:
+            stops += 1
+        go_on()
+        assert taken(run(path, **settings)) == taken(whole), count
+    assert stops >= 2
+
+
+def test_a_finished_search_is_not_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    first = run(path)
+    _, tensors = read_checkpoint(path)
+    assert len(tensors["effects"]) == len(first.decisions)
+    again = run(path)
+    assert taken(again) == taken(first)
+    assert again.stats.evaluations == first.stats.evaluations
+    assert again.record() == first.record()
+    assert os.listdir(tmp_path) == ["c.safetensors"]  # neither lock nor temporary file
+
+
+def test_checkpoints_change_nothing(tmp_path: Path) -> None:
+    assert run(None).record() == run(tmp_path / "c").record()
+
+
+def test_little_is_lost_where_every_row_is_a_forward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host engine is afresh more often than the others."""
+    monkeypatch.setattr(search, "SNAPSHOT_EVERY", 1024)
+    monkeypatch.setattr(HostEngine, "snapshot_every", 8)
+    go_on = stopping_after(1, monkeypatch)
+    with pytest.raises(Stopped):
+        run(tmp_path / "c", method="acdc", engine="host", checkpoint_every=1e9)
+    go_on()
+    _, tensors = read_checkpoint(tmp_path / "c")
+    assert 0 < len(tensors["effects"]) <= 8
+    settings = {"method": "acdc", "engine": "host"}
+    assert taken(run(tmp_path / "c", **settings)) == taken(run(None, **settings))
+
+
+def test_an_interrupted_search_writes_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c"
+    stopping_after(2, monkeypatch)
+    with pytest.raises(Stopped):
+        run(path, checkpoint_every=1e9)  # never by the clock
+    _, tensors = read_checkpoint(path)
+    assert 0 < len(tensors["effects"]) < len(small_model().edges)
+
+
+def test_a_full_disk_ends_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, calls = tmp_path / "c", []
+
+    def full(*args: Any) -> None:
+        calls.append(args)
+        raise OSError(28, "No space left on device")
+
+    whole = run(None)
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.warns(PahqWarning, match="could not be written .*No space left.*; the search goes on"):
+        result = run(path)
+    assert taken(result) == taken(whole) and len(calls) > 2
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["file/c", "x" * 252, "a\0b"], ids=["below a file", "too long", "a null byte"]
+)
+def test_a_folder_that_cannot_be_written_to(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"checkpoint .* cannot be written"):
+        run(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"checkpoint": 5}, "checkpoint is a int; expected the name of a file"),
+        ({"checkpoint": b"c"}, "checkpoint is a bytes; expected the name of a file"),
+        ({"checkpoint_every": "a"}, "checkpoint_every='a' must be a number of seconds, at least 0"),
+        ({"checkpoint_every": -1.0}, "checkpoint_every=-1.0 must be a number of seconds, at least 0"),
+        ({"checkpoint_every": float("nan")}, "checkpoint_every=nan must be a number of seconds"),
+    ],
+)
+def test_what_is_no_checkpoint(settings: dict[str, Any], message: str) -> None:
+    with refused(ConfigError, message):
+        discover(small_model(), loader(), progress=False, **settings)
+
+
+def test_no_checkpoint_of_a_folder_or_a_ranking(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a folder"):
+        run(tmp_path)
+    with pytest.raises(ConfigError, match="'eap' cannot use checkpoint"):
+        discover(small_model(), loader(), method="eap", checkpoint=tmp_path / "c")
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    one, other = (Checkpoint(path, {}, [], THRESHOLD) for _ in range(2))
+    in_use = pytest.raises(CheckpointError, match=f"in use by process {os.getpid()}")
+    with one.held(), in_use, other.held():
+        pass
+    with other.held():
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_many_threads_never_hold_it_together(tmp_path: Path) -> None:
+    path, inside, most = tmp_path / "c", [0], [0]
+    lock = threading.Lock()
+
+    def hold() -> None:
+        for _ in range(50):
+            try:
+                with Checkpoint(path, {}, [], THRESHOLD).held():
+                    with lock:
+                        inside[0] += 1
+                        most[0] = max(most[0], inside[0])
+                    time.sleep(0.0005)
+                    with lock:
+                        inside[0] -= 1
+            except PahqError:
+                pass
+
+    threads = [threading.Thread(target=hold) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most[0] == 1
