@@ -39,7 +39,7 @@ from benchmarks.speed import context, pin, save
 from pahq_exporters import OnnxPatcher, export_onnx
 from pahq_plugin.host import Edge, PatchableModel, patch_mode
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.host.model import borrowed, unsplit
+from pahq_plugin.host.lending import borrowed, unsplit
 from pahq_plugin.host.patching import source_outputs
 
 RESULTS = Path(__file__).parent / "results" / "onnx.json"

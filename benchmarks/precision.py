@@ -41,7 +41,7 @@ import pahq_plugin as pahq
 from benchmarks.speed import context, pin
 from pahq_plugin.config import PAPER_PRECISION, RTN_PRECISION, STREAMS
 from pahq_plugin.files import write_text
-from pahq_plugin.host.model import borrowed
+from pahq_plugin.host.lending import borrowed
 
 RESULTS = Path(__file__).parent / "results"
 PROBLEMS = ("ioi", "greater-than", "induction", "tracr-reverse", "tracr-xproportion")

@@ -36,7 +36,7 @@ from pahq_plugin.host import AblationType
 from pahq_plugin.host.graph import block as block_of
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.graph import kind as kind_of
-from pahq_plugin.host.model import borrowed
+from pahq_plugin.host.lending import borrowed
 from pahq_plugin.measure import forward_seconds
 from pahq_plugin.metrics import kl_div
 

@@ -16,6 +16,7 @@ from typing import Any
 from pahq_plugin.errors import ConfigError, ResultError, printable
 from pahq_plugin.files import write_text
 from pahq_plugin.records import RESULT_FILE, RUN_FILE, read_record
+from pahq_plugin.tables import label, strongest
 
 CARD_FILE = "README.md"
 STRONGEST = 10
@@ -167,15 +168,8 @@ def _measures(measures: Mapping[str, float]) -> str:
 
 
 def _edges(record: dict[str, Any]) -> str:
-    kept = [entry for entry in record["decisions"] if entry["kept"]]
-    kept.sort(key=lambda entry: (-abs(entry["effect"]), entry["edge"], entry["seq_idx"] or 0))
-    rows = [
-        (
-            entry["edge"] + ("" if entry["seq_idx"] is None else f" @{entry['seq_idx']}"),
-            f"{entry['effect']:.3g}",
-        )
-        for entry in kept[:STRONGEST]
-    ]
+    kept = strongest(record["decisions"])[:STRONGEST]
+    rows = [(label(entry), f"{entry['effect']:.3g}") for entry in kept]
     what = "score" if record["settings"].get("scored") else "effect"
     return _table(f"The {len(rows)} strongest edges", ("edge", what), rows)
 

@@ -2,7 +2,7 @@
 
 A checkpoint is a safetensors file: decisions as tensors, and in its metadata a JSON document with the
 rest of the sweep's `Snapshot`, what run it belongs to, and a digest of everything. It is written to a
-temporary name and renamed, every `EVERY` seconds where a snapshot is at hand and when the run is
+temporary name and renamed, every so many seconds where a snapshot is at hand and when the run is
 interrupted, by Ctrl-C or SIGTERM too. Nothing in it is executed when it is read.
 
 ``[decision]`` counts the decisions taken, ``[candidate]`` those of the next edges that are predicted.
@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pahq_plugin.distributed import World, is_same_setting
+from pahq_plugin.early import CHECKPOINT_EVERY
 from pahq_plugin.errors import CheckpointError, one_line
 from pahq_plugin.files import written_whole
 from pahq_plugin.guard import STATE
@@ -37,8 +38,6 @@ from pahq_plugin.search import Snapshot
 
 SCHEMA = "pahq-checkpoint/1"
 METADATA = "pahq"
-EVERY = 30.0
-"""Seconds between two writes."""
 
 STATE_KEYS = {"recent", "audits", "guard", "evaluations", "re_evaluations"}
 TENSORS = {"effects": np.float64, "kept": np.bool_, "exact": np.bool_, "predicted": np.bool_}
@@ -61,7 +60,7 @@ class Checkpoint:
         identity: Mapping[str, Any],
         order: Sequence[Edge],
         threshold: float,
-        every: float = EVERY,
+        every: float = CHECKPOINT_EVERY,
     ) -> None:
         self.path = Path(path)
         self._identity = dict(identity)
@@ -268,7 +267,7 @@ def _shown(value: object) -> str:
 
 @contextmanager
 def _folder_for(path: Path) -> Iterator[None]:
-    """The folder of a file; a new one is taken away again if nothing was written into it."""
+    """The folder of a file; where a new one stays empty it is taken away again (not those above it)."""
     try:
         is_new = not path.parent.exists()
         if path.is_dir():
@@ -305,7 +304,13 @@ def _lock(lock: Path, path: Path) -> TextIO:
         file = _opened(lock, path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):  # a file system without locks
+                file.close()
+                lock.unlink(missing_ok=True)
+                raise CheckpointError(
+                    f"checkpoint {path} cannot be locked ({one_line(error)}); name one on another disk"
+                ) from error
             file.seek(0)
             holder = file.read(20).strip() or "unknown"
             file.close()

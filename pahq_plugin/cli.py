@@ -12,7 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from pahq_plugin import completion as known
-from pahq_plugin.early import CHECKPOINT, check_folder, check_problem, how_to_go_on
+from pahq_plugin.early import (
+    CHECKPOINT,
+    CHECKPOINT_EVERY,
+    DEFAULT_THRESHOLD,
+    check_folder,
+    check_problem,
+    how_to_go_on,
+)
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.launch import launched
 from pahq_plugin.report.command import compare
@@ -66,7 +73,7 @@ def discover(
     model: Model = None,
     prompts: Prompts = None,
     method: Annotated[str, known.option(known.METHODS, "pahq, acdc, eap, ... or a host key.")] = "pahq",
-    threshold: Annotated[float, typer.Option(help="Edges of a smaller effect go.")] = 0.01,
+    threshold: Annotated[float, typer.Option(help="Edges of a smaller effect go.")] = DEFAULT_THRESHOLD,
     metric: Annotated[
         str | None, known.option(known.METRICS, "kl_div, mse or logit_diff; default: the problem's own.")
     ] = None,
@@ -97,7 +104,9 @@ def discover(
     checkpoint: Annotated[
         Path | None, typer.Option(help="File to go on from; default: one in the --out folder.")
     ] = None,
-    checkpoint_every: Annotated[float, typer.Option(help="Seconds between two writes.", min=0)] = 30.0,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between two writes.", min=0)
+    ] = CHECKPOINT_EVERY,
     max_memory: Annotated[
         str | None,
         typer.Option(help="What a search may take, for example 8GB; the rest comes from disk."),
@@ -114,9 +123,11 @@ def discover(
         check_problem(problem, prompts)
         if batches < 0:
             raise ConfigError(f"--batches={batches} must be 0 (all batches) or a number above 0")
+        from pahq_plugin.catalogue import get_method
         from pahq_plugin.discovery import discover as run
         from pahq_plugin.zoo import load_problem
 
+        uses = get_method(method).uses
         loaded = load_problem(
             problem,
             model=model,
@@ -125,9 +136,6 @@ def discover(
             seed=seed,
             positional=positional,
         )
-        from pahq_plugin.catalogue import get_method
-
-        uses = get_method(method).uses
         own = out / CHECKPOINT if out is not None and "checkpoint" in uses else None
         result = run(
             loaded.model,

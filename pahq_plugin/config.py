@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from pahq_plugin.early import DEFAULT_THRESHOLD
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.formats import Granularity, NumberFormat, check_granularity, get_format
 from pahq_plugin.kernels import Demand, check_demand, cpu_has_vnni
@@ -28,7 +29,6 @@ STREAMS: tuple[StreamName, ...] = ("load", "low", "high")
 UNEMBED = "unembed"
 """The one part that belongs to no block."""
 
-DEFAULT_THRESHOLD = 0.01
 DEFAULT_BUDGET = 0.02
 
 
@@ -214,6 +214,22 @@ class PrecisionConfig:
             "guard": guard,
             "formats": dict(self.formats),
         }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> PrecisionConfig:
+        """The settings that `record` wrote.
+
+        Raises:
+            ConfigError: as when they are made.
+        """
+        guard = math.inf if record["guard"] == "inf" else record["guard"]
+        lists = {name: tuple(record[name]) for name in ("parts", "streams")}
+        return cls(**{**record, **lists, "guard": guard})
+
+    @property
+    def screens(self) -> bool:
+        """Whether anything is measured in few bits first; not where every decision is wanted exact."""
+        return not self.is_exact and self.guard != math.inf
 
 
 def part_and_layer(name: str) -> tuple[str, int | None]:

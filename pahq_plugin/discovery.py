@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,8 @@ import torch
 
 from pahq_plugin.backend import check_not_lent, model_device
 from pahq_plugin.catalogue import Method, get_method, refuse_unused
-from pahq_plugin.checkpoint import EVERY, Checkpoint, held_by_first
+from pahq_plugin.checkpoint import Checkpoint, held_by_first
 from pahq_plugin.config import (
-    DEFAULT_THRESHOLD,
     FULL_PRECISION,
     PrecisionConfig,
     SearchConfig,
@@ -27,6 +26,7 @@ from pahq_plugin.config import (
     parse_bytes,
 )
 from pahq_plugin.distributed import World, current_world
+from pahq_plugin.early import CHECKPOINT_EVERY, DEFAULT_THRESHOLD
 from pahq_plugin.engine.cap import memory_shortage_named
 from pahq_plugin.errors import ConfigError, DistributedError, GraphError
 from pahq_plugin.host import (
@@ -42,18 +42,19 @@ from pahq_plugin.host.algorithms import (
     SWEEPS,
     edge_attribution,
     host_function,
-    seeded,
     sized_as_the_truth,
 )
 from pahq_plugin.host.attribution import integrated_gradients
 from pahq_plugin.host.graph import canonical_edges, check_order, edge_label_of
-from pahq_plugin.host.model import borrowed, check_patchable, check_transformer
+from pahq_plugin.host.lending import borrowed
+from pahq_plugin.host.model import check_patchable, check_transformer
 from pahq_plugin.host.patching import (
     check_one_length,
     collect_batches,
-    first_batches,
+    loader_of,
     prepare,
 )
+from pahq_plugin.host.random_state import seeded
 from pahq_plugin.measure import budgeted, forward_seconds, measured
 from pahq_plugin.metrics import Metric, check_answers, logit_diff, resolve_metric
 from pahq_plugin.plugins import engine_names
@@ -89,7 +90,7 @@ def discover(
     checkpoint: str | Path | None = None,
     progress: bool = True,
     seed: int = 0,
-    checkpoint_every: float = EVERY,
+    checkpoint_every: float = CHECKPOINT_EVERY,
     max_memory: int | str | None = None,
 ) -> Discovery:
     """Find the circuit of a behaviour.
@@ -136,8 +137,8 @@ def discover(
         MetricError: an unknown metric, or one that returns another shape than ``[prompt]`` or
             values that are not finite.
     """
-    chosen = method if isinstance(method, Method) else get_method(method)
     config = SearchConfig(threshold=threshold, batches=batches, seed=seed)
+    chosen = method if isinstance(method, Method) else get_method(method)
     kind = ablation_type(ablation)
     given = {
         "threshold": threshold != DEFAULT_THRESHOLD,
@@ -155,108 +156,132 @@ def discover(
     check_precision(precision)
     most = None if max_memory is None else parse_bytes(max_memory)
     check_checkpoint(checkpoint, checkpoint_every)
-    if engine not in ENGINES and engine not in engine_names():
-        known = ", ".join([*ENGINES, *engine_names()])
-        raise ConfigError(f"unknown engine {engine!r}; known: {known}")
-    check_not_lent(check_patchable(model))
-    if chosen.needs_heads:
-        check_transformer(model, chosen.name)
-        check_parts(model.cfg, precision or FULL_PRECISION)
+    check_engine(engine)
+    check_model(chosen, model, precision)
     if n_edges is not None:
         check_circuit_size(n_edges, len(model.edges))
     check_true_edges(chosen, model, true_edges)
     edges = canonical_edges(model) if order is None else check_order(model, order)
-
-    stats = Stats()
-    settings: dict[str, Any] = {
+    with seeded(seed), torch.inference_mode(False):  # a loader that shuffles draws its order
+        prompts = collect_batches(model, loader, batches)
+        if kind.mean_over_dataset:
+            check_one_length(collect_batches(model, loader, None))
+    world = current_world()
+    check_world(chosen, model, kind, world)
+    check_device(model, prompts[0].clean.device, most)
+    request = _Request(
+        chosen, model, loader, prompts, config, kind, metric, precision, engine, edges, true_edges,
+        n_edges, None if checkpoint is None else (Path(checkpoint), checkpoint_every), most,
+        progress and world.is_first, world,
+    )  # fmt: skip
+    settings = {
         "method": chosen.name,
         "scored": chosen.kind != "search",
         "ablation": kind.name.lower(),
         "batches": batches,
         "seed": seed,
     }
-    with seeded(seed), torch.inference_mode(False):  # a loader that shuffles draws its order
-        prompts = collect_batches(model, loader, batches)
-        if kind.mean_over_dataset:
-            check_one_length(loader)
-    width = _output_width(model, prompts[0].clean)
-    world = current_world()
-    check_world(chosen, model, kind, world)
-    check_device(model, prompts[0].clean.device, most)
+    if chosen.kind == "search":
+        settings["order"] = "canonical" if order is None else "given"
+    stats = Stats()
     with seeded(seed), borrowed(model), memory_shortage_named():
-        if chosen.kind == "search":
-            task = SearchTask(
-                model, loader, [world.share_of(batch) for batch in prompts], kind,
-                resolve_metric(metric, width), world, prompts,
-            )  # fmt: skip
-            used = chosen.precision or precision or engine_precision(engine, model)
-            kept = None if checkpoint is None else (Path(checkpoint), checkpoint_every)
-            decisions = _searched(
-                task, edges, config, used, engine, most, kept, settings, stats, progress
-            )  # fmt: skip
-            settings["order"] = "canonical" if order is None else "given"
-        else:
-            if chosen.kind != "host":
-                check_answers(prompts, width)
-            settings["n_edges"] = n_edges
-            if chosen.options:
-                settings["options"] = dict(chosen.options)
-            with measured(stats, prompts[0].clean.device):
-                scores = _scores(chosen, model, loader, prompts, batches, kind, true_edges)
-            if n_edges is None and chosen.key in SWEEPS:
-                n_edges = sum(int(values.isinf().sum()) for values in scores.values())
-            decisions = rank(scores, edges, n_edges)
-        stats.forward_equivalents = stats.seconds / forward_seconds(model, prompts)
-    return Discovery(tuple(decisions), settings, stats, model)
+        find = _searched if chosen.kind == "search" else _scored
+        decisions, more = find(request, settings, stats)
+    return Discovery(tuple(decisions), settings | more, stats, model)
 
 
-def _searched(
-    task: SearchTask,
-    edges: Sequence[Edge],
-    config: SearchConfig,
-    precision: PrecisionConfig,
-    engine: str,
-    max_memory: int | None,
-    checkpoint: tuple[Path, float] | None,
-    settings: dict[str, Any],
-    stats: Stats,
-    progress: bool,
-) -> list[Decision]:
+@dataclass(frozen=True)
+class _Request:
+    """The arguments of `discover`, checked; ``checkpoint`` is a file, and seconds between two writes."""
+
+    method: Method
+    model: PatchableModel
+    loader: PromptDataLoader
+    prompts: list[PromptPairBatch]
+    config: SearchConfig
+    ablation: AblationType
+    metric: str | Metric | None
+    precision: PrecisionConfig | None
+    engine: str
+    edges: list[Edge]
+    true_edges: set[Edge] | None
+    n_edges: int | None
+    checkpoint: tuple[Path, float] | None
+    max_memory: int | None
+    progress: bool
+    world: World
+
+
+Found = tuple[list[Decision], dict[str, Any]]
+"""Decisions, and what is known of the run only afterwards."""
+
+
+def _searched(request: _Request, settings: dict[str, Any], stats: Stats) -> Found:
     """A sweep within its budget of memory, gone on with where there is a checkpoint.
 
     Args:
-        checkpoint: its file, and seconds between two writes.
-        settings: what is known of the run; what the search settles is added.
+        request: of a search.
+        settings: what is known of the run.
         stats: added to.
-
-    The others are those of `discover`, checked.
     """
-    world, device = task.world, task.prompts[0].clean.device
-    shows = progress and world.is_first
+    model, world, prompts = request.model, request.world, request.prompts
+    task = SearchTask(
+        model, request.loader, [world.share_of(batch) for batch in prompts], request.ablation,
+        resolve_metric(request.metric, _output_width(model, prompts[0].clean)), world, prompts,
+    )  # fmt: skip
+    engine, edges, config = request.engine, request.edges, request.config
+    precision = request.method.precision or request.precision or engine_precision(engine, model)
+    device = prompts[0].clean.device
     with ExitStack() as stack:
-        if max_memory is not None:
-            plan, precision = plan_search(task, engine, precision, max_memory)
-            say(str(plan), shows)
-            placement = stack.enter_context(budgeted(task.model, plan, device, stats))
+        if request.max_memory is not None:
+            plan, precision = plan_search(task, engine, precision, request.max_memory)
+            say(str(plan), request.progress)
+            placement = stack.enter_context(budgeted(model, plan, device, stats))
             task = replace(task, placement=placement)
         file = None
-        if checkpoint is not None or world.size > 1:
+        if request.checkpoint is not None or world.size > 1:
             identity = settings | run_identity(task, edges, precision, engine, config.threshold)
-            world.agree(identity | {"max_memory": max_memory})
-            if checkpoint is not None and world.is_first:
-                file = Checkpoint(checkpoint[0], identity, edges, config.threshold, checkpoint[1])
+            world.agree(identity | {"max_memory": request.max_memory})
+            if request.checkpoint is not None and world.is_first:
+                path, every = request.checkpoint
+                file = Checkpoint(path, identity, edges, config.threshold, every)
         start = stack.enter_context(held_by_first(file, edges, world))
-        stack.enter_context(measured(stats, device))
-        decisions, engine_used, used = search(
-            task, engine, edges, config, precision, stats, shows, start, file and file.take
-        )
-    settings |= {
+        with measured(stats, device):
+            decisions, engine_used, used = search(
+                task,
+                engine,
+                edges,
+                config,
+                precision,
+                stats,
+                request.progress,
+                start,
+                file and file.take,
+            )
+        stats.forward_equivalents = stats.seconds / forward_seconds(model, prompts)
+    return decisions, {
         "threshold": config.threshold,
         "metric": task.metric[0],
         "precision": None if used.is_exact else used.record(),
         "engine": engine_used,
     }
-    return decisions
+
+
+def _scored(request: _Request, settings: dict[str, Any], stats: Stats) -> Found:
+    """Scores of all edges, and the circuit of those that are largest; as `_searched`."""
+    chosen, model, prompts, n_edges = request.method, request.model, request.prompts, request.n_edges
+    outputs = _output_shape(model, prompts[0].clean)
+    if chosen.kind != "host":
+        check_answers(prompts, outputs[-1])
+    with measured(stats, prompts[0].clean.device):
+        scores = _scores(request, outputs)
+    stats.forward_equivalents = stats.seconds / forward_seconds(model, prompts)
+    more: dict[str, Any] = {"n_edges": n_edges}
+    if chosen.options:
+        more["options"] = dict(chosen.options)
+    if n_edges is None and chosen.key in SWEEPS:
+        n_edges = sum(int(values.isinf().sum()) for values in scores.values())
+    return rank(scores, request.edges, n_edges), more
 
 
 def ablation_type(ablation: str | AblationType) -> AblationType:
@@ -283,6 +308,28 @@ def check_checkpoint(checkpoint: object, every: object) -> None:
     is_number = isinstance(every, (int, float)) and not isinstance(every, bool)
     if not is_number or not every >= 0:  # type: ignore[operator]
         raise ConfigError(f"checkpoint_every={every!r} must be a number of seconds, at least 0")
+
+
+def check_engine(engine: str) -> None:
+    """
+    Raises:
+        ConfigError: no engine of ours or of another package has that name.
+    """
+    if engine not in ENGINES and engine not in engine_names():
+        known = ", ".join([*ENGINES, *engine_names()])
+        raise ConfigError(f"unknown engine {engine!r}; known: {known}")
+
+
+def check_model(method: Method, model: PatchableModel, precision: PrecisionConfig | None) -> None:
+    """
+    Raises:
+        ConfigError: a `mixed_precision` block holds the model, or a part that the model lacks.
+        ModelError: its edges cannot be patched truthfully, or the method needs a transformer.
+    """
+    check_not_lent(check_patchable(model))
+    if method.needs_heads:
+        check_transformer(model, method.name)
+        check_parts(model.cfg, precision or FULL_PRECISION)
 
 
 def check_circuit_size(n_edges: object, available: int) -> None:
@@ -356,25 +403,49 @@ def _output_width(model: PatchableModel, tokens: torch.Tensor) -> int:
     return model.cfg.d_vocab_out if model.is_transformer else model(tokens[:1]).shape[-1]
 
 
+@torch.inference_mode()
+def _output_shape(model: PatchableModel, tokens: torch.Tensor) -> torch.Size:
+    """Shape of the logits that count, ``[prompt, (pos,) vocab]``."""
+    return model(tokens)[model.out_slice].shape
+
+
 @torch.inference_mode(False)
 @torch.enable_grad()
-def _scores(
-    method: Method,
-    model: PatchableModel,
-    loader: PromptDataLoader,
-    prompts: list[PromptPairBatch],
-    batches: int | None,
-    ablation: AblationType,
-    true_edges: set[Edge] | None,
-) -> PruneScores:
-    """Scores of every edge by a method that does not search."""
-    if method.kind == "integrated":
-        prepared = prepare(model, loader, prompts, ablation)
+def _scores(request: _Request, outputs: torch.Size) -> PruneScores:
+    """Scores of every edge by a method that does not search; ``outputs`` is the shape of the logits."""
+    method, model = request.method, request.model
+    drawn = loader_of(request.prompts, request.loader)
+    if method.kind == "host":
+        return host_function(method.key, method.options)(model, drawn, request.true_edges)
+    is_integrated = method.kind == "integrated"
+    if not is_integrated and _host_attributes(request, outputs):
+        return edge_attribution(model, drawn, request.ablation)
+    prepared = prepare(model, request.loader, request.prompts, request.ablation)
+    if is_integrated:
         return integrated_gradients(model, prepared, EAP_IG_STEPS, _mean_logit_diff)
-    used = first_batches(loader, batches)
-    if method.kind == "attribution":
-        return edge_attribution(model, used, ablation)
-    return host_function(method.key, method.options)(model, used, true_edges)
+    at_clean = integrated_gradients(model, prepared, 1, _mean_logit_diff)
+    return {name: len(prepared) * scores for name, scores in at_clean.items()}  # a sum, as the host's
+
+
+def _host_attributes(request: _Request, outputs: torch.Size) -> bool:
+    """Whether the host's own edge attribution does for an ablation and answers.
+
+    It takes means over the batches that it differentiates, not the data set, and answers for each output
+    position, or lists of as many on both sides.
+    """
+    if request.ablation.mean_over_dataset:
+        return False
+    sides = [(batch.answers, batch.wrong_answers) for batch in request.prompts]
+    return all(
+        (isinstance(right, list) and isinstance(wrong, list) and len(outputs) == 2)
+        or (_for_each(right, outputs) and _for_each(wrong, outputs))
+        for right, wrong in sides
+    )
+
+
+def _for_each(answers: object, outputs: torch.Size) -> bool:
+    """Whether there are answers for each output position."""
+    return isinstance(answers, torch.Tensor) and answers.shape[:-1] == outputs[:-1]
 
 
 def _mean_logit_diff(logits: torch.Tensor, batch: PromptPairBatch) -> torch.Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ from pahq_plugin.host import PromptPairBatch
 
 Value = TypeVar("Value")
 
-MEETING = timedelta(seconds=float(os.environ.get("PAHQ_MEETING", "25")))
-"""How long a process waits at the start for the others to come; longer where loading takes its time."""
+MEETING = 25
+"""Seconds that a process waits at the start for the others to come; `PAHQ_MEETING` says otherwise, where
+loading takes its time."""
 
 PATIENCE = timedelta(minutes=30)
 """How long it waits later for one that lives but does not answer; a death is noticed at once."""
@@ -197,16 +199,16 @@ def launched() -> Iterator[World]:
     """The group that ``torchrun`` started this process in, made for the ``with`` block.
 
     Raises:
-        DistributedError: the processes do not find each other.
+        DistributedError: the processes do not find each other, or a variable that is no number.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+    if _number("WORLD_SIZE", 1) < 2 or dist.is_initialized():
         yield current_world()
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(_number("LOCAL_RANK", 0) % torch.cuda.device_count())
     try:
         # What is exchanged is a few numbers: gloo does for GPUs, too.
-        dist.init_process_group("gloo", timeout=MEETING)
+        dist.init_process_group("gloo", timeout=timedelta(seconds=_number("PAHQ_MEETING", MEETING)))
     except (RuntimeError, ValueError) as error:
         raise DistributedError(
             f"the processes of this run do not find each other; start all again: {one_line(error)}"
@@ -216,6 +218,18 @@ def launched() -> Iterator[World]:
         yield current_world()
     finally:
         dist.destroy_process_group()
+
+
+def _number(variable: str, default: int) -> int:
+    """The number that an environment variable holds.
+
+    Raises:
+        DistributedError: it holds none.
+    """
+    text = os.environ.get(variable, str(default))
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise DistributedError(f"{variable}={text!r} must be a whole number, such as {default}")
+    return int(text)
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""What commands refuse at once: importing PyTorch and the host takes ten seconds on a slow machine."""
+"""What commands refuse at once: importing PyTorch and the host takes ten seconds on a slow machine.
+
+The defaults that a command shares with the function behind it stand here, too.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,13 @@ from pathlib import Path
 from pahq_plugin.completion import PROBLEMS
 from pahq_plugin.errors import ConfigError, ProblemError, PromptError
 
+DEFAULT_THRESHOLD = 0.01
+
+RESULT_FILE = "result.json"
 CHECKPOINT = "checkpoint.safetensors"
 """In the folder of a result, as long as the search goes on."""
+CHECKPOINT_EVERY = 30.0
+"""Seconds between two writes."""
 
 
 def check_problem(name: str, prompts: Path | None = None) -> None:
@@ -33,7 +41,7 @@ def check_folder(out: Path | None, force: bool) -> None:
         return
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; name a folder")
-    if (out / "result.json").exists() and not force:
+    if (out / RESULT_FILE).exists() and not force:
         raise ConfigError(f"--out {out} holds a result already; pass --force to replace it")
 
 

@@ -23,8 +23,8 @@ from pahq_plugin.host import (
     PromptPairBatch,
     patch_mode,
 )
-from pahq_plugin.host.model import borrowed
-from pahq_plugin.host.patching import PatchBatch, collect_batches, prepare
+from pahq_plugin.host.lending import borrowed
+from pahq_plugin.host.patching import PatchBatch, check_one_length, collect_batches, prepare
 from pahq_plugin.metrics import Metric, check_answers, logit_diff, per_prompt
 
 MEASURES = ("loss", "logit_diff", "correct")
@@ -102,6 +102,8 @@ def judging(
         PromptError: prompts that do not fit the model.
     """
     batches = collect_batches(model, loader, None)
+    if ablation.mean_over_dataset:
+        check_one_length(batches)
     with borrowed(model):
         prepared = prepare(model, loader, batches, ablation)
         yield Judge(model, prepared, metric, has_answers(batches, prepared[0].logits.shape[-1]))

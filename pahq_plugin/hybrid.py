@@ -139,8 +139,9 @@ def assign(
                 return Assignment(chosen, errors, total)
         worst = max(left, key=lambda part: left[part])
         chosen[worst] = WIDER[get_format(chosen[worst]).bits]
-        left[worst] = error_of({worst: chosen[worst]}) if get_format(chosen[worst]).is_low else 0.0
-        if chosen[worst] == "fp32":
+        if get_format(chosen[worst]).is_low:
+            left[worst] = error_of({worst: chosen[worst]})
+        else:
             del left[worst]
     least = min(errors, key=lambda part: errors[part], default=None)
     smallest = "" if least is None else f"; the smallest error is that of {least}, {errors[least]:.2g}"

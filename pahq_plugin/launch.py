@@ -14,7 +14,7 @@ def launched() -> Iterator[Any]:
     `Alone`, for which nothing has to be imported.
 
     Raises:
-        DistributedError: the processes do not find each other.
+        DistributedError: the processes do not find each other, or a variable that is no number.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield ALONE

@@ -14,9 +14,9 @@ from statistics import median
 
 import torch
 
-from pahq_plugin.engine.budget import release_unused, tidy_heap
+from pahq_plugin.heap import release_unused, tidy_heap
 from pahq_plugin.host import PatchableModel, PromptPairBatch
-from pahq_plugin.host.model import unsplit
+from pahq_plugin.host.lending import unsplit
 from pahq_plugin.mapped import is_mapped
 from pahq_plugin.notices import warn
 from pahq_plugin.placement.place import Placement, placed
@@ -68,13 +68,13 @@ def memory_above(device: torch.device | None = None) -> Iterator[Memory]:
     memory = Memory()
     cuda = torch.cuda.is_initialized() and (device is None or device.type == "cuda")
     if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
     else:
         _forget_peak()
         before = _resident_peak()
     yield memory
-    after = torch.cuda.max_memory_allocated() if cuda else _resident_peak()
+    after = torch.cuda.max_memory_allocated(device) if cuda else _resident_peak()
     memory.above = max(0, after - before)
 
 

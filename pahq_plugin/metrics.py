@@ -63,23 +63,32 @@ def _mean_logit(logits: Tensor, answers: Tensor | list[Tensor]) -> Tensor:
         return torch.stack([own.index_select(-1, ids).mean(dim=-1) for own, ids in pairs])
     if answers.ndim < logits.ndim:
         answers = answers[:, None].expand(-1, logits.shape[1], -1)
+    if answers.shape[:-1] != logits.shape[:-1]:  # gather would take the first positions without a word
+        raise IndexError(f"answers of shape {list(answers.shape)} are not for each position")
     return logits.gather(-1, answers).mean(dim=-1)
 
 
 def check_answers(batches: Sequence[PromptPairBatch], vocabulary: int) -> None:
     """
     Raises:
-        MetricError: right or wrong answers that are no token ids of the output vocabulary.
+        MetricError: right or wrong answers that are no token ids of the output vocabulary, or none.
     """
     for batch in batches:
         for name in ("answers", "wrong_answers"):
             answers = getattr(batch, name)
             for ids in answers if isinstance(answers, list) else [answers]:
-                if ids.is_floating_point() or bool(((ids < 0) | (ids >= vocabulary)).any()):
+                if not _are_tokens(ids, vocabulary):
                     raise MetricError(
                         f"{name} must be token ids from 0 to {vocabulary - 1} for a method that "
                         "differentiates their logits; use a method that searches, such as acdc"
                     )
+
+
+def _are_tokens(ids: Tensor, vocabulary: int) -> bool:
+    """Whether there is one at least, and all are of the vocabulary."""
+    if ids.dtype not in (torch.int64, torch.int32) or ids.ndim == 0 or ids.numel() == 0:
+        return False
+    return not bool(((ids < 0) | (ids >= vocabulary)).any())
 
 
 METRICS: dict[str, Metric] = {"kl_div": kl_div, "mse": mse, "logit_diff": logit_diff}

@@ -7,12 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pahq_plugin.early import CHECKPOINT
+from pahq_plugin.early import CHECKPOINT, RESULT_FILE
 from pahq_plugin.errors import ResultError
 from pahq_plugin.files import read_json
 
 SCHEMA = "pahq-discovery/1"
-RESULT_FILE = "result.json"
 RUN_FILE = "run.json"
 
 SETTINGS: dict[str, type | tuple[type, ...]] = {

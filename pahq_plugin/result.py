@@ -24,7 +24,7 @@ from pahq_plugin.errors import ConfigError, ResultError
 from pahq_plugin.files import installed_version, write_text
 from pahq_plugin.host import Edge, PatchableModel, PruneScores
 from pahq_plugin.host.graph import edge_label, find_edge
-from pahq_plugin.host.model import model_digest
+from pahq_plugin.host.model import check_patchable, model_digest
 from pahq_plugin.records import (
     RESULT_FILE,
     RUN_FILE,
@@ -73,7 +73,8 @@ class Stats:
         re_evaluations: edges decided again in FP32 because of the guard band or the watch on it.
         seconds: wall-clock time of the search, without loading the model.
         peak_bytes: peak memory: of the GPU's allocator, or resident memory of the process.
-        forward_equivalents: ``seconds`` over the time of one plain FP32 forward of the same prompts.
+        forward_equivalents: ``seconds`` over the time of one plain forward of the same prompts, in the
+            model's own precision.
         guard: relative width, floor and number of widenings of the guard band; empty without one.
         sensitivity: of the hybrid policy, the error of each part in its configured format
             (`pahq_plugin.hybrid`); empty without one.
@@ -277,7 +278,9 @@ class Discovery:
 
         Raises:
             ResultError: no such file, a damaged one, or one of another model.
+            ModelError: ``model`` is none whose edges can be patched.
         """
+        check_patchable(model)
         file = result_file(path)
         record = read_record(file)
         if record["model"]["digest"] != model_digest(model):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoade
 from pahq_plugin.host.blocks import unsupported
 from pahq_plugin.host.graph import edge_label
 from pahq_plugin.host.model import configuration_digest, model_digest
-from pahq_plugin.host.patching import prepare, prompts_digest
+from pahq_plugin.host.patching import past_length, prepare, prompts_digest
 from pahq_plugin.hybrid import calibrate, configured
 from pahq_plugin.metrics import Metric, row_losses
 from pahq_plugin.notices import warn
@@ -174,7 +173,7 @@ def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: 
     if name not in ENGINES:
         if task.world.size > 1:
             raise DistributedError(f"engine={name!r} works in one process; use engine='incremental'")
-        screening = FULL_PRECISION if precision.guard == math.inf else precision
+        screening = precision if precision.screens else FULL_PRECISION
         made = engine_factory(name)(
             task, screening, lambda: make_engine(task, "auto", FULL_PRECISION, stack)
         )
@@ -184,8 +183,7 @@ def make_engine(task: SearchTask, name: str, precision: PrecisionConfig, stack: 
     objection = None if task.placement else _objection(model, prompts)
     if name == "incremental" and objection:
         warn(f"engine='incremental' cannot do {objection}; using engine='host'")
-    # Where every decision is wanted exact, screening first would be wasted.
-    screening = None if precision.is_exact or precision.guard == math.inf else precision
+    screening = precision if precision.screens else None
     if name != "host" and not objection:
         return IncrementalEngine(
             model, loader, prompts, task.ablation, task.metric, screening,
@@ -206,10 +204,7 @@ def _objection(model: PatchableModel, prompts: Sequence[PromptPairBatch]) -> str
     lengths = sorted({batch.clean.shape[1] for batch in prompts})
     if len(lengths) > 1:
         return f"batches of different lengths ({lengths})"
-    past = 0
-    if model.kv_caches is not None:
-        past = model.kv_caches[len(prompts[0].clean)][0].past_keys.shape[1]
-    return unsupported(model, past + lengths[0])
+    return unsupported(model, past_length(model) + lengths[0])
 
 
 def plan_search(
@@ -228,15 +223,14 @@ def plan_search(
     objection = _objection(task.model, task.prompts)
     if objection:
         raise ConfigError(f"max_memory needs engine='incremental', which cannot do {objection}")
-    screens = not (precision.is_exact or precision.guard == math.inf)
     device = task.prompts[0].clean.device
     most = World(task.world.size - 1, task.world.size)  # no process has more prompts than the last
     plan = plan_memory(
         task.model, [most.share_of(batch) for batch in task.everyone or task.prompts], max_memory,
-        precision if screens else None,
+        precision if precision.screens else None,
         budget_for(device).together, task.ablation.mean_over_dataset,
     )  # fmt: skip
-    if screens and not plan.screens:
+    if precision.screens and not plan.screens:
         if precision.guard == 0:
             raise ConfigError(
                 f"max_memory={max_memory} leaves no room for the low copies of the weights, without "

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pahq_plugin.errors import printable
+from pahq_plugin.labels import ends
 
 BAR_WIDTH, LEAST_BAR = 24, 4
 """Of the longest bar in characters; what is shorter says nothing."""
@@ -108,9 +109,9 @@ def busiest(kept: list[dict[str, Any]], count: int = 8) -> str:
     """The nodes with most kept edges, Q, K and V of a head counted together."""
     edges: Counter[str] = Counter()
     for entry in kept:
-        source, destination = entry["edge"].split("->")
+        source, destination, _ = ends(entry["edge"])
         edges[source] += 1
-        edges[destination.removesuffix(".Q").removesuffix(".K").removesuffix(".V")] += 1
+        edges[destination] += 1
     return ", ".join(
         f"{printable(node)} ({n})" for node, n in sorted(edges.items(), key=_by_count)[:count]
     )

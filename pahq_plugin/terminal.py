@@ -6,7 +6,9 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,53 +34,81 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Top = Annotated[int, typer.Option(help="How many of the strongest edges to list.", min=0)]
 
 
-class one_line_errors:
-    """A context that turns an error raised on purpose into one line and exit code 1.
+@contextmanager
+def one_line_errors(debug: bool, how_to_go_on: Callable[[], str] = str) -> Iterator[None]:
+    """Inside the ``with`` block, an error raised on purpose becomes one line and exit code 1.
 
-    Inside it, warnings and log lines of this package are one line each on standard error, and those
-    of other libraries are not printed.
+    Warnings and log lines of this package are one line each on standard error, and those of other
+    libraries are not printed.
 
     Args:
         debug: let errors through, with their traceback.
         how_to_go_on: asked for the end of the line about an interrupt.
     """
+    with _one_line_notices():
+        try:
+            yield
+        except (typer.Exit, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:
+            if debug:
+                raise
+            raise typer.Exit(_told(error, how_to_go_on)) from None
 
-    def __init__(self, debug: bool, how_to_go_on: Callable[[], str] = str) -> None:
-        self._debug = debug
-        self._how_to_go_on = how_to_go_on
-        self._handler = _OneLine(logging.WARNING)
 
-    def __enter__(self) -> None:
-        logging.getLogger().setLevel(logging.ERROR)
-        for name in OWN:
-            logging.getLogger(name).setLevel(logging.WARNING)
-            logging.getLogger(name).addHandler(self._handler)
+def _told(error: BaseException, how_to_go_on: Callable[[], str]) -> int:
+    """Say in one line what was wrong; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        complain(f"interrupted{how_to_go_on()}", style="")
+        return 130
+    if isinstance(error, (PahqError, OSError, MemoryError)):
+        message = str(error) if isinstance(error, PahqError) else one_line(error)
+        complain(f"error: {message or type(error).__name__}")
+        return 1
+    complain(f"error: unexpected {type(error).__name__}: {one_line(error)}; --debug shows where")
+    return 2
+
+
+@contextmanager
+def _one_line_notices() -> Iterator[None]:
+    """Warnings and log records as `one_line_errors` says; afterwards as they were."""
+    handler = _OneLine(logging.WARNING)
+    loggers = {name: logging.getLogger(name) for name in ("", *OWN)}
+    levels = {name: logger.level for name, logger in loggers.items()}
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(?!pahq_plugin)")
         warnings.filterwarnings("always", category=PahqWarning)
-        self._showwarning = warnings.showwarning
-        warnings.showwarning = self._warning
+        warnings.showwarning = partial(_show, warnings.showwarning)
+        try:
+            for name, logger in loggers.items():
+                logger.setLevel(logging.WARNING if name else logging.ERROR)
+                if name:
+                    logger.addHandler(handler)
+            yield
+        finally:
+            for name, logger in loggers.items():
+                logger.setLevel(levels[name])
+                logger.removeHandler(handler)
 
-    def __exit__(self, kind: type[BaseException] | None, error: Any, traceback: Any) -> None:
-        warnings.showwarning = self._showwarning
-        for name in OWN:
-            logging.getLogger(name).removeHandler(self._handler)
-        if error is None or self._debug or isinstance(error, (typer.Exit, SystemExit)):
-            return
-        if isinstance(error, KeyboardInterrupt):
-            complain(f"interrupted{self._how_to_go_on()}", style="")
-            raise typer.Exit(130) from None
-        if isinstance(error, (PahqError, OSError, MemoryError)):
-            message = str(error) if isinstance(error, PahqError) else one_line(error)
-            complain(f"error: {message or type(error).__name__}")
-            raise typer.Exit(1) from None
-        complain(f"error: unexpected {type(error).__name__}: {one_line(error)}; --debug shows where")
-        raise typer.Exit(2) from None
 
-    def _warning(self, message: Any, category: type[Warning], *where: Any, **others: Any) -> None:
-        if issubclass(category, PahqWarning):
-            complain(f"warning: {message}", style="yellow")
-        else:
-            self._showwarning(message, category, *where, **others)
+def _show(
+    otherwise: Callable[..., None],
+    message: Any,
+    category: type[Warning],
+    *where: Any,
+    **others: Any,
+) -> None:
+    """Our warnings as one line; others as before."""
+    if issubclass(category, PahqWarning):
+        complain(f"warning: {message}", style="yellow")
+    else:
+        otherwise(message, category, *where, **others)
+
+
+def flags_given(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """The flags of those parameters that the command line sets."""
+    here = [n for n in names if str(context.get_parameter_source(n)).endswith("COMMANDLINE")]
+    return [f"--{name.replace('_', '-')}" for name in here]
 
 
 class _OneLine(logging.Handler):

@@ -37,6 +37,7 @@ ORDER = (
     "fingerprint",
     "contents",
     "mapped",
+    "heap",
     "formats",
     "kernels",
     "config",

@@ -39,7 +39,7 @@ from benchmarks.scale.shapes import Shape, gpt2_small, gpt2_xl, llama_8b
 from benchmarks.scale.show import duration
 from pahq_plugin.engine.incremental import IncrementalEngine
 from pahq_plugin.host import AblationType
-from pahq_plugin.host.model import borrowed
+from pahq_plugin.host.lending import borrowed
 from pahq_plugin.metrics import kl_div
 
 # Sizes ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pahq_plugin.engine.host import HostEngine
 from pahq_plugin.guard import AUDIT_EVERY, SAMPLE, GuardBand, fixed_band
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.host.model import borrowed
+from pahq_plugin.host.lending import borrowed
 from pahq_plugin.host.patching import collect_batches, prepare
 from pahq_plugin.metrics import kl_div
 from pahq_plugin.result import Decision, Stats

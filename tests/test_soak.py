@@ -13,7 +13,7 @@ from torch import nn
 
 import pahq_plugin as pahq
 from pahq_plugin.discovery import discover
-from pahq_plugin.engine.budget import release_unused
+from pahq_plugin.heap import release_unused
 from tests.helpers.small import loader, small_model
 
 WAYS = [

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from pahq_exporters.description import METADATA_KEY, Description, from_json
 from pahq_exporters.patcher import OnnxPatcher
 from pahq_exporters.write import export_if, read_precision
 from pahq_plugin.backend import mixed_precision
-from pahq_plugin.config import FULL_PRECISION, PrecisionConfig
+from pahq_plugin.config import FULL_PRECISION, PrecisionConfig, part_and_layer
 from pahq_plugin.errors import ExportError, one_line
 from pahq_plugin.host import Edge, PatchableModel, PromptDataLoader, patch_mode
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.graph import head as head_of
-from pahq_plugin.host.model import borrowed
+from pahq_plugin.host.lending import borrowed
 from pahq_plugin.host.patching import collect_batches, source_outputs
 from pahq_plugin.host.problems import tiny_model
 
@@ -140,12 +141,7 @@ def check_meaning(model: PatchableModel, described: Description, seed: int) -> s
     from onnx.reference import ReferenceEvaluator
 
     tiny = tiny_model(model, seed)
-    precision = read_precision(described) or FULL_PRECISION
-    if precision.formats:  # they name blocks that the tiny model lacks
-        precision = PrecisionConfig(
-            low=precision.low, mlp=precision.mlp, scale=precision.scale, policy=precision.policy,
-            activations=precision.activations, parts=precision.parts,
-        )  # fmt: skip
+    precision = for_blocks(read_precision(described) or FULL_PRECISION, tiny.cfg.n_layers)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.onnx"
         export_if(None, tiny, path, described.graph, precision)  # of all positions, whatever the model's
@@ -165,6 +161,19 @@ def check_meaning(model: PatchableModel, described: Description, seed: int) -> s
     return (
         f"meaning: the reference evaluator agrees to {worst:.1e} on a tiny model (logits to {size:.1f})"
     )
+
+
+def for_blocks(precision: PrecisionConfig, n_layers: int) -> PrecisionConfig:
+    """``precision`` for a model of ``n_layers`` blocks, whose formats are those of the first blocks that
+    have formats of their own."""
+    named = [(*part_and_layer(name), chosen) for name, chosen in dict(precision.formats).items()]
+    layers = sorted({layer for _, layer, _ in named if layer is not None})[:n_layers]
+    formats = {
+        part if layer is None else f"blocks.{layers.index(layer)}.{part}": chosen
+        for part, layer, chosen in named
+        if layer is None or layer in layers
+    }
+    return replace(precision, formats=formats)
 
 
 def _feeds(patcher: OnnxPatcher, seed: int) -> Iterator[dict[str, Any]]:

@@ -20,6 +20,7 @@ from pahq_plugin.terminal import (
     Out,
     Prompts,
     Top,
+    flags_given,
     one_line_errors,
     print_json,
     print_result,
@@ -29,7 +30,15 @@ if TYPE_CHECKING:
     from pahq_plugin.host import PatchableModel, PromptDataLoader
 
 
+OF_GRAPHS = (
+    "graph", "low", "mlp", "scale", "activations", "policy", "head", "start_layer", "positions", "check",
+    "ids",
+)  # fmt: skip
+"""Options that say nothing of a circuit."""
+
+
 def export(
+    context: typer.Context,
     problem: Annotated[str, known.argument(known.PROBLEMS, "A problem whose model to export.")],
     path: Annotated[Path, typer.Argument(help="File to write: .onnx, or .json with --result.")],
     model: Model = None,
@@ -70,8 +79,9 @@ def export(
         for file in (path, ids):
             if file is not None and file.is_file() and not force:
                 raise ConfigError(f"{file} is there already; pass --force to replace it")
-        if ids is not None and result is not None:
-            raise ConfigError("--ids goes with a graph; leave out --result")
+        useless = [] if result is None else flags_given(context, OF_GRAPHS)
+        if useless:
+            raise ConfigError(f"{', '.join(useless)} goes with a graph; leave out --result")
         check_problem(problem, prompts)
         _check_ending(path, result is not None)
         from pahq_exporters.run import parse_head

@@ -8,13 +8,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -176,7 +176,7 @@ def describe(
         heads_file=heads_name(target) if high == "input" else None,
     )
     fixed = None if head is None else described.check_head(head)
-    return _with(described, fixed_head=fixed, id=_digest(model, described))
+    return replace(described, fixed_head=fixed, id=_digest(model, described))
 
 
 def _destinations(model: PatchableModel) -> list[Destination]:
@@ -209,12 +209,6 @@ def _chosen_by(
     )
     by_input = graph == "sweep" or precision.policy not in ("uniform", "full")
     return "input" if low_heads and by_input else "none"
-
-
-def _with(described: Description, **changes: Any) -> Description:
-    from dataclasses import replace
-
-    return replace(described, **changes)
 
 
 def _digest(model: PatchableModel, described: Description) -> str:
@@ -339,7 +333,4 @@ def read_precision(described: Description) -> PrecisionConfig | None:
     """The precision that a graph was exported with; ``None`` for FP32."""
     if described.precision is None:
         return None
-    record = json.loads(json.dumps(described.precision))
-    record["guard"] = float("inf") if record["guard"] == "inf" else record["guard"]
-    record["parts"], record["streams"] = tuple(record["parts"]), tuple(record["streams"])
-    return PrecisionConfig(**record)
+    return PrecisionConfig.from_record(described.precision)

@@ -13,6 +13,7 @@ import pandas as pd
 from pahq_plugin import measures
 from pahq_plugin.compare.baselines import EXACT, get_baseline
 from pahq_plugin.compare.frames import Finding, Judged, Material, Name
+from pahq_plugin.labels import ends, kind_of
 from pahq_plugin.ranking import UNREMOVED
 
 TOP_HEADS = 5
@@ -303,26 +304,16 @@ def share_of(wanted: set[str], given: set[str]) -> float:
 
 def heads(circuit: Iterable[Name]) -> set[str]:
     """Attention heads that an edge of the circuit leaves or enters: names such as ``"A1.3"``."""
-    ends = (end for name, _ in circuit for end in name.split("->"))
-    return {head_of(end) for end in ends if is_head(end)}
-
-
-def is_head(node: str) -> bool:
-    """Whether a node's name is that of an attention head, with or without its slot."""
-    return node[:1] == "A" and node[1:2].isdigit()
-
-
-def head_of(node: str) -> str:
-    """A head's name without the slot Q, K or V."""
-    return node.removesuffix(".Q").removesuffix(".K").removesuffix(".V")
+    nodes = (node for name, _ in circuit for node in ends(name)[:2])
+    return {node for node in nodes if kind_of(node) == "head"}
 
 
 def top_heads(finding: Finding) -> set[str]:
     """The heads whose kept outgoing edges have the largest sums of |effect|."""
     sums: dict[str, float] = {}
     for name in finding.circuit:
-        source = name[0].split("->")[0]
-        if is_head(source):
+        source = ends(name[0]).source
+        if kind_of(source) == "head":
             sums[source] = sums.get(source, 0.0) + abs(finding.scores[name])
     return set(sorted(sums, key=lambda head: (-sums[head], head))[:TOP_HEADS])
 

@@ -146,14 +146,16 @@ def judge(judgement: Judgement, found: Path, folder: Path, threads: int) -> None
     from pahq_plugin.discovery import ablation_type
     from pahq_plugin.evaluation import MEASURES, judging
     from pahq_plugin.host.graph import find_edge
-    from pahq_plugin.host.patching import first_batches
+    from pahq_plugin.host.patching import collect_batches, loader_of
     from pahq_plugin.metrics import METRICS
 
     torch.set_num_threads(threads)
     first = judgement.searches[0]
     problem = _load(first)
     model = problem.model
-    loader = first_batches(problem.test_loader, judgement.test_batches)
+    loader = problem.test_loader
+    if judgement.test_batches is not None and judgement.test_batches < len(loader):
+        loader = loader_of(collect_batches(model, loader, judgement.test_batches), loader)
     circuits: list[dict[str, Any]] = []
     with judging(model, loader, ablation_type(first.ablation), METRICS[problem.metric]) as borrowed:
         for threshold, names in chosen_circuits(judgement, found, len(model.edges)):

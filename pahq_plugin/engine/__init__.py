@@ -21,8 +21,11 @@ class Engine(Protocol):
     Attributes:
         name: what ``engine=`` calls it.
         lookahead: how many candidates it can use at most.
-        evaluations: patched model evaluations so far.
-        loss: FP32 loss of the clean model.
+        evaluations: rows run so far; whether those of the clean model count is the engine's own.
+        loss: loss of the clean model, in the model's own precision.
+
+    It may have two more: ``snapshot_every``, rows between two fresh starts where these are costly, and
+    ``close()``, called when the search ends.
     """
 
     name: str

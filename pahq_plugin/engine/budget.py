@@ -6,11 +6,8 @@ they hold grows with them, so a pass takes as many as fit.
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -33,12 +30,6 @@ WORK_SHARE = 2
 
 RELEASE_BYTES = 2**23
 """After passes whose rows held so much together, freed memory is given back to the system."""
-
-TIDY_BYTES, KEPT_BYTES = 2**17, 2**26
-"""What the C library may keep of freed memory under a budget; and otherwise, the most that glibc would
-come to by itself."""
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 
 MEMO_BYTES = {"cpu": 16 * 2**20, "cuda": 2**31}
 """By kind of device: inputs of the present state that are remembered, all batches together."""
@@ -114,47 +105,3 @@ def _step_numbers(step: Step, graph: KeptGraph, cfg: Any) -> tuple[int, int]:
     z = len(step.heads) * cfg.d_head
     pairs = len(step.heads) * positions * length
     return 6 * z * length + 2 * pairs, z * positions
-
-
-def release_unused() -> None:
-    """Let the C library give memory back that has been freed.
-
-    glibc keeps the blocks of a few MiB that passes make and free, in holes between longer-lived ones:
-    the process would take twice what is in use.
-    """
-    trim = _trimmer()
-    if trim is not None:
-        trim(0)
-
-
-@contextmanager
-def tidy_heap() -> Iterator[None]:
-    """Have the C library give freed memory back at once, inside the ``with`` block.
-
-    By default glibc learns from large blocks that are freed to keep as much as 64 MiB of them.
-    """
-    option = _of_libc("mallopt")
-    if option is None:
-        yield
-        return
-    option(_TRIM_THRESHOLD, TIDY_BYTES)
-    option(_MMAP_THRESHOLD, TIDY_BYTES)
-    try:
-        yield
-    finally:
-        option(_TRIM_THRESHOLD, KEPT_BYTES)
-        option(_MMAP_THRESHOLD, KEPT_BYTES // 2)
-
-
-def _trimmer() -> Callable[[int], int] | None:
-    """``malloc_trim`` of glibc; ``None`` where the C library has no such thing."""
-    return _of_libc("malloc_trim")
-
-
-@cache
-def _of_libc(name: str) -> Callable[..., int] | None:
-    """A function of glibc; ``None`` where the C library has no such thing."""
-    try:
-        return getattr(ctypes.CDLL(None), name)
-    except (AttributeError, OSError, TypeError):  # musl; macOS; Windows
-        return None

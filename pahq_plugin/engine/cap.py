@@ -15,8 +15,8 @@ from contextlib import contextmanager
 
 import torch
 
-from pahq_plugin.engine.budget import release_unused
 from pahq_plugin.errors import ModelError, one_line
+from pahq_plugin.heap import release_unused
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ class HostEngine:
     """Engine on the host model's own forward.
 
     Args:
-        model: the host model, lent by `pahq_plugin.host.model.borrowed`.
+        model: the host model, lent by `pahq_plugin.host.lending.borrowed`.
         batches: prepared batches that the loss averages over.
         metric: name and function.
         backend: screens in mixed precision; ``None`` runs everything in the model's own precision.

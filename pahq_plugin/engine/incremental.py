@@ -25,7 +25,7 @@ from pahq_plugin.activations import ablated_runs, run_plain, run_sources
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.distributed import ALONE, World
 from pahq_plugin.engine.batching import Batching
-from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for, budget_within, release_unused
+from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for, budget_within
 from pahq_plugin.engine.candidates import Group, Single, singles_of, starts_of, which_change
 from pahq_plugin.engine.cap import is_out_of_memory
 from pahq_plugin.engine.passes import Pass, Waiting
@@ -38,6 +38,7 @@ from pahq_plugin.engine.screen import FEW_ROWS, Screen
 from pahq_plugin.engine.state import BatchState
 from pahq_plugin.errors import MetricError
 from pahq_plugin.graph import KeptGraph, Place, Step
+from pahq_plugin.heap import release_unused
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
 from pahq_plugin.host.graph import edge_label
 from pahq_plugin.metrics import Metric
@@ -108,7 +109,7 @@ class IncrementalEngine:
             place.unembedding()
             self._readouts.append(Readout(model, batch, final, metric, self._budget.work))
         clean = torch.tensor([readout.clean_loss for readout in self._readouts], dtype=torch.float64)
-        self.loss = self._loss = self._mean(lambda: clean[:, None], 1)[0]
+        self.loss = self._present = self._mean(lambda: clean[:, None], 1)[0]
         self._freed = 0
         self._last: Pass | None = None
         self._waiting = Waiting([{} for _ in prompts])
@@ -123,7 +124,7 @@ class IncrementalEngine:
     @property
     def present_loss(self) -> float | None:
         """FP32 loss of the present state; not known while removed edges wait, see `passes`."""
-        return None if self._waiting.edges else self._loss
+        return None if self._waiting.edges else self._present
 
     @property
     def screens(self) -> bool:
@@ -200,7 +201,7 @@ class IncrementalEngine:
         spare = 0 if screen.only_changes else 1
         starts = self._starts(singles, group, spare)
         _, losses = self._run(steps, starts, group.n_rows + spare, screen.products(group.candidates))
-        before = self._waiting.loss if self._waiting.edges else self._loss
+        before = self._waiting.loss if self._waiting.edges else self._present
         before = losses.pop(0) if spare else before
         self._last = Pass(group, starts, [], losses, spare)
         return group.effects(losses, before)
@@ -211,11 +212,11 @@ class IncrementalEngine:
         """What the rows of a group show, in the model's own precision; they may be committed."""
         if group.n_rows == 0:
             self._last = Pass(group, [], [], [], 0)
-            return group.effects([], self._loss)
+            return group.effects([], self._present)
         spare = 1 if self._waiting.edges else 0
         starts = self._starts(singles, group, spare)
         rows, losses = self._run(steps, starts, group.n_rows + spare)
-        before = losses.pop(0) if spare else self._loss
+        before = losses.pop(0) if spare else self._present
         self._last = Pass(group, starts, rows, losses, spare)
         return group.effects(losses, before)
 
@@ -264,7 +265,7 @@ class IncrementalEngine:
             self._advance(edges)
         elif last.rows:
             last.commit(row)
-            self._loss = last.losses[row]
+            self._present = last.losses[row]
             self._graph.remove([*self._waiting.edges, *edges])
             self._waiting.clear()
         else:
@@ -290,7 +291,7 @@ class IncrementalEngine:
         self._placement.clear()
         for state in self._states:
             state.restart(run_sources(self._model, state.batch.clean, self._storage, self._placement))
-        self._loss = self.loss
+        self._present = self.loss
         if removed:
             self._advance(removed)
 
@@ -320,7 +321,7 @@ class IncrementalEngine:
         rows, losses = self._run(steps, [{}] * len(self._states), 1)
         for each in rows:
             each.commit(0)
-        self._loss = losses[0]
+        self._present = losses[0]
 
     def _run(
         self,

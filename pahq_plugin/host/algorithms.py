@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -121,8 +119,7 @@ def enter_algorithm(key: str, name: str, func: PruneFunction) -> None:
 def edge_attribution(
     model: PatchableModel, loader: PromptDataLoader, ablation: AblationType
 ) -> PruneScores:
-    """The host's "Edge Answer Logit Diff Gradient At Clean", with any ablation type."""
-    per_batch = not ablation.mean_over_dataset and ablation is not AblationType.ZERO
+    """The host's "Edge Answer Logit Diff Gradient At Clean", of any ablation but data set means."""
     return mask_gradient_prune_scores(
         model,
         loader,
@@ -131,18 +128,5 @@ def edge_attribution(
         answer_function="avg_diff",
         mask_val=0.0,
         ablation_type=ablation,
-        clean_corrupt="corrupt" if per_batch else None,
+        clean_corrupt=None if ablation is AblationType.ZERO else "corrupt",
     )
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed Python's and torch's generators for the ``with`` block; then put them back."""
-    state = random.getstate()
-    with torch.random.fork_rng():
-        random.seed(seed)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(state)

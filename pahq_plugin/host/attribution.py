@@ -40,22 +40,16 @@ def integrated_gradients(
         Host prune scores in the model's dtype.
     """
     scores = model.new_prune_scores()
+    wrappers = {wrapper.module_name: wrapper for wrapper in model.dest_wrappers}
     for batch in prepared:
+        difference = batch.ablated - batch.clean  # [src, batch, pos, d_model]
         for module_name, gradient in _mean_gradients(model, batch, steps, loss).items():
-            wrapper = _wrapper(model, module_name)
-            difference = (batch.ablated - batch.clean)[wrapper.in_srcs]
-            heads = "head " if wrapper.head_dim is not None else ""
-            seq = "pos " if wrapper.seq_dim is not None else ""
-            scores[module_name] += _inner(difference, gradient, seq, heads) / len(prepared)
+            wrapper = wrappers[module_name]
+            pos = "p" if wrapper.seq_dim is not None else ""
+            head = "h" if wrapper.head_dim is not None else ""
+            inner = torch.einsum(f"sbpd,bp{head}d->{pos}{head}s", difference[wrapper.in_srcs], gradient)
+            scores[module_name] += inner / len(prepared)
     return scores
-
-
-def _inner(difference: Tensor, gradient: Tensor, seq: str, heads: str) -> Tensor:
-    """``[src, batch, pos, d_model]`` times ``[batch, pos, (head,) d_model]`` summed to
-    ``[(pos,) (head,) src]``."""
-    letters = {"pos ": "p", "head ": "h", "": ""}
-    left, right = letters[seq], letters[heads]
-    return torch.einsum(f"sbpd,bp{right}d->{left}{right}s", difference, gradient)
 
 
 def _mean_gradients(
@@ -91,7 +85,3 @@ def _captured_inputs(model: PatchableModel) -> Iterator[dict[str, Tensor]]:
         for wrapper in model.dest_wrappers:
             handles.add(wrapper.module.register_forward_pre_hook(keep(wrapper.module_name)))
         yield inputs
-
-
-def _wrapper(model: PatchableModel, module_name: str) -> Any:
-    return next(w for w in model.dest_wrappers if w.module_name == module_name)

@@ -12,8 +12,8 @@ from typing import Literal
 
 from pahq_plugin.errors import GraphError
 from pahq_plugin.host.types import DestNode, Edge, Node, PatchableModel, SrcNode
+from pahq_plugin.labels import NodeKind
 
-NodeKind = Literal["head", "mlp", "input", "output", "other"]
 Slot = Literal["q", "k", "v", "attn"]
 
 

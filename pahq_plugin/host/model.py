@@ -1,21 +1,17 @@
-"""Checks of a host model before anything is changed, and its state lent and given back."""
+"""Checks of a host model before anything is changed, and what it is as one number."""
 
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from pahq_plugin.errors import ConfigError, ModelError
+from pahq_plugin.errors import ModelError
 from pahq_plugin.fingerprint import fingerprint
-from pahq_plugin.host.arithmetic import own_arithmetic
 from pahq_plugin.host.changes import plain_name
 from pahq_plugin.host.graph import canonical_edges, edge_label
 from pahq_plugin.host.types import PatchableModel, PromptDataLoader
@@ -40,10 +36,21 @@ def check_patchable(model: object) -> PatchableModel:
         )
     if not model.is_factorized:
         raise ModelError("model is not factorized; call patchable_model(..., factorized=True)")
+    _check_wrapped_once(model)
     if model.is_transformer:
         _check_transformer(model)
     check_finite(model)
     return model
+
+
+def _check_wrapped_once(model: PatchableModel) -> None:
+    """The host finds masks by the names of modules, and would find those of the later model."""
+    modules = dict(model.wrapped_model.named_modules())
+    if any(modules.get(wrapper.module_name) is not wrapper for wrapper in model.wrappers):
+        raise ModelError(
+            "the model inside was made patchable again since; use the newer PatchableModel, or make "
+            "this one of a copy.deepcopy"
+        )
 
 
 def _instead_of(model: object) -> str:
@@ -151,7 +158,10 @@ def _passes_heads(block: Any) -> bool:
 
 
 def _check_caches(model: PatchableModel) -> None:
-    for size, cache in (model.kv_caches or {}).items():
+    caches = model.kv_caches or {}
+    if len({cache[0].past_keys.shape[1] for cache in caches.values()}) > 1:
+        raise ModelError("the KV caches hold prefixes of different lengths; make them of one prefix")
+    for size, cache in caches.items():
         if not cache.frozen or not all(entry.frozen for entry in cache.entries):
             raise ModelError(
                 f"the KV cache of batch size {size} would grow with every forward; call cache.freeze()"
@@ -162,6 +172,28 @@ def _check_caches(model: PatchableModel) -> None:
                 f"the KV cache of batch size {size} holds keys of {heads} groups, not of "
                 f"{model.cfg.n_heads} heads; pass it to pahq_plugin.adapt(model, kv_caches=...)"
             )
+        _check_cache(model.cfg, size, cache)
+
+
+def _check_cache(cfg: Any, size: int, cache: Any) -> None:
+    """Every layer's keys and values, ``[batch, pos, head, d_head]``, and the mask ``[batch, pos]``."""
+    length = cache.entries[0].past_keys.shape[1]
+    shape = (size, length, cfg.n_heads, cfg.d_head)
+    found = [x for entry in cache.entries for x in (entry.past_keys, entry.past_values)]
+    mask = tuple(cache.previous_attention_mask.shape)
+    if len(cache.entries) != cfg.n_layers or mask != shape[:2]:
+        raise ModelError(
+            f"the KV cache of batch size {size} has {len(cache.entries)} layers and a mask of shape "
+            f"{list(mask)}; expected {cfg.n_layers} and {list(shape[:2])}"
+        )
+    for x in found:
+        if tuple(x.shape) != shape or torch.promote_types(x.dtype, cfg.dtype) != cfg.dtype:
+            raise ModelError(
+                f"the KV cache of batch size {size} holds {x.dtype} of shape {list(x.shape)}; expected "
+                f"{cfg.dtype} of shape {list(shape)}"
+            )
+    if not all(bool(x.isfinite().all()) for x in found):
+        raise ModelError(f"the KV cache of batch size {size} holds NaN or infinity")
 
 
 def check_transformer(model: PatchableModel, method: str) -> None:
@@ -236,107 +268,3 @@ def configuration_digest(model: PatchableModel) -> str:
 
 def _is_plain(value: object) -> bool:
     return isinstance(value, (bool, int, float, str))
-
-
-@contextmanager
-def borrowed(model: PatchableModel) -> Iterator[None]:
-    """Lend the model in evaluation mode, masks at zero, no gradients; then give it back.
-
-    Patch masks, gradients, ``requires_grad`` and the training mode of every module are afterwards
-    what they were, also when the body raises or is interrupted. Inside, products are made in the
-    precision of their operands, see `own_arithmetic`.
-
-    Raises:
-        ConfigError: the host is patching the model, or another thread has it.
-    """
-    with _by_one_thread(model):
-        _check_at_rest(model)
-        with _at_rest(model), own_arithmetic():
-            yield
-
-
-@contextmanager
-def _at_rest(model: PatchableModel) -> Iterator[None]:
-    """What `borrowed` says of masks, gradients and modes."""
-    modes = [(module, module.training) for module in model.modules()]
-    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    masks = [(w.patch_mask, w.patch_mask.data, w.patch_mask.data.clone()) for w in model.dest_wrappers]
-    try:
-        model.eval()
-        for parameter, _, _ in parameters:
-            parameter.grad = None
-            parameter.requires_grad_(False)
-        with torch.inference_mode(False):  # gradients of masks are what attribution is made of
-            for mask, _, _ in masks:
-                mask.data = torch.zeros_like(mask.data)
-        yield
-    finally:
-        for wrapper in model.wrappers:  # the host does not, where it is interrupted while it begins
-            wrapper.patch_mode, wrapper.curr_src_outs = False, None
-            if wrapper.is_dest:
-                wrapper.patch_src_outs = None
-        for mask, tensor, values in masks:
-            mask.data = tensor
-            mask.data.copy_(values)
-        for parameter, requires_grad, grad in parameters:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
-        for module, training in modes:
-            module.training = training
-
-
-def _check_at_rest(model: PatchableModel) -> None:
-    """
-    Raises:
-        ConfigError: forwards of the model are being patched by the host.
-    """
-    if any(wrapper.patch_mode for wrapper in model.wrappers):
-        raise ConfigError("the model is in a patch_mode block; leave that first")
-    if any(wrapper.mask_fn is not None for wrapper in model.dest_wrappers):
-        raise ConfigError("the model is in a mask_fn_mode block; leave that first")
-    if any(wrapper.batch_size is not None for wrapper in model.dest_wrappers):
-        raise ConfigError("the model is in a set_mask_batch_size block; leave that first")
-
-
-_HOLDERS: WeakKeyDictionary[PatchableModel, int] = WeakKeyDictionary()
-"""Threads that have borrowed a model; a thread may do so again inside."""
-
-
-@contextmanager
-def _by_one_thread(model: PatchableModel) -> Iterator[None]:
-    """
-    Raises:
-        ConfigError: another thread has borrowed the model.
-    """
-    own = threading.get_ident()
-    is_first = model not in _HOLDERS
-    if _HOLDERS.setdefault(model, own) != own:
-        raise ConfigError(
-            "another thread searches or evaluates this model; give each thread a copy.deepcopy of it"
-        )
-    try:
-        yield
-    finally:
-        if is_first:
-            del _HOLDERS[model]
-
-
-@contextmanager
-def unsplit(model: PatchableModel) -> Iterator[None]:
-    """Inside the ``with`` block a transformer runs as it would without any patching in mind.
-
-    The flags that give every head inputs and outputs of its own cost the host several times the
-    forward itself.
-    """
-    flags = ["use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in"]
-    cfg = model.cfg if model.is_transformer else None
-    if getattr(cfg, "use_normalization_before_and_after", False):
-        flags.remove("use_attn_result")  # results of heads carry the norm that came after them
-    before = {flag: getattr(cfg, flag) for flag in flags if hasattr(cfg, flag)}
-    try:
-        for flag in before:
-            setattr(cfg, flag, False)
-        yield
-    finally:
-        for flag, value in before.items():
-            setattr(cfg, flag, value)

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from auto_circuit.utils.ablation_activations import src_ablations
 from torch import Tensor
-from torch.utils.data import Subset
 
-from pahq_plugin.errors import PromptError
+from pahq_plugin.errors import PromptError, one_line
 from pahq_plugin.host.types import (
     AblationType,
     PatchableModel,
@@ -71,21 +71,24 @@ def collect_batches(
         PromptError: no loader, no batch, clean and corrupt prompts of different length, token ids beyond
             the vocabulary, prompts longer than the context or than the graph's ``seq_len``.
     """
-    if not isinstance(loader, Iterable) or isinstance(loader, (str, bytes, Tensor)):
-        inside = (
-            "its .train_loader" if hasattr(loader, "train_loader") else "one that gives such batches"
-        )
+    if not isinstance(loader, PromptDataLoader):
+        inside = "its .train_loader" if hasattr(loader, "train_loader") else "one of the host's"
         raise PromptError(f"loader is a {type(loader).__name__}, not a PromptDataLoader; pass {inside}")
     most = None if count is None else min(count, sys.maxsize)
     try:
         batches: list[PromptPairBatch] = list(islice(iter(loader), most))
     except RuntimeError as error:  # torch.stack in the host's collate_fn
         raise PromptError(f"prompts of one batch must have one length: {error}") from error
+    except (AttributeError, TypeError) as error:
+        raise PromptError(
+            f"prompts and answers must be tensors, as in the host's PromptDataset: {one_line(error)}"
+        ) from error
     if not batches:
         raise PromptError(
             f"the loader is empty: {len(loader.dataset)} prompts with a batch size of "  # type: ignore[arg-type]
             f"{loader.batch_size} make no full batch"
         )
+    check_prefix(model, loader)
     if count is not None and len(batches) < count:
         raise PromptError(f"batches={count}, but the loader holds {len(batches)}")
     for batch in batches:
@@ -93,12 +96,51 @@ def collect_batches(
     return batches
 
 
-def check_one_length(loader: PromptDataLoader) -> None:
+def check_prefix(model: PatchableModel, loader: PromptDataLoader) -> None:
+    """
+    Raises:
+        PromptError: the loader's prompts go on from a common prefix whose KV cache is not the model's.
+    """
+    cache = loader.kv_cache
+    if cache is None:
+        return
+    size = len(cache.previous_attention_mask)
+    own = (model.kv_caches or {}).get(size)
+    if own is None:
+        raise PromptError(
+            "the loader's prompts go on from a common prefix whose KV cache the model lacks; make the "
+            "model patchable with kv_caches=(loader.kv_cache,)"
+        )
+    if not all(_same_entry(*pair) for pair in zip(own.entries, cache.entries, strict=False)):
+        raise PromptError(
+            "the model's KV cache is of another prefix than the loader's prompts; make the model "
+            "patchable with kv_caches=(loader.kv_cache,)"
+        )
+
+
+def _same_entry(own: Any, given: Any) -> bool:
+    """Whether two KV caches of a layer hold the same, one of them perhaps repeated for each head."""
+    pairs = ((own.past_keys, given.past_keys), (own.past_values, given.past_values))
+    if any(mine.shape[2] % theirs.shape[2] for mine, theirs in pairs):
+        return False
+    return all(
+        torch.equal(mine, theirs.repeat_interleave(mine.shape[2] // theirs.shape[2], dim=2))
+        for mine, theirs in pairs
+    )
+
+
+def past_length(model: PatchableModel) -> int:
+    """Positions of the common prefix that KV caches hold; 0 without any."""
+    caches = list((model.kv_caches or {}).values())
+    return caches[0][0].past_keys.shape[1] if caches else 0
+
+
+def check_one_length(batches: Iterable[PromptPairBatch]) -> None:
     """
     Raises:
         PromptError: batches of different lengths, over which no mean per position can be taken.
     """
-    lengths = sorted({batch.clean.shape[1] for batch in loader})
+    lengths = sorted({batch.clean.shape[1] for batch in batches})
     if len(lengths) > 1:
         raise PromptError(
             f"the loader's batches have {', '.join(map(str, lengths))} tokens; a mean over the data "
@@ -138,11 +180,13 @@ def _check_batch(model: PatchableModel, batch: PromptPairBatch) -> None:
     if lowest < 0 or highest >= vocabulary:
         wrong = lowest if lowest < 0 else highest
         raise PromptError(f"token id {wrong} is outside the vocabulary of {vocabulary}")
-    if clean.shape[1] > context:
-        raise PromptError(f"prompts of {clean.shape[1]} tokens exceed the context of {context}")
     if model.kv_caches is not None and len(clean) not in model.kv_caches:
         known = ", ".join(str(size) for size in sorted(model.kv_caches))
         raise PromptError(f"batch size {len(clean)} has no KV cache; there are caches for {known}")
+    past = past_length(model)
+    if past + clean.shape[1] > context:
+        after = f" after a prefix of {past}" if past else ""
+        raise PromptError(f"prompts of {clean.shape[1]} tokens{after} exceed the context of {context}")
 
 
 def prompts_digest(batches: Sequence[PromptPairBatch]) -> str:
@@ -152,25 +196,30 @@ def prompts_digest(batches: Sequence[PromptPairBatch]) -> str:
         for values in (batch.clean, batch.corrupt, batch.answers, batch.wrong_answers):
             for tensor in values if isinstance(values, list) else [values]:
                 digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+                digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def first_batches(loader: PromptDataLoader, count: int | None) -> PromptDataLoader:
-    """A loader over the first ``count`` batches only, for host algorithms that read it whole."""
-    if count is None or count >= len(loader):
-        return loader
-    size = loader.batch_size or 1
-    return PromptDataLoader(
-        Subset(loader.dataset, range(count * size)),
+def loader_of(batches: Sequence[PromptPairBatch], loader: PromptDataLoader) -> PromptDataLoader:
+    """A loader that gives these batches of ``loader``, for host algorithms that read one whole, and
+    several times: ``loader`` itself may draw others each time."""
+    made = PromptDataLoader(
+        list(batches),
         seq_len=loader.seq_len,
         diverge_idx=loader.diverge_idx,
         kv_cache=loader.kv_cache,
         seq_labels=loader.seq_labels,
         word_idxs=loader.word_idxs,
-        batch_size=size,
+        batch_size=1,
         shuffle=False,
     )
+    made.collate_fn = _the_batch
+    return made
+
+
+def _the_batch(batches: list[PromptPairBatch]) -> PromptPairBatch:
+    (batch,) = batches
+    return batch
 
 
 @torch.inference_mode()

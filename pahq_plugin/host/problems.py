@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +14,7 @@ from torch import Tensor
 from pahq_plugin.errors import ModelError, ProblemError
 from pahq_plugin.host.adapt import OutputSlice, adapt
 from pahq_plugin.host.hugging_face import hooked_model
+from pahq_plugin.host.random_state import random_state_kept
 from pahq_plugin.host.types import Edge, PatchableModel, PromptDataLoader
 
 if TYPE_CHECKING:
@@ -24,18 +22,7 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """What draws from the global generators or seeds them here leaves them as they were."""
-    python = random.getstate()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(python)
-
-
-@_random_state_kept()
+@random_state_kept()
 def language_model(
     config: dict[str, Any], state: dict[str, Tensor], device: str = "cpu"
 ) -> HookedTransformer:
@@ -62,7 +49,7 @@ def language_model(
     return _frozen(model)
 
 
-@_random_state_kept()
+@random_state_kept()
 def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
     """A pretrained model by its name in TransformerLens, processed as the host's own tasks do.
 
@@ -117,7 +104,7 @@ def is_folder(name: str | Path) -> bool:
     return False
 
 
-@_random_state_kept()
+@random_state_kept()
 def folder_model(folder: str | Path, device: str = "cpu") -> HookedTransformer:
     """A Hugging Face model in a folder, processed as `hub_model` does; its tokenizer if it has one.
 
@@ -141,7 +128,7 @@ def any_model(name: str | Path, device: str = "cpu") -> HookedTransformer:
     return folder_model(name, device) if is_folder(name) else hub_model(str(name), device)
 
 
-@_random_state_kept()
+@random_state_kept()
 def tracr_model(key: Literal["reverse", "xproportion"], device: str = "cpu") -> HookedTransformer:
     """A transformer that Tracr compiles on the spot, by the host."""
     from auto_circuit.model_utils.tracr_model_utils import get_tracr_model
@@ -153,7 +140,7 @@ TINY = {"n_layers": 2, "d_head": 8, "d_model": 16, "d_mlp": 24, "n_ctx": 8, "d_v
 """Sizes of a model that the slowest reference takes no time for."""
 
 
-@_random_state_kept()
+@random_state_kept()
 def tiny_model(like: PatchableModel, seed: int) -> PatchableModel:
     """A small random model of the same kind: norms, positions, MLPs, grouping of heads."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -197,7 +184,7 @@ def loaders(
     from auto_circuit.data import load_datasets_from_json
 
     train, test = n_batches
-    with tempfile.TemporaryDirectory() as folder, _random_state_kept():
+    with tempfile.TemporaryDirectory() as folder, random_state_kept():
         path = Path(folder) / "prompts.json"
         path.write_text(json.dumps(prompts), encoding="utf-8")
         return load_datasets_from_json(

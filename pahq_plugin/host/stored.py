@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from pahq_plugin.errors import ModelError, one_line
-from pahq_plugin.files import read_json, write_text
+from pahq_plugin.files import read_json, write_text, written_whole
 from pahq_plugin.fingerprint import fingerprint
 from pahq_plugin.host.adapt import check_kind
 from pahq_plugin.host.model import MACHINE_FIELDS
@@ -62,17 +63,15 @@ def save_model(model: HookedTransformer, folder: str | Path, *, force: bool = Fa
     if (folder / MODEL_FILE).exists() and not force:
         raise ModelError(f"{folder} holds a model already; pass force=True (--force) to replace it")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MODEL_FILE).unlink(missing_ok=True)  # the folder is no model until it is written again
+    _clear(folder)
     contents: dict[str, int] = {}
     for file, weights in _files(model):
         for name, weight in weights.items():
             if not bool(torch.isfinite(weight).all()):
                 raise ModelError(f"weights of {name} hold NaN or infinity")
             contents[name] = fingerprint(weight)
-        partial = folder / f".{file}.tmp"
-        save_file({name: weight.contiguous() for name, weight in weights.items()}, partial)
-        partial.chmod(0o644)
-        partial.rename(folder / file)
+        with written_whole(folder / file) as temporary:
+            save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary)
     tokenizer: Any = model.tokenizer
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / TOKENIZER)
@@ -124,6 +123,15 @@ def stored_name(folder: str | Path) -> str | None:
     if not (Path(folder) / MODEL_FILE).is_file():
         return None
     return _read_record(Path(folder))[0].get("model_name")
+
+
+def _clear(folder: Path) -> None:
+    """Take away what an earlier model left; there is none until `MODEL_FILE` is written again."""
+    (folder / MODEL_FILE).unlink(missing_ok=True)
+    for file in (*folder.glob("*embedding.safetensors"), *folder.glob("block-*.safetensors")):
+        file.unlink()
+    if (folder / TOKENIZER).is_dir():
+        rmtree(folder / TOKENIZER)
 
 
 def _check_storable(model: object) -> None:

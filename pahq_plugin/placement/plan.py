@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,18 +110,20 @@ class Plan:
 
 
 def units_of(model: PatchableModel) -> list[Unit]:
-    """The units of a model, those first that are worth most when they stay."""
+    """The units of a model, those first that are worth most when they stay.
+
+    A weight that several modules share belongs to none: it stays, since it would have to go with each.
+    """
     inner: Any = model.wrapped_model
-    units = [_unit("unembed", inner.unembed)]
+    modules: dict[str, nn.Module] = {"unembed": inner.unembed}
     for layer in reversed(range(model.cfg.n_layers)):
         if not model.cfg.attn_only:
-            units.append(_unit(f"blocks.{layer}.mlp", model.blocks[layer].mlp))
-        units.append(_unit(f"blocks.{layer}.attn", model.blocks[layer].attn))
-    return [*units, _unit("embed", inner.embed)]
-
-
-def _unit(name: str, module: nn.Module) -> Unit:
-    return Unit(name, tuple(_matrices(module)))
+            modules[f"blocks.{layer}.mlp"] = model.blocks[layer].mlp
+        modules[f"blocks.{layer}.attn"] = model.blocks[layer].attn
+    modules["embed"] = inner.embed
+    weights = {name: list(_matrices(module)) for name, module in modules.items()}
+    uses = Counter(p for some in weights.values() for p in some)
+    return [Unit(name, tuple(p for p in some if uses[p] == 1)) for name, some in weights.items()]
 
 
 def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
@@ -156,8 +159,9 @@ def plan_memory(
     if needs.everything(usual_passes) <= usable:
         names = frozenset(unit.name for unit in units_of(model))
         return Plan(
-            max_memory, needs.weights, names, needs.weights, 0, needs.low, needs.caches, True,
-            usual_passes, needs.outputs, precision is not None,
+            max_memory=max_memory, weights=needs.weights, stay=names, staying=needs.weights, window=0,
+            low=needs.low, caches=needs.caches, caches_stay=True, passes=usual_passes,
+            outputs=needs.outputs, screens=precision is not None,
         )  # fmt: skip
     if needs.least > usable:
         raise ConfigError(
@@ -173,9 +177,10 @@ def plan_memory(
     # The embedding is read at the start only.
     stay = [unit for unit in units_of(model) if unit.name != "embed" and room.take(unit.nbytes)]
     return Plan(
-        max_memory, needs.weights, frozenset(unit.name for unit in stay),
-        needs.small + sum(unit.nbytes for unit in stay), needs.window, needs.low if screens else 0,
-        needs.caches, caches_stay, passes, needs.outputs, screens,
+        max_memory=max_memory, weights=needs.weights, stay=frozenset(unit.name for unit in stay),
+        staying=needs.small + sum(unit.nbytes for unit in stay), window=needs.window,
+        low=needs.low if screens else 0, caches=needs.caches, caches_stay=caches_stay, passes=passes,
+        outputs=needs.outputs, screens=screens,
     )  # fmt: skip
 
 

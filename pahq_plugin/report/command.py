@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +19,7 @@ from pahq_plugin.terminal import (
     Positional,
     Prompts,
     complain,
+    flags_given,
     one_line_errors,
     print_json,
 )
@@ -75,7 +75,7 @@ def compare(
             plan,
             profile,
             {name: value for name, value in named.items() if value},
-            _given(context, ("seeds", *settings, "model", "prompts", "batch_size", "positional")),
+            flags_given(context, ("seeds", *settings, "model", "prompts", "batch_size", "positional")),
             settings | {"seeds": list(range(seeds))},
         )
         from pahq_plugin.compare.sweep import run_plan
@@ -125,12 +125,6 @@ def _plan(
     if "problems" not in named:
         raise ConfigError("name a problem (pahq compare ioi), a --plan FILE or a --profile")
     return make_plan({"methods": list(DEFAULT_METHODS)} | named | settings, Path())
-
-
-def _given(context: typer.Context, names: Iterable[str]) -> list[str]:
-    """The flags of those names that the command line sets."""
-    here = [n for n in names if str(context.get_parameter_source(n)).endswith("COMMANDLINE")]
-    return [f"--{name.replace('_', '-')}" for name in here]
 
 
 def _problem(

@@ -28,7 +28,7 @@ from pahq_plugin.compare.sweep import Outcome, judgements_of, run_plan
 from pahq_plugin.errors import ConfigError, ResultError
 from pahq_plugin.evaluation import judging
 from pahq_plugin.host import AblationType
-from pahq_plugin.host.patching import first_batches
+from pahq_plugin.host.patching import collect_batches, loader_of
 from pahq_plugin.metrics import kl_div
 from pahq_plugin.records import RESULT_FILE, RUN_FILE
 from pahq_plugin.zoo import load_problem
@@ -121,7 +121,7 @@ def test_circuits_and_complements_are_run_on_held_out_prompts(done: Path) -> Non
     entry = next(j for j in material.judged if j.record["method"] == "acdc").record["circuits"][0]
     chosen = next(f for f in material.findings if f.search == PLAN.searches[0]).circuit
     circuit = {edge for edge in given.model.edges if (edge.name, edge.seq_idx) in chosen}
-    prompts = first_batches(given.test_loader, 1)
+    prompts = loader_of(collect_batches(given.model, given.test_loader, 1), given.test_loader)
     with judging(given.model, prompts, AblationType.RESAMPLE, kl_div) as judge:
         inside, outside = judge.run(circuit), judge.run(given.model.edges - circuit)
     np.testing.assert_allclose(entry["inside"], inside, atol=1e-6)

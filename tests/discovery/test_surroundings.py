@@ -19,7 +19,7 @@ from pahq_plugin.errors import ConfigError, GraphError, ModelError
 from pahq_plugin.host import AblationType, Edge
 from pahq_plugin.host.arithmetic import own_arithmetic
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.host.model import borrowed
+from pahq_plugin.host.lending import borrowed
 from pahq_plugin.metrics import kl_div
 from pahq_plugin.result import Discovery
 from pahq_plugin.searching import SearchTask, plan_search

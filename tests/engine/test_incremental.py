@@ -20,7 +20,7 @@ from pahq_plugin.engine.incremental import IncrementalEngine
 from pahq_plugin.errors import PahqWarning
 from pahq_plugin.host import AblationType, Edge, PatchableModel
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.host.model import borrowed
+from pahq_plugin.host.lending import borrowed
 from pahq_plugin.host.patching import collect_batches, prepare
 from pahq_plugin.metrics import resolve_metric
 from pahq_plugin.search import Sweep

@@ -18,7 +18,7 @@ from auto_circuit.types import AblationType, Edge
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.host import graph
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.host.model import borrowed
+from pahq_plugin.host.lending import borrowed
 from pahq_plugin.host.patching import collect_batches
 from pahq_plugin.metrics import resolve_metric
 from pahq_plugin.searching import SearchTask, make_engine

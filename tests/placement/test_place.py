@@ -15,7 +15,7 @@ from pahq_plugin.engine.budget import budget_for
 from pahq_plugin.engine.incremental import IncrementalEngine
 from pahq_plugin.host import AblationType
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.host.model import borrowed
+from pahq_plugin.host.lending import borrowed
 from pahq_plugin.host.patching import collect_batches
 from pahq_plugin.metrics import resolve_metric
 from pahq_plugin.placement import place
