@@ -8,7 +8,9 @@ from types import FunctionType
 from typing import Any
 
 import torch
+from auto_circuit.types import PatchWrapper
 from torch import nn
+from transformer_lens import HookedTransformerKeyValueCache
 
 from pahq_plugin.errors import ModelError
 from pahq_plugin.fingerprint import fingerprint
@@ -45,8 +47,9 @@ def check_patchable(model: object) -> PatchableModel:
 
 def _check_wrapped_once(model: PatchableModel) -> None:
     """The host finds masks by the names of modules, and would find those of the later model."""
-    modules = dict(model.wrapped_model.named_modules())
-    if any(modules.get(wrapper.module_name) is not wrapper for wrapper in model.wrappers):
+    modules = dict(model.wrapped_model.named_modules(remove_duplicate=False))
+    found = ((wrapper, modules.get(wrapper.module_name)) for wrapper in model.wrappers)
+    if any(isinstance(there, PatchWrapper) and there is not wrapper for wrapper, there in found):
         raise ModelError(
             "the model inside was made patchable again since; use the newer PatchableModel, or make "
             "this one of a copy.deepcopy"
@@ -159,32 +162,34 @@ def _passes_heads(block: Any) -> bool:
 
 def _check_caches(model: PatchableModel) -> None:
     caches = model.kv_caches or {}
-    if len({cache[0].past_keys.shape[1] for cache in caches.values()}) > 1:
-        raise ModelError("the KV caches hold prefixes of different lengths; make them of one prefix")
     for size, cache in caches.items():
+        if not isinstance(cache, HookedTransformerKeyValueCache):
+            kind = type(cache).__name__
+            raise ModelError(f"kv_caches holds a {kind}; expected KV caches of TransformerLens")
         if not cache.frozen or not all(entry.frozen for entry in cache.entries):
             raise ModelError(
                 f"the KV cache of batch size {size} would grow with every forward; call cache.freeze()"
             )
-        heads = cache.entries[0].past_keys.shape[2]
-        if heads != model.cfg.n_heads:
-            raise ModelError(
-                f"the KV cache of batch size {size} holds keys of {heads} groups, not of "
-                f"{model.cfg.n_heads} heads; pass it to pahq_plugin.adapt(model, kv_caches=...)"
-            )
         _check_cache(model.cfg, size, cache)
+    if len({cache.previous_attention_mask.shape[1] for cache in caches.values()}) > 1:
+        raise ModelError("the KV caches hold prefixes of different lengths; make them of one prefix")
 
 
-def _check_cache(cfg: Any, size: int, cache: Any) -> None:
+def _check_cache(cfg: Any, size: int, cache: HookedTransformerKeyValueCache) -> None:
     """Every layer's keys and values, ``[batch, pos, head, d_head]``, and the mask ``[batch, pos]``."""
-    length = cache.entries[0].past_keys.shape[1]
-    shape = (size, length, cfg.n_heads, cfg.d_head)
     found = [x for entry in cache.entries for x in (entry.past_keys, entry.past_values)]
-    mask = tuple(cache.previous_attention_mask.shape)
-    if len(cache.entries) != cfg.n_layers or mask != shape[:2]:
+    mask: Any = cache.previous_attention_mask
+    if len(cache.entries) != cfg.n_layers or mask.ndim != 2 or len(mask) != size:
         raise ModelError(
             f"the KV cache of batch size {size} has {len(cache.entries)} layers and a mask of shape "
-            f"{list(mask)}; expected {cfg.n_layers} and {list(shape[:2])}"
+            f"{list(mask.shape)}; expected {cfg.n_layers} and [{size}, pos]"
+        )
+    shape = (size, mask.shape[1], cfg.n_heads, cfg.d_head)
+    groups = {x.shape[2] for x in found if x.ndim == 4}
+    if groups == {cfg.n_key_value_heads} and groups != {cfg.n_heads}:
+        raise ModelError(
+            f"the KV cache of batch size {size} holds keys of {groups.pop()} groups, not of "
+            f"{cfg.n_heads} heads; pass it to pahq_plugin.adapt(model, kv_caches=...)"
         )
     for x in found:
         if tuple(x.shape) != shape or torch.promote_types(x.dtype, cfg.dtype) != cfg.dtype:

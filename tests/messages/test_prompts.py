@@ -14,7 +14,7 @@ import torch
 from auto_circuit.data import PromptDataLoader, PromptDataset
 
 from pahq_plugin.errors import ProblemError, PromptError
-from pahq_plugin.host.patching import check_one_length, collect_batches
+from pahq_plugin.host.patching import check_one_length, collect_batches, loader_of
 from pahq_plugin.zoo import load_problem, prompts, templates, vocabulary
 from pahq_plugin.zoo.prompt_files import Encoder, as_token_ids, read_prompts
 from pahq_plugin.zoo.tracr import tracr_prompts
@@ -123,6 +123,11 @@ def batches(clean: Any, corrupt: Any, size: int = 2) -> PromptDataLoader:
     return PromptDataLoader(dataset, seq_len=None, diverge_idx=0, batch_size=size, shuffle=False)
 
 
+def given(*found: Any) -> PromptDataLoader:
+    """A loader that gives these for batches."""
+    return loader_of(found, loader())
+
+
 BATCHES: list[tuple[dict[str, Any], Any, int | None, str]] = [
     (
         {},
@@ -139,14 +144,24 @@ BATCHES: list[tuple[dict[str, Any], Any, int | None, str]] = [
     ),
     (
         {},
-        lambda: [SimpleNamespace(clean=tokens(), corrupt=tokens(length=4))],
+        lambda: given(SimpleNamespace(clean=tokens(), corrupt=tokens(length=4))),
         1,
         "clean and corrupt prompts differ in length: 6 and 4 tokens; each pair must have as many",
     ),
-    ({}, lambda: [1, 2], 2, "the loader gives a int, no PromptPairBatch of the host"),
+    (
+        {},
+        lambda: given(1, 2),
+        2,
+        "the loader gives a int, no PromptPairBatch of the host",
+    ),
     ({}, loader, 10**30, f"batches={10**30}, but the loader holds 1"),
     *(
-        ({}, partial(lambda x: [SimpleNamespace(clean=x, corrupt=x)], x), 1, message)
+        (
+            {},
+            partial(lambda x: given(SimpleNamespace(clean=x, corrupt=x)), x),
+            1,
+            message,
+        )
         for x, message in (
             (tokens().float(), "clean prompts are torch.float32 of shape [4, 6]; expected token ids"),
             (
@@ -189,4 +204,4 @@ def test_one_length_for_a_mean_over_the_data_set() -> None:
         "the loader's batches have 4, 6 tokens; a mean over the data set needs one length; use another "
         "ablation, such as resample",
     ):
-        check_one_length(uneven)  # type: ignore[arg-type]
+        check_one_length(uneven)

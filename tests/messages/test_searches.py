@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from attr import evolve
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -20,6 +21,7 @@ from pahq_plugin.checkpoint import METADATA, _digest
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.distributed import World, _together, launched
 from pahq_plugin.errors import CheckpointError, ConfigError, DistributedError, MetricError
+from pahq_plugin.host.patching import loader_of
 from pahq_plugin.searching import make_engine
 from tests.helpers.refused import refused
 from tests.helpers.searches import discover
@@ -67,17 +69,12 @@ def test_memory_that_is_too_little() -> None:
 
 
 def test_batches_that_no_budget_fits() -> None:
-    class Uneven:
-        """Batches of different lengths."""
-
-        def __iter__(self) -> Any:
-            short = SimpleNamespace(**vars(next(iter(loader()))))
-            short.clean, short.corrupt = tokens(0, length=4), tokens(1, length=4)
-            return iter([*loader(), short])
-
+    (batch,) = loader()
+    short = evolve(batch, clean=tokens(0, length=4), corrupt=tokens(1, length=4))
+    uneven = loader_of([batch, short], loader())
     message = "max_memory needs engine='incremental', which cannot do batches of different lengths"
     with refused(ConfigError, message):
-        discover(small_model(), Uneven(), batches=2, max_memory="1GB")  # type: ignore[arg-type]
+        discover(small_model(), uneven, batches=2, max_memory="1GB")
 
 
 def test_an_engine_of_one_process() -> None:
