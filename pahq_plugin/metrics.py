@@ -64,7 +64,7 @@ def _mean_logit(logits: Tensor, answers: Tensor | list[Tensor]) -> Tensor:
     if answers.ndim < logits.ndim:
         answers = answers[:, None].expand(-1, logits.shape[1], -1)
     if answers.shape[:-1] != logits.shape[:-1]:  # gather would take the first positions without a word
-        raise IndexError(f"answers of shape {list(answers.shape)} are not for each position")
+        raise MetricError(f"answers of shape {list(answers.shape)} are not for each position")
     return logits.gather(-1, answers).mean(dim=-1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import threading
 import time
@@ -126,6 +128,18 @@ def test_a_full_disk_ends_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.warns(PahqWarning, match="could not be written .*No space left.*; the search goes on"):
         result = run(path)
     assert taken(result) == taken(whole) and len(calls) > 2
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not taken for a file that another process holds for ever."""
+
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with refused(CheckpointError, f"checkpoint {tmp_path / 'c'} cannot be locked (", "another disk"):
+        run(tmp_path / "c")
     assert os.listdir(tmp_path) == []
 
 

@@ -76,8 +76,13 @@ def test_prompts_as_token_ids(tmp_path: Path) -> None:
     assert done.exit_code == 0 and "A0.7->MLP 0" in done.stdout
     again = call("export", "ioi", tmp_path / "h.onnx", "--ids", ids)
     assert again.exit_code == 1 and "ids.json is there already" in again.stderr
-    both = call("export", "ioi", tmp_path / "c.json", "--ids", tmp_path / "i", "--result", tmp_path)
-    assert both.exit_code == 1 and "leave out --result" in both.stderr
+
+
+def test_what_says_nothing_of_a_circuit_is_refused(tmp_path: Path) -> None:
+    wanted = ["--ids", tmp_path / "i", "--low", "int8", "--check"]
+    failed = call("export", "ioi", tmp_path / "c.json", *wanted, "--result", tmp_path)
+    assert failed.exit_code == 1
+    assert failed.stderr == "error: --low, --check, --ids goes with a graph; leave out --result\n"
 
 
 def test_a_circuit_without_its_result(tmp_path: Path) -> None:

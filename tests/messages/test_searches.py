@@ -98,6 +98,17 @@ def test_processes_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "PAHQ_MEETING"])
+@pytest.mark.parametrize("text", ["x", "", "-3", "2.5", "1" * 40])
+def test_variables_that_are_no_numbers(
+    variable: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(variable, text)
+    with refused(DistributedError, f"{variable}={text!r} must be a whole number, such as "), launched():
+        pass
+
+
 def test_a_process_that_is_gone() -> None:
     message = (
         "another process of this run is gone or does not answer; start all of them again, with the same "

@@ -16,6 +16,7 @@ from pahq_plugin.engine.incremental import IncrementalEngine
 from pahq_plugin.host import AblationType
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.lending import borrowed
+from pahq_plugin.host.model import weight_parameters
 from pahq_plugin.host.patching import collect_batches
 from pahq_plugin.metrics import resolve_metric
 from pahq_plugin.placement import place
@@ -111,6 +112,23 @@ def test_the_models_own_forward_asks_for_its_weights() -> None:
         expected = model(prompts[0].clean)
         with placed(model, plan, CPU, copies=True):
             assert torch.equal(model(prompts[0].clean), expected)
+
+
+@pytest.mark.parametrize("copies", [False, True], ids=["mapped", "copied"])
+def test_weights_that_blocks_share_stay(copies: bool) -> None:
+    """They would have to come with each block that uses them, and go with none."""
+    inner = family_model("gpt2")
+    inner.blocks[1].mlp.W_in = inner.blocks[0].mlp.W_in
+    inner.unembed.W_U = torch.nn.Parameter(inner.unembed.W_U.detach())
+    model, loader = pahq.adapt(inner), family_loader()
+    shared = model.blocks[0].mlp.W_in
+    plan = nothing_stays(model, collect_batches(model, loader, None))
+    assert not any(shared is p for unit in units_of(model) for p in unit.parameters)
+    expected = effects(model, loader, AblationType.RESAMPLE, None, False, False)
+    assert effects(model, loader, AblationType.RESAMPLE, plan, copies, False) == expected
+    needed = sum(p.nbytes for _, p in weight_parameters(model))
+    whole = plan_memory(model, collect_batches(model, loader, None), 10**10, None, 2**20)
+    assert whole.weights == whole.staying == needed
 
 
 @pytest.mark.parametrize("copies", [False, True], ids=["mapped", "copied"])

@@ -16,6 +16,7 @@ from pahq_plugin.errors import ModelError, PromptError
 from pahq_plugin.host.stored import _digest, stored_name
 from tests.helpers.families import FAMILIES, family_model, tokens
 from tests.helpers.refused import refused
+from tests.helpers.small import transformer
 
 STORABLE = sorted(FAMILIES.keys() - {"gemma-2"})
 SAMPLED = {"gpt2", "llama-3", "bloom", "mixtral", "solu", "attn-only"}
@@ -88,6 +89,20 @@ def test_a_model_that_is_there_is_kept(tmp_path: Path) -> None:
     with refused(ModelError, "already", "force"):
         pahq.save_model(family_model("gpt2", seed=1), tmp_path)
     assert torch.equal(pahq.open_model(tmp_path)(tokens()[0]), family_model("gpt2")(tokens()[0]))
+
+
+def test_nothing_of_a_replaced_model_is_left(tmp_path: Path) -> None:
+    """Neither its tokenizer nor blocks that the new one does not have."""
+    pahq.save_model(transformer(n_layers=3), tmp_path)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    pahq.save_model(transformer(n_layers=1), tmp_path, force=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "block-000.safetensors", "embedding.safetensors", "model.json", "notes.txt",
+        "unembedding.safetensors",
+    ]  # fmt: skip
+    assert pahq.open_model(tmp_path).tokenizer is None
 
 
 def _edit(folder: Path, change: Any) -> None:
