@@ -84,6 +84,11 @@ LONGEST_REASON = 300
 """Characters of another library's message that are passed on."""
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """``"1 thread"``, ``"2 threads"``."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
 def one_line(reason: object) -> str:
     """Another library's message, without line breaks and not too long."""
     return printable(" ".join(str(reason).split()))[:LONGEST_REASON]

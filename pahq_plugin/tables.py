@@ -149,13 +149,32 @@ def cost(stats: dict[str, Any]) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table whose cells are text already; the first column names the row."""
+    """Print a table whose cells are text already; the first column names the row.
+
+    Where the terminal is too narrow for whole words, the last columns are only named.
+    """
+    console = Console(highlight=False, markup=False)
+    cells = [[name, *(row[place] for row in rows)] for place, name in enumerate(columns)]
+    widths = [max(map(cell_len, column)) for column in cells]
+    if _width(widths) > console.width:
+        widths[1:] = [max(cell_len(w) for text in column for w in text.split()) for column in cells[1:]]
+    count = len(columns)
+    while count > 2 and _width(widths[:count]) > console.width:
+        count -= 1
     table = Table(title=title, title_justify="left", title_style="bold")
-    for place, name in enumerate(columns):
-        table.add_column(name, justify="right" if place else "left", no_wrap=not place)
+    for name, width in zip(columns[:count], widths, strict=False):
+        justify: Any = "right" if table.columns else "left"
+        table.add_column(name, justify=justify, no_wrap=not table.columns, width=width)
     for row in rows:
-        table.add_row(*row)
-    Console(highlight=False, markup=False).print(table)
+        table.add_row(*row[:count])
+    console.print(table)
+    if count < len(columns):
+        console.print(f"A wider terminal shows: {'; '.join(columns[count:])}")
+
+
+def _width(columns: Sequence[int]) -> int:
+    """Of a table: each column has a space on both sides and a rule after it."""
+    return sum(columns) + 3 * len(columns) + 1
 
 
 def print_examination(found: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pahq_exporters.patcher import OnnxPatcher
 from pahq_exporters.prompt_file import PromptFile, read_prompts
-from pahq_plugin.errors import ConfigError, PahqError, one_line
+from pahq_plugin.errors import ConfigError, PahqError, counted, one_line
 
 TOP = 5
 
@@ -169,7 +169,7 @@ def table(found: dict[str, Any], most: int = 20) -> str:
     """The result as text, the runs that change most first."""
     lines = [
         f"{found['kind']} graph of {found['model']} on {found['providers'][0]}, "
-        f"{found['prompts']} prompt{'s' * (found['prompts'] != 1)}, mode {found['mode']}",
+        f"{counted(found['prompts'], 'prompt')}, mode {found['mode']}",
         f"{'edges':<40} {'KL':>12} {'logit diff':>12}",
     ]
     entries = [{"edges": ["(clean)"], **found["clean"]}]

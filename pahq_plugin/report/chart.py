@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["lines", "bars"]
+Kind = Literal["lines", "dots"]
 Step = Literal["straight", "stairs"]
 
 
@@ -21,6 +21,7 @@ class Style:
     color: str
     dash: Literal["solid", "dash", "dot", "dashdot"]
     marker: Literal["circle", "square", "diamond", "x", "triangle-up", "cross"]
+    width: float = 2
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Series:
 
     Attributes:
         name: of the method.
-        x: numbers; of bars, the lengths.
-        y: numbers; of bars, the names of the bars.
-        low, high: ends of intervals around y (of bars: around x); empty for none.
+        x: numbers.
+        y: numbers; of dots, the names of their rows.
+        low, high: ends of intervals around y (of dots: around x); empty for none.
         step: how points are joined.
         notes: what to say about each point.
     """
@@ -55,7 +56,8 @@ class Chart:
         caption: how to read it.
         x_label, y_label: with units.
         series: one per method.
-        kind: lines with points, or horizontal bars.
+        kind: lines with points, or a dot in a row for each method.
+        spread: what the intervals are.
         x_log: whether the horizontal axis is logarithmic.
         y_range: of the vertical axis; ``None`` for all data.
     """
@@ -67,6 +69,7 @@ class Chart:
     y_label: str
     series: Sequence[Series] = field(default_factory=tuple)
     kind: Kind = "lines"
+    spread: str = "95 % interval"
     x_log: bool = False
     y_range: tuple[float, float] | None = None
 
@@ -74,7 +77,7 @@ class Chart:
 # Okabe & Ito's palette, dark enough on white; black for FP32, which everything is held against.
 STYLES: dict[str, Style] = {
     "pahq": Style("#c2410c", "solid", "circle"),
-    "acdc": Style("#111111", "dash", "x"),
+    "acdc": Style("#111111", "dash", "x", width=6),  # seen under a curve that lies on it
     "host-acdc": Style("#6b7280", "dot", "cross"),
     "pahq-paper": Style("#a16207", "dashdot", "triangle-up"),
     "rtn-q": Style("#b0186f", "dot", "square"),

@@ -119,8 +119,8 @@ def faithfulness_chart(problem: str, behaviour: str, frames: Frames) -> Chart | 
     return Chart(
         f"faithfulness-{behaviour.replace('_', '-')}-{slug(problem)}",
         f"Faithfulness against size, {problem}, {'minus ' if behaviour == 'loss' else ''}{shown}",
-        "0: as with every edge patched; 1: as the whole model. Held-out prompts; bars are 95 % "
-        "intervals over prompts and seeds. "
+        "0: as with every edge patched; 1: as the whole model. Held-out prompts; searches with 95 % "
+        "intervals over prompts and seeds. Where circuits are the same, one curve lies on the other. "
         + (
             "This is what searches keep low."
             if behaviour == "loss"
@@ -157,7 +157,7 @@ def _range(series: Iterable[Series]) -> tuple[float, float]:
 def time_chart(problem: str, frames: Frames) -> Chart:
     """Seconds per run of each method."""
     return _cost_chart(
-        problem, frames, "seconds", "Time", "seconds for one run (logarithmic)",
+        problem, frames, "seconds", "Time", "seconds for one run",
         "Median over thresholds and seeds, least to most. A search is one threshold. Processes may have "
         "run side by side: read ratios.",
     )  # fmt: skip
@@ -166,7 +166,7 @@ def time_chart(problem: str, frames: Frames) -> Chart:
 def memory_chart(problem: str, frames: Frames) -> Chart:
     """Memory of each method above the loaded model."""
     return _cost_chart(
-        problem, frames, "extra_mib", "Memory", "MiB above the loaded model (logarithmic)",
+        problem, frames, "extra_mib", "Memory", "MiB above the loaded model",
         "Peak resident memory of the method's own process, less what it was before the run. Median over "
         "thresholds and seeds, least to most.",
     )  # fmt: skip
@@ -177,7 +177,7 @@ def _cost_chart(
 ) -> Chart:
     rows = frames.costs[frames.costs["problem"] == problem]
     grouped = rows[~rows["method"].str.contains("@")].groupby("method", sort=False)[column]
-    middle = grouped.median().clip(lower=1e-3).sort_values()
+    middle, least, most = grouped.median().sort_values(), grouped.min(), grouped.max()
     names = list(middle.index)
     return Chart(
         f"{title.lower()}-{slug(problem)}",
@@ -190,12 +190,13 @@ def _cost_chart(
                 column,
                 list(middle),
                 names,
-                [max(1e-3, grouped.min()[name]) for name in names],
-                [max(1e-3, grouped.max()[name]) for name in names],
+                [least[name] for name in names],
+                [most[name] for name in names],
             )
         ],
-        kind="bars",
-        x_log=True,
+        kind="dots",
+        spread="least to most",
+        x_log=bool((least > 0).all()),  # a logarithmic axis has no 0
     )
 
 

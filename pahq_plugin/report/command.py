@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pahq_plugin import completion as known
-from pahq_plugin.errors import ConfigError
+from pahq_plugin.errors import ConfigError, counted
 from pahq_plugin.launch import launched
 from pahq_plugin.terminal import (
     Ablation,
@@ -84,7 +84,8 @@ def compare(
         outcome = run_plan(chosen, out, processes, threads, not as_json and world.is_first, world)
         if not world.is_first:
             return
-        how = f"{processes * world.size} process(es) at a time, {threads} thread(s) each"
+        at_a_time = counted(processes * world.size, "process", "processes")
+        how = f"{at_a_time} at a time, {counted(threads, 'thread')} each"
         report = write_report(chosen, out, outcome, how, progress=not as_json)
         _tell(report, out, outcome, as_json)
         if outcome.failed:

@@ -83,7 +83,7 @@ def _versus(name: str, key: str, ours: pd.Series, rival: pd.Series) -> str:
     apart = ours[f"{key}_low"] > rival[f"{key}_high"] or rival[f"{key}_low"] > ours[f"{key}_high"]
     if decimals(a, 2) == decimals(b, 2):
         return f"equals that of {RIVAL} in {name} ({decimals(a, 2)})"
-    relation = "lies above" if a > b else "does NOT lie above"
+    relation = "lies above" if a > b else "lies below"
     doubt = "" if apart else "; intervals overlap"
     numbers = f"{decimals(a, 2)} against {decimals(b, 2)}"
     return f"{relation} that of {RIVAL} in {name} ({numbers}{doubt})"

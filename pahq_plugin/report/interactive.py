@@ -52,15 +52,15 @@ def figure(chart: Chart) -> str:
 
 def numbers(chart: Chart) -> Table:
     """A chart's points as a table; of long series, some of them."""
-    bars = chart.kind == "bars"
+    dots = chart.kind == "dots"
     rows = []
     for series in chart.series:
         for i in _some(len(series.x)):
             ends = f"{series.low[i]:.3g} to {series.high[i]:.3g}" if series.low else ABSENT
             x, y = number(series.x[i]), series.y[i]
-            rows.append([str(y), x, ends] if bars else [series.name, x, number(y), ends])
-    columns = ["method", *([] if bars else [chart.x_label]), chart.x_label if bars else chart.y_label]
-    return Table("", f"The numbers of: {chart.title}", "", [*columns, "interval"], rows)
+            rows.append([str(y), x, ends] if dots else [series.name, x, number(y), ends])
+    columns = ["method", *([] if dots else [chart.x_label]), chart.x_label if dots else chart.y_label]
+    return Table("", f"The numbers of: {chart.title}", "", [*columns, chart.spread], rows)
 
 
 def _some(length: int) -> list[int]:
@@ -71,7 +71,7 @@ def _some(length: int) -> list[int]:
 
 
 def _traces(chart: Chart) -> list[dict[str, Any]]:
-    draw = _bars if chart.kind == "bars" else _line
+    draw = _dots if chart.kind == "dots" else _line
     return [draw(series, place) for place, series in enumerate(chart.series)]
 
 
@@ -83,8 +83,8 @@ def _line(series: Series, place: int) -> dict[str, Any]:
         "name": series.name,
         "x": list(series.x),
         "y": list(series.y),
-        "line": {"color": look.color, "dash": look.dash, "width": 2},
-        "marker": {"symbol": look.marker, "size": 7},
+        "line": {"color": look.color, "dash": look.dash, "width": look.width},
+        "marker": {"symbol": look.marker, "size": 5 + look.width},
         "text": list(series.notes),
         "hovertemplate": "%{y:.4g} at %{x:.3g}" + ("<br>%{text}" if series.notes else ""),
         "zorder": 1 if series.name == ON_TOP else 0,
@@ -96,17 +96,18 @@ def _line(series: Series, place: int) -> dict[str, Any]:
     return trace
 
 
-def _bars(series: Series, place: int) -> dict[str, Any]:
+def _dots(series: Series, place: int) -> dict[str, Any]:
+    looks = [style(str(name), i) for i, name in enumerate(series.y)]
     trace: dict[str, Any] = {
-        "type": "bar",
-        "orientation": "h",
+        "type": "scatter",
+        "mode": "markers+text",
         "name": series.name,
         "x": list(series.x),
         "y": list(series.y),
-        "marker": {"color": [style(str(name), i).color for i, name in enumerate(series.y)]},
-        "text": list(series.notes),
-        "textposition": "none",
-        "hovertemplate": "%{y}: %{x:.3g}" + ("<br>%{text}" if series.notes else "") + "<extra></extra>",
+        "marker": {"color": [look.color for look in looks], "size": 10},
+        "text": [number(x, 2) for x in series.x],
+        "textposition": "top center",
+        "hovertemplate": "%{y}: %{x:.3g}<extra></extra>",
     }
     if series.low:
         trace["error_x"] = _errors(series.x, series.low, series.high)
@@ -132,7 +133,7 @@ def _layout(chart: Chart) -> dict[str, Any]:
         x |= {"type": "log", "dtick": 1, "exponentformat": "power"}
     if chart.y_range:
         y["range"] = list(chart.y_range)
-    if chart.kind == "bars":
+    if chart.kind == "dots":
         y |= {"autorange": "reversed", "title": {"text": ""}}
     return {
         "font": FONT,
@@ -140,7 +141,7 @@ def _layout(chart: Chart) -> dict[str, Any]:
         "margin": {"l": 60, "r": 16, "t": 16, "b": 48},
         "paper_bgcolor": "#ffffff",
         "plot_bgcolor": "#ffffff",
-        "showlegend": chart.kind != "bars",
+        "showlegend": chart.kind != "dots",
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
         "hovermode": "closest",
         "xaxis": x,

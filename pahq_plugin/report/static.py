@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from pahq_plugin.files import written_whole
 from pahq_plugin.report.chart import ON_TOP, Chart, Series, style
+from pahq_plugin.report.shown import number
 
 SIZE = (6.4, 4.0)
 """Inches."""
@@ -19,7 +20,6 @@ DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "x": "x", "triangle-up": "^", "cross": "+"}
 SETTINGS: Any = {
     "font.size": 9,
-    "text.parse_math": False,  # names of files may hold dollar signs
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -47,18 +47,28 @@ def draw(chart: Chart) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for place, series in enumerate(chart.series):
-        (_bars if chart.kind == "bars" else _line)(axes, series, place)
+        (_dots if chart.kind == "dots" else _line)(axes, series, place)
     axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
     if chart.x_log:
         axes.set_xscale("log")
     if chart.y_range:
         axes.set_ylim(*chart.y_range)
-    if chart.kind == "bars":
+    if chart.kind == "dots":
         axes.invert_yaxis()
-        axes.grid(visible=False, axis="y")
+        axes.margins(y=0.12)
     else:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _as_written(axes)
     return figure
+
+
+def _as_written(axes: Any) -> None:
+    """Dollar signs, which names of files may hold, begin no formula; those of tick labels do."""
+    legend = axes.get_legend()
+    names = axes.get_yticklabels() if axes.yaxis.get_units() is not None else []  # of methods
+    texts = [axes.title, axes.xaxis.label, axes.yaxis.label, *names]
+    for text in [*texts, *(legend.get_texts() if legend else [])]:
+        text.set_parse_math(False)
 
 
 def _line(axes: Any, series: Series, place: int) -> None:
@@ -68,7 +78,7 @@ def _line(axes: Any, series: Series, place: int) -> None:
         "linestyle": DASHES[look.dash],
         "marker": MARKERS[look.marker],
     }
-    drawn |= {"markersize": 4, "linewidth": 1.4, "label": series.name}
+    drawn |= {"markersize": 3 + look.width / 2, "linewidth": 0.7 * look.width, "label": series.name}
     drawn["zorder"] = 3 if series.name == ON_TOP else 2
     if len(series.x) > 30:
         drawn["marker"] = None
@@ -80,14 +90,14 @@ def _line(axes: Any, series: Series, place: int) -> None:
         axes.fill_between(series.x, series.low, series.high, color=look.color, alpha=0.12, linewidth=0)
 
 
-def _bars(axes: Any, series: Series, place: int) -> None:
-    colors = [style(str(name), i).color for i, name in enumerate(series.y)]
-    errors = None
-    if series.low:
-        below = [x - low for x, low in zip(series.x, series.low, strict=True)]
-        above = [high - x for x, high in zip(series.x, series.high, strict=True)]
-        errors = [below, above]
-    axes.barh(series.y, series.x, color=colors, xerr=errors, ecolor="#374151", capsize=2)
+def _dots(axes: Any, series: Series, place: int) -> None:
+    for i, (x, name) in enumerate(zip(series.x, series.y, strict=True)):
+        color = style(str(name), i).color
+        errors = [[x - series.low[i]], [series.high[i] - x]] if series.low else None
+        axes.errorbar([x], [name], xerr=errors, fmt="o", color=color, capsize=2)
+        axes.annotate(
+            number(x, 2), (x, name), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=8
+        )
 
 
 def _write(figure: Figure, file: Path) -> None:

@@ -24,7 +24,7 @@ from pahq_plugin.compare.baselines import BASELINES, get_baseline
 from pahq_plugin.compare.frames import Material, read_material
 from pahq_plugin.compare.plan import Plan, Search, slug
 from pahq_plugin.compare.sweep import Outcome
-from pahq_plugin.errors import ConfigError
+from pahq_plugin.errors import ConfigError, counted
 from pahq_plugin.files import installed_version, write_text
 from pahq_plugin.host.algorithms import host_options
 from pahq_plugin.measure import cpu_name
@@ -182,8 +182,9 @@ def _facts(plan: Plan, material: Material, how: str) -> Iterator[tuple[str, str]
         "Thresholds",
         ", ".join(f"{t:g}" for t in sorted(_thresholds(searches))),
     )
-    searched = ", ".join("all batches" if b is None else f"{b} batch(es)" for b in batches)
-    judged = f"{min(prompts, default=0)} to {max(prompts, default=0)} others"
+    searched = ", ".join("all batches" if b is None else counted(b, "batch", "batches") for b in batches)
+    least, most = min(prompts, default=0), max(prompts, default=0)
+    judged = f"{least} others" if least == most else f"{least} to {most} others"
     alike = ", the same for every method" if len(batches) == 1 else ""
     yield "Prompts", f"to search with: {searched}{alike}; to judge with: {judged}"
     yield "Ablation", ", ".join(dict.fromkeys(s.ablation for s in searches))

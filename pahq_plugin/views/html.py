@@ -22,7 +22,8 @@ CSS = """
 .pahq-result .number { text-align: right; font-variant-numeric: tabular-nums }
 .pahq-result .bar { display: block; height: 0.8em; min-width: 1px; background: #4f8fc4 }
 .pahq-result .bar.negative { background: #cc7f36 }
-.pahq-result .track { width: 12em }
+.pahq-result .track { display: block; width: 12em }
+.pahq-result .edge { white-space: nowrap }
 .pahq-result .quiet { opacity: 0.75 }
 """
 
@@ -72,8 +73,12 @@ def _table(kept: list[dict[str, Any]], top: int, scored: bool) -> str:
         sign = " negative" if entry["effect"] < 0 else ""
         width = 100 * abs(entry["effect"]) / largest
         bar = f'<span class="track"><span class="bar{sign}" style="width: {width:.1f}%"></span></span>'
-        row = [str(rank), html.escape(label(entry)), f"{entry['effect']:.3g}", bar]
+        row = [str(rank), _name(entry), f"{entry['effect']:.3g}", bar]
         rows.append(row if scored else [*row, "FP32" if entry["exact"] else "screened"])
     columns = ["#", "edge", "score" if scored else "effect", "", "decided on"]
     caption = f"Strongest {len(rows)} of {len(kept):,} kept edges"
     return table(caption, columns[: 4 if scored else 5], rows, {0, 2})
+
+
+def _name(entry: dict[str, Any]) -> str:
+    return f'<span class="edge">{html.escape(label(entry))}</span>'

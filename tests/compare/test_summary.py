@@ -17,9 +17,6 @@ from pahq_plugin.compare.summary import (
     at_threshold,
     by_seed,
     estimate,
-    head_of,
-    heads,
-    is_head,
     over_seeds,
     precision_study,
     ranking_scores,
@@ -372,20 +369,6 @@ def test_precision_over_seeds() -> None:
     only = row(precision_study(Material(tuple(found), tuple(ran))), method=OURS)
     assert (only["differing"], only["worst"], only["jaccard"], only["searches"]) == (1.5, 3, 0.5, 2)
     assert only["faithfulness_off"] == 0.5, "once above, once below"
-
-
-def test_heads_by_hand() -> None:
-    names = [(name, None) for name in NAMES]
-    assert heads(names) == {"A0.0", "A0.1", "A1.0", "A1.1"}
-    assert heads(names[2:3]) == {"A1.1"} and heads([]) == set()
-    assert is_head("A0.1") and is_head("A11.2.K")
-    assert not any(map(is_head, ("MLP 0", "Resid End", "A", "")))
-    assert [head_of(n) for n in ("A0.1", "A11.2.K", "A1.1.Q", "A1.1.V")] == [
-        "A0.1",
-        "A11.2",
-        "A1.1",
-        "A1.1",
-    ]
 
 
 def test_top_heads_by_hand() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -13,7 +14,7 @@ from pahq_plugin.compare.frames import Finding, Material
 from pahq_plugin.compare.plan import ProblemSpec, Search
 from pahq_plugin.report import interactive
 from pahq_plugin.report.chart import Chart, Series
-from pahq_plugin.report.charts import Frames, faithfulness_chart
+from pahq_plugin.report.charts import Frames, faithfulness_chart, memory_chart, time_chart
 from pahq_plugin.report.comparison_page import circuits_to_show, reference_threshold
 from pahq_plugin.report.static import write_chart
 
@@ -85,8 +86,39 @@ def test_what_was_not_measured_is_no_point(tmp_path: Path) -> None:
 
 
 def test_names_with_dollars_are_drawn(tmp_path: Path) -> None:
-    files = write_chart(Chart("c", "a$^$b", "", "x", "y", [Series("pahq", [1.0], [2.0])]), tmp_path)
+    series = [Series("a$x$", [1.0, 100.0], [2.0, 3.0])]
+    files = write_chart(Chart("c", "a$^$b", "", "x", "y", series, x_log=True), tmp_path)
     assert all(file.stat().st_size for file in files)
+    words = texts(tmp_path / "c.svg")
+    assert {"a$^$b", "a$x$"} <= words
+    assert not any("mathdefault" in word for word in words)  # powers of the axis, as TeX
+
+
+def texts(svg: Path) -> set[str]:
+    """The words of a picture."""
+    found = ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")
+    return {"".join(text.itertext()) for text in found}
+
+
+def costs(*rows: tuple[str, float, float]) -> Frames:
+    columns = ["method", "seconds", "extra_mib"]
+    spent = pd.DataFrame([dict(zip(columns, row, strict=True)) for row in rows]).assign(problem="ioi")
+    nothing = pd.DataFrame()
+    return Frames(nothing, spent, nothing, nothing, nothing, nothing)
+
+
+def test_costs_are_listed_as_they_are(tmp_path: Path) -> None:
+    """Also 0, which no logarithmic axis has, and what is far below all others."""
+    spent = costs(("pahq", 3.0, 4.0), ("pahq", 5.0, 8.0), ("random", 0.00004, 0.0))
+    time, memory = time_chart("ioi", spent), memory_chart("ioi", spent)
+    assert (time.x_log, memory.x_log) == (True, False)
+    assert list(time.series[0].x) == [0.00004, 4.0] and list(memory.series[0].x) == [0.0, 6.0]
+    table = interactive.numbers(memory)
+    assert table.columns == ["method", "MiB above the loaded model", "least to most"]
+    assert list(table.rows) == [["random", "0", "0 to 0"], ["pahq", "6", "4 to 8"]]
+    for one in (time, memory):
+        write_chart(one, tmp_path)
+    assert {"random", "pahq", "4e-05", "4"} <= texts(tmp_path / "time-ioi.svg")
 
 
 def finding(method: str, threshold: float | None, seed: int = 0) -> Finding:

@@ -26,17 +26,18 @@ function decidedOn(part, measure) {
 function describedNode({ node, incoming, outgoing }, measure) {
   const count = (edges) => edges.reduce((sum, edge) => sum + edge.shown.length, 0);
   const strongest = (edges) => edges.flatMap((edge) => edge.shown)
-    .sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect)).slice(0, 3)
+    .sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect))
     .map((part) => [arrowed(part.label), `${measure} ${digits(part.effect)}`]);
+  const few = (rows) => shortened(rows, 3);
   return {
     heading: `${node.name}${node.kind === "mlp" ? "" : `, ${KINDS[node.kind]}`}: ${count(incoming)} in, ${count(outgoing)} out`,
-    rows: [...strongest(outgoing), ...strongest(incoming)],
+    rows: [...few(strongest(outgoing)), ...few(strongest(incoming))],
   };
 }
 
-function shortened(rows) {
-  const more = rows.length - LONGEST_LIST;
-  return more > 0 ? [...rows.slice(0, LONGEST_LIST), [`and ${whole(more)} more`]] : rows;
+function shortened(rows, most = LONGEST_LIST) {
+  const more = rows.length - most;
+  return more > 0 ? [...rows.slice(0, most), [`and ${whole(more)} more`]] : rows;
 }
 
 /** One line of text for `aria-label`. */
