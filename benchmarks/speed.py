@@ -235,27 +235,21 @@ def draw(path: Path, rows: list[dict]) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for i, row in enumerate(sorted(rows, key=lambda row: row["kept"] / row["edges"])):
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    for number, row in enumerate(sorted(rows, key=lambda row: row["kept"] / row["edges"]), start=1):
         ours = median(turn["ours"] for turn in row["turns"])
         host = median(turn["host"] for turn in row["turns"])
         plain = median(turn["plain_forward"] for turn in row["turns"])
         share, per_edge = 100 * row["kept"] / row["edges"], ours / row["edges"] / plain
-        left.scatter(share, per_edge, color="tab:blue")
-        beside, side = ((6, -2), "left") if i % 2 else ((-6, -2), "right")  # neighbours apart
-        left.annotate(
-            row["case"]["name"],
-            (share, per_edge),
-            beside,
-            textcoords="offset points",
-            ha=side,
-            fontsize=7,
-        )
-        right.scatter(row["edges"], ours, color="tab:blue")
-        right.scatter(row["edges"], host, color="tab:orange")
+        name = f"{number}  {row['case']['name']}"
+        left.scatter(share, per_edge, color="tab:blue", marker=f"${number}$", s=70, label=name)
+        right.scatter(row["edges"], ours, color="tab:blue", label="ours" if number == 1 else None)
+        right.scatter(row["edges"], host, color="tab:orange", label="host" if number == 1 else None)
     left.set(xlabel="edges kept, %", ylabel="plain forwards per edge", xscale="log", yscale="log")
-    right.set(xlabel="edges", ylabel="seconds: ours blue, host orange", xscale="log", yscale="log")
-    left.margins(x=0.5, y=0.1)
+    right.set(xlabel="edges", ylabel="seconds", xscale="log", yscale="log")
+    left.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    right.legend(frameon=False, fontsize=8)
+    left.margins(x=0.1, y=0.1)
     left.xaxis.set_major_formatter("{x:g}")
     left.xaxis.set_minor_formatter("")
     figure.savefig(path, metadata={"Date": None})

@@ -125,7 +125,7 @@ def draw(path: Path, results: Row) -> None:
                 )
                 if method == METHODS[0]:
                     left.annotate(
-                        f"{row['name']}\n(prediction)", (row["edges"], row["cpu_seconds"]), (-8, 0),
+                        f"{row['name']}\n(prediction)", (row["edges"], row["cpu_seconds"]), (-4, -32),
                         textcoords="offset points", ha="right", fontsize=7,
                     )  # fmt: skip
     left.set(xscale="log", yscale="log", xlabel="edges", ylabel="CPU seconds, one thread")
@@ -155,6 +155,7 @@ def _draw_axes(axes: Any, rows: list[Row]) -> None:
     )
     axes.set_title("measured, one axis at a time", fontsize=8)
     axes.set_xticks([0.25, 0.5, 1, 2, 4], minor=False)
+    axes.set_yticks([0.25, 0.5, 1, 2, 4], minor=False)
     for one in (axes.xaxis, axes.yaxis):
         one.set_major_formatter("{x:g}")
         one.set_minor_formatter("")
