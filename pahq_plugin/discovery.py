@@ -116,7 +116,8 @@ def discover(
         checkpoint: a file to which a search writes how far it is, and from which it goes on if the
             file is there: to the same decisions, bit for bit, at equal settings and threads.
         progress: show a progress bar when a terminal is attached.
-        seed: seeds the watch on the guard band and algorithms that draw random numbers.
+        seed: seeds the watch on the guard band and algorithms that draw random numbers. Python's and
+            torch's generators, which all threads share, are seeded meanwhile and put back.
         checkpoint_every: seconds between two writes; one more is made when the run is interrupted.
         max_memory: bytes, or a text such as ``"8GB"``, that weights, caches and passes of a search may
             take on the device of the prompts, above what the process holds without the model's

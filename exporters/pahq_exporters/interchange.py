@@ -59,10 +59,16 @@ class GraphJson:
     circuit: frozenset[Edge]
     scores: Mapping[Edge, float]
 
-    def prune_scores(self, model: PatchableModel) -> PruneScores:
-        """Host prune scores with these scores, FP32 (FP64 for an FP64 model).
+    @property
+    def values(self) -> Mapping[Edge, float]:
+        """`scores`; where the file has none (or only zeros), 1 for the edges of the circuit."""
+        if any(self.scores.values()):
+            return self.scores
+        return {edge: float(edge in self.circuit) for edge in self.scores}
 
-        Of a file that has no scores (or only zeros): 1 for the edges of the circuit, 0 for the others.
+    def prune_scores(self, model: PatchableModel) -> PruneScores:
+        """Host prune scores with these `values`, FP32 (FP64 for an FP64 model).
+
         In a file that we wrote the top ``len(circuit)`` by magnitude are the circuit; in one of another
         tool they are if the circuit was chosen by ``apply_topn``.
 
@@ -72,21 +78,17 @@ class GraphJson:
         Returns:
             One tensor for each destination module: ``[head src]`` into heads, ``[src]`` elsewhere.
         """
-        values = self.scores
-        if not any(values.values()):
-            values = {edge: float(edge in self.circuit) for edge in values}
         scores = model.new_prune_scores()
         dtype = torch.promote_types(next(iter(scores.values())).dtype, torch.float32)
         scores = {name: score.to(dtype) for name, score in scores.items()}
-        for edge, value in values.items():
+        for edge, value in self.values.items():
             scores[edge.dest.module_name][edge.patch_idx] = value
         return scores
 
     def discovery(self, model: PatchableModel, n_edges: int | None = None) -> Discovery:
         """The file as a result of ours: it can be saved, shown, compared and run.
 
-        Its decisions are ranked by magnitude of the score, as those of a method that scores edges;
-        where the file has no scores, an edge of the circuit has 1 and the others 0.
+        Its decisions are ranked by magnitude of their `values`, as those of a method that scores edges.
 
         Args:
             model: the one that the file was read for.
@@ -102,8 +104,7 @@ class GraphJson:
             raise ConfigError(
                 f"n_edges={n_edges} must be from 1 to {len(self.scores)}, the model's edges"
             )
-        scored = any(self.scores.values())
-        values = self.scores if scored else {e: float(e in self.circuit) for e in self.scores}
+        values = self.values
         ranked = sorted(values, key=lambda edge: -abs(values[edge]))
         if n_edges is None:
             least = min((abs(values[edge]) for edge in self.circuit), default=math.inf)
@@ -255,6 +256,7 @@ def _parsed(file: Path, n_edges: int) -> dict[str, Any]:
             raise ResultError(
                 f"{file} holds {size:,} bytes; a graph of {n_edges:,} edges has at most {largest:,}"
             )
+        # Not `files.read_json`: NaN may stand in what does not concern edges.
         graph = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except (OSError, ValueError, RecursionError) as error:
         raise ResultError(f"{file} is no readable JSON: {error}") from error
