@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from auto_circuit.utils.graph_utils import patch_mode
@@ -40,24 +42,32 @@ def test_hooks_that_an_interrupt_left_are_taken_away() -> None:
     assert hooks_of(model) == before - 1
 
 
-def test_ctrl_c_waits_until_the_model_is_given_back() -> None:
+@pytest.fixture
+def on_interrupt() -> Iterator[Any]:
+    """Python's own handler, also where the tests run in the background and have none."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_waits_until_the_model_is_given_back(on_interrupt: Any) -> None:
     done: list[int] = []
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
+    with pytest.raises(KeyboardInterrupt), uninterrupted(on_interrupt):
         signal.raise_signal(signal.SIGINT)
         done.append(1)
     assert done == [1] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_interrupt_that_waits_is_not_lost_to_an_error() -> None:
-    with pytest.raises(KeyboardInterrupt) as caught, uninterrupted():
+def test_an_interrupt_that_waits_is_not_lost_to_an_error(on_interrupt: Any) -> None:
+    with pytest.raises(KeyboardInterrupt) as caught, uninterrupted(on_interrupt):
         signal.raise_signal(signal.SIGINT)
         raise ValueError
     assert isinstance(caught.value.__context__, ValueError)
 
 
-def test_other_threads_have_no_interrupts() -> None:
+def test_other_threads_have_no_interrupts(on_interrupt: Any) -> None:
     def body() -> None:
-        with uninterrupted():
+        with uninterrupted(on_interrupt):
             done.append(1)
 
     done: list[int] = []

@@ -43,6 +43,7 @@ def _at_rest(model: PatchableModel) -> Iterator[None]:
     hooks = [(container, container.copy()) for container in _hooks(model)]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     masks = [(w.patch_mask, w.patch_mask.data, w.patch_mask.data.clone()) for w in model.dest_wrappers]
+    with_gradients, on_interrupt = torch.is_grad_enabled(), signal.getsignal(signal.SIGINT)
     try:
         model.eval()
         for parameter, _, _ in parameters:
@@ -53,7 +54,8 @@ def _at_rest(model: PatchableModel) -> Iterator[None]:
                 mask.data = torch.zeros_like(mask.data)
         yield
     finally:
-        with uninterrupted():
+        with uninterrupted(on_interrupt):
+            torch.set_grad_enabled(with_gradients)
             for wrapper in model.wrappers:  # the host does not, where it is interrupted while it begins
                 wrapper.patch_mode, wrapper.curr_src_outs = False, None
                 if wrapper.is_dest:
@@ -95,9 +97,8 @@ def _refill(container: Hooks, content: Any) -> None:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Have Ctrl-C wait until the ``with`` block is done."""
-    before = signal.getsignal(signal.SIGINT)
+def uninterrupted(before: Any) -> Iterator[None]:
+    """Have Ctrl-C wait until the ``with`` block is done; ``before`` is what handles it."""
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return

@@ -72,7 +72,9 @@ def collect_batches(
             the vocabulary, prompts longer than the context or than the graph's ``seq_len``.
     """
     if not isinstance(loader, PromptDataLoader):
-        inside = "its .train_loader" if hasattr(loader, "train_loader") else "one of the host's"
+        inside = (
+            "its .train_loader" if hasattr(loader, "train_loader") else "one that gives such batches"
+        )
         raise PromptError(f"loader is a {type(loader).__name__}, not a PromptDataLoader; pass {inside}")
     most = None if count is None else min(count, sys.maxsize)
     try:

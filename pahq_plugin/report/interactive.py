@@ -110,7 +110,8 @@ def _dots(series: Series, place: int) -> dict[str, Any]:
         "hovertemplate": "%{y}: %{x:.3g}<extra></extra>",
     }
     if series.low:
-        trace["error_x"] = _errors(series.x, series.low, series.high)
+        # Of its own colour: plotly takes none from dots that differ.
+        trace["error_x"] = _errors(series.x, series.low, series.high) | {"color": "#374151"}
     return trace
 
 
@@ -130,7 +131,9 @@ def _layout(chart: Chart) -> dict[str, Any]:
     x: dict[str, Any] = {"title": {"text": chart.x_label}, **shared}
     y: dict[str, Any] = {"title": {"text": chart.y_label}, **shared}
     if chart.x_log:
-        x |= {"type": "log", "dtick": 1, "exponentformat": "power"}
+        # Costs may all lie between two powers of ten: 2 and 5 have ticks, too.
+        ticks = "D2" if chart.kind == "dots" else 1
+        x |= {"type": "log", "dtick": ticks, "exponentformat": "power"}
     if chart.y_range:
         y["range"] = list(chart.y_range)
     if chart.kind == "dots":
