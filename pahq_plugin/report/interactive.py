@@ -7,6 +7,7 @@ there. plotly's own code goes into the page, so that nothing is fetched.
 from __future__ import annotations
 
 import html
+import math
 from typing import Any
 
 from plotly.offline import get_plotlyjs
@@ -126,14 +127,21 @@ def _errors(values: Any, low: Any, high: Any) -> dict[str, Any]:
     }
 
 
+def _ticks(chart: Chart) -> list[float]:
+    """Round numbers around a chart's: costs may all lie between two powers of ten."""
+    values = [x for series in chart.series for x in (*series.x, *series.low, *series.high)]
+    decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
+    return [digit * 10.0**k for k in decades for digit in ((1,) if len(decades) > 3 else (1, 2, 5))]
+
+
 def _layout(chart: Chart) -> dict[str, Any]:
     shared = {"gridcolor": "#e5e7eb", "automargin": True, "tickfont": {"size": 12}}
     x: dict[str, Any] = {"title": {"text": chart.x_label}, **shared}
     y: dict[str, Any] = {"title": {"text": chart.y_label}, **shared}
     if chart.x_log:
-        # Costs may all lie between two powers of ten: 2 and 5 have ticks, too.
-        ticks = "D2" if chart.kind == "dots" else 1
-        x |= {"type": "log", "dtick": ticks, "exponentformat": "power"}
+        x |= {"type": "log", "dtick": 1, "exponentformat": "power"}
+        if chart.kind == "dots":
+            x |= {"tickmode": "array", "tickvals": _ticks(chart), "exponentformat": "none"}
     if chart.y_range:
         y["range"] = list(chart.y_range)
     if chart.kind == "dots":
