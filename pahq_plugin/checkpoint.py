@@ -306,8 +306,9 @@ def _lock(lock: Path, path: Path) -> TextIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if not isinstance(error, BlockingIOError):  # a file system without locks
+                if os.fstat(file.fileno()).st_size == 0:  # of nobody: holders write who they are
+                    lock.unlink(missing_ok=True)
                 file.close()
-                lock.unlink(missing_ok=True)
                 raise CheckpointError(
                     f"checkpoint {path} cannot be locked ({one_line(error)}); name one on another disk"
                 ) from error

@@ -55,8 +55,9 @@ from pahq_plugin.host.patching import (
     prepare,
 )
 from pahq_plugin.host.random_state import seeded
-from pahq_plugin.measure import budgeted, forward_seconds, measured
+from pahq_plugin.measure import forward_seconds, held_to, measured
 from pahq_plugin.metrics import Metric, check_answers, logit_diff, resolve_metric
+from pahq_plugin.placement.place import placed
 from pahq_plugin.plugins import engine_names
 from pahq_plugin.policy import check_parts
 from pahq_plugin.progress import say
@@ -138,8 +139,8 @@ def discover(
         MetricError: an unknown metric, or one that returns another shape than ``[prompt]`` or
             values that are not finite.
     """
-    config = SearchConfig(threshold=threshold, batches=batches, seed=seed)
     chosen = method if isinstance(method, Method) else get_method(method)
+    config = SearchConfig(threshold=threshold, batches=batches, seed=seed)
     kind = ablation_type(ablation)
     given = {
         "threshold": threshold != DEFAULT_THRESHOLD,
@@ -171,10 +172,24 @@ def discover(
     check_world(chosen, model, kind, world)
     check_device(model, prompts[0].clean.device, most)
     request = _Request(
-        chosen, model, loader, prompts, config, kind, metric, precision, engine, edges, true_edges,
-        n_edges, None if checkpoint is None else (Path(checkpoint), checkpoint_every), most,
-        progress and world.is_first, world,
-    )  # fmt: skip
+        method=chosen,
+        model=model,
+        loader=loader,
+        prompts=prompts,
+        config=config,
+        ablation=kind,
+        metric=metric,
+        precision=precision,
+        engine=engine,
+        edges=edges,
+        order="canonical" if order is None else "given",
+        true_edges=true_edges,
+        n_edges=n_edges,
+        checkpoint=None if checkpoint is None else (Path(checkpoint), checkpoint_every),
+        max_memory=most,
+        progress=progress and world.is_first,
+        world=world,
+    )
     settings = {
         "method": chosen.name,
         "scored": chosen.kind != "search",
@@ -182,8 +197,6 @@ def discover(
         "batches": batches,
         "seed": seed,
     }
-    if chosen.kind == "search":
-        settings["order"] = "canonical" if order is None else "given"
     stats = Stats()
     with seeded(seed), borrowed(model), memory_shortage_named():
         find = _searched if chosen.kind == "search" else _scored
@@ -205,6 +218,7 @@ class _Request:
     precision: PrecisionConfig | None
     engine: str
     edges: list[Edge]
+    order: str
     true_edges: set[Edge] | None
     n_edges: int | None
     checkpoint: tuple[Path, float] | None
@@ -233,11 +247,12 @@ def _searched(request: _Request, settings: dict[str, Any], stats: Stats) -> Foun
     engine, edges, config = request.engine, request.edges, request.config
     precision = request.method.precision or request.precision or engine_precision(engine, model)
     device = prompts[0].clean.device
-    with ExitStack() as stack:
+    with ExitStack() as places, ExitStack() as stack:
         if request.max_memory is not None:
             plan, precision = plan_search(task, engine, precision, request.max_memory)
             say(str(plan), request.progress)
-            placement = stack.enter_context(budgeted(model, plan, device, stats))
+            placement = places.enter_context(placed(model, plan, device))
+            stack.enter_context(held_to(plan, model, placement, device, stats))
             task = replace(task, placement=placement)
         file = None
         if request.checkpoint is not None or world.size > 1:
@@ -249,33 +264,27 @@ def _searched(request: _Request, settings: dict[str, Any], stats: Stats) -> Foun
         start = stack.enter_context(held_by_first(file, edges, world))
         with measured(stats, device):
             decisions, engine_used, used = search(
-                task,
-                engine,
-                edges,
-                config,
-                precision,
-                stats,
-                request.progress,
-                start,
-                file and file.take,
-            )
+                task, engine, edges, config, precision, stats,
+                request.progress, start, file and file.take,
+            )  # fmt: skip
+        stack.close()  # a plain forward takes memory and weights, too
         stats.forward_equivalents = stats.seconds / forward_seconds(model, prompts)
     return decisions, {
         "threshold": config.threshold,
         "metric": task.metric[0],
         "precision": None if used.is_exact else used.record(),
         "engine": engine_used,
+        "order": request.order,
     }
 
 
 def _scored(request: _Request, settings: dict[str, Any], stats: Stats) -> Found:
     """Scores of all edges, and the circuit of those that are largest; as `_searched`."""
     chosen, model, prompts, n_edges = request.method, request.model, request.prompts, request.n_edges
-    outputs = _output_shape(model, prompts[0].clean)
     if chosen.kind != "host":
-        check_answers(prompts, outputs[-1])
+        check_answers(prompts, _output_width(model, prompts[0].clean))
     with measured(stats, prompts[0].clean.device):
-        scores = _scores(request, outputs)
+        scores = _scores(request)
     stats.forward_equivalents = stats.seconds / forward_seconds(model, prompts)
     more: dict[str, Any] = {"n_edges": n_edges}
     if chosen.options:
@@ -412,14 +421,14 @@ def _output_shape(model: PatchableModel, tokens: torch.Tensor) -> torch.Size:
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def _scores(request: _Request, outputs: torch.Size) -> PruneScores:
-    """Scores of every edge by a method that does not search; ``outputs`` is the shape of the logits."""
+def _scores(request: _Request) -> PruneScores:
+    """Scores of every edge by a method that does not search."""
     method, model = request.method, request.model
     drawn = loader_of(request.prompts, request.loader)
     if method.kind == "host":
         return host_function(method.key, method.options)(model, drawn, request.true_edges)
     is_integrated = method.kind == "integrated"
-    if not is_integrated and _host_attributes(request, outputs):
+    if not is_integrated and _host_attributes(request):
         return edge_attribution(model, drawn, request.ablation)
     prepared = prepare(model, request.loader, request.prompts, request.ablation)
     if is_integrated:
@@ -428,14 +437,15 @@ def _scores(request: _Request, outputs: torch.Size) -> PruneScores:
     return {name: len(prepared) * scores for name, scores in at_clean.items()}  # a sum, as the host's
 
 
-def _host_attributes(request: _Request, outputs: torch.Size) -> bool:
+def _host_attributes(request: _Request) -> bool:
     """Whether the host's own edge attribution does for an ablation and answers.
 
     It takes means over the batches that it differentiates, not the data set, and answers for each output
-    position, or lists of as many on both sides.
+    position, or where that is one, a list on both sides.
     """
     if request.ablation.mean_over_dataset:
         return False
+    outputs = _output_shape(request.model, request.prompts[0].clean)
     sides = [(batch.answers, batch.wrong_answers) for batch in request.prompts]
     return all(
         (isinstance(right, list) and isinstance(wrong, list) and len(outputs) == 2)

@@ -17,9 +17,10 @@ import torch
 from pahq_plugin.heap import release_unused, tidy_heap
 from pahq_plugin.host import PatchableModel, PromptPairBatch
 from pahq_plugin.host.lending import unsplit
+from pahq_plugin.host.model import weight_parameters
 from pahq_plugin.mapped import is_mapped
 from pahq_plugin.notices import warn
-from pahq_plugin.placement.place import Placement, placed
+from pahq_plugin.placement.place import Planned
 from pahq_plugin.placement.plan import Plan, units_of
 from pahq_plugin.result import Stats
 
@@ -79,29 +80,37 @@ def memory_above(device: torch.device | None = None) -> Iterator[Memory]:
 
 
 @contextmanager
-def budgeted(
-    model: PatchableModel, plan: Plan, device: torch.device, stats: Stats
-) -> Iterator[Placement]:
-    """Weights and caches where ``plan`` wants them, and the peak held against its budget.
+def held_to(
+    plan: Plan, model: PatchableModel, placement: Planned, device: torch.device, stats: Stats
+) -> Iterator[None]:
+    """Enter into ``stats`` what memory the ``with`` block takes, and say so where that is more than 5 %
+    above the budget.
 
-    Enters into ``stats`` what was taken; says so where that is more than 5 % above the budget.
+    Args:
+        plan: the budget.
+        model: whose weights are placed as the plan wants them.
+        placement: by which they come and go.
+        device: where the budget holds.
+        stats: written to.
     """
-    with placed(model, plan, device) as placement, tidy_heap():
-        staying = (p for unit in units_of(model) if unit.name in plan.stay for p in unit.parameters)
-        in_memory = sum(p.nbytes for p in staying if not is_mapped(p))
+    away = {p for unit in units_of(model) if unit.name not in plan.stay for p in unit.parameters}
+    staying = (p for _, p in weight_parameters(model) if p not in away)
+    in_memory = sum(p.nbytes for p in staying if not is_mapped(p))
+    before = placement.moved
+    with tidy_heap():
         release_unused()
         with memory_above(device) as memory:
-            yield placement
-        peak = memory.above + in_memory
-        stats.memory = {
-            "max_memory": plan.max_memory,
-            "peak": peak,
-            "weights": plan.weights,
-            "stayed": plan.staying,
-            "moved": placement.moved,
-        }
-        if peak > OVER * plan.max_memory:
-            warn(f"the search took {peak / 1e6:,.0f} MB, more than max_memory")
+            yield
+    peak = memory.above + in_memory
+    stats.memory = {
+        "max_memory": plan.max_memory,
+        "peak": peak,
+        "weights": plan.weights,
+        "stayed": plan.staying,
+        "moved": placement.moved - before,
+    }
+    if peak > OVER * plan.max_memory:
+        warn(f"the search took {peak / 1e6:,.0f} MB, more than max_memory")
 
 
 def _forget_peak() -> None:

@@ -48,7 +48,7 @@ def logit_diff(logits: Tensor, clean_logits: Tensor, batch: PromptPairBatch) -> 
     """
     try:
         right, wrong = (_mean_logit(logits, ids) for ids in (batch.answers, batch.wrong_answers))
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, ValueError) as error:
         raise MetricError(
             f"logit_diff needs answers and wrong_answers that are token ids within logits of shape "
             f"{list(logits.shape)}: {str(error).splitlines()[0]}"
@@ -76,6 +76,10 @@ def check_answers(batches: Sequence[PromptPairBatch], vocabulary: int) -> None:
     for batch in batches:
         for name in ("answers", "wrong_answers"):
             answers = getattr(batch, name)
+            if isinstance(answers, list) and len(answers) != len(batch.clean):
+                raise MetricError(
+                    f"{name} for {len(batch.clean)} prompts: {len(answers)}; give each prompt its own"
+                )
             for ids in answers if isinstance(answers, list) else [answers]:
                 if not _are_tokens(ids, vocabulary):
                     raise MetricError(

@@ -68,11 +68,16 @@ def load(entry: EntryPoint) -> Any:
     """What an entry names.
 
     Raises:
-        ConfigError: importing it failed.
+        ConfigError: importing it failed, or it is nothing that can be called.
     """
     try:
-        return entry.load()
-    except Exception as error:  # whatever a foreign module does while it is imported
+        found = entry.load()
+    except (Exception, SystemExit) as error:  # whatever a foreign module does while it is imported
         raise ConfigError(
             f"{entry.group} {entry.name!r} ({entry.value}) cannot be loaded: {one_line(error)}"
         ) from error
+    if not callable(found):
+        raise ConfigError(
+            f"{entry.group} {entry.name!r} ({entry.value}) is a {type(found).__name__}, not a function"
+        )
+    return found

@@ -157,7 +157,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     cells = [[name, *(row[place] for row in rows)] for place, name in enumerate(columns)]
     widths = [max(map(cell_len, column)) for column in cells]
     if _width(widths) > console.width:
-        widths[1:] = [max(cell_len(w) for text in column for w in text.split()) for column in cells[1:]]
+        words = [[word for text in column for word in text.split()] for column in cells[1:]]
+        widths[1:] = [max(map(cell_len, some), default=0) for some in words]
     count = len(columns)
     while count > 2 and _width(widths[:count]) > console.width:
         count -= 1

@@ -107,8 +107,9 @@ def _show(
 
 def flags_given(context: typer.Context, names: Iterable[str]) -> list[str]:
     """The flags of those parameters that the command line sets."""
-    here = [n for n in names if str(context.get_parameter_source(n)).endswith("COMMANDLINE")]
-    return [f"--{name.replace('_', '-')}" for name in here]
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    return [f"--{name.replace('_', '-')}" for name in given]
 
 
 class _OneLine(logging.Handler):

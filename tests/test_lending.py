@@ -22,7 +22,8 @@ from tests.helpers.small import loader, patchable, small_model, tokens, transfor
 
 def hooks_of(model: nn.Module) -> int:
     """How many hooks all modules have, by torch's count and by TransformerLens'."""
-    of_torch = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    of_torch = sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
     points = [m for m in model.modules() if isinstance(m, HookPoint)]
     return of_torch + sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in points)
 
@@ -36,6 +37,9 @@ def test_hooks_that_an_interrupt_left_are_taken_away() -> None:
         model.blocks[0].register_forward_hook(lambda *_: None)
         model.blocks[0].mlp.register_forward_pre_hook(lambda *_: None)
         model.blocks[0].attn.hook_pattern.add_hook(lambda x, hook: x)
+        model.blocks[0].attn.hook_pattern.add_hook(lambda x, hook: None, dir="bwd")
+        model.blocks[1]._forward_hooks.clear()
+        model.blocks[1].register_forward_hook(lambda *_: None)
         raise KeyboardInterrupt
     assert hooks_of(model) == before
     own.remove()

@@ -151,18 +151,27 @@ def assert_light(code: str, *arguments: str, code_of_exit: int = 0, **environmen
     assert "pahq_plugin.cli" in imported and not imported & set(HEAVY)
 
 
-def test_a_foreign_command_that_is_broken_does_not_break_the_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("mend = 1 / 0", "cannot be loaded: division by zero"),
+        ("mend = 3", "is a int, not a function"),
+        ("raise SystemExit(3)", "cannot be loaded: 3"),
+        ("", "cannot be loaded: module 'broken_command' has no attribute 'mend'"),
+    ],
+)
+def test_a_foreign_command_that_is_broken_does_not_break_the_others(
+    code: str, reason: str, tmp_path: Path
+) -> None:
     about = tmp_path / "broken-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[pahq.commands]\nmend = broken_command:mend\n")
-    (tmp_path / "broken_command.py").write_text("mend = 1 / 0\n")
+    (tmp_path / "broken_command.py").write_text(f"{code}\n")
     path = os.pathsep.join([str(tmp_path), str(REPOSITORY), str(REPOSITORY / "exporters")])
     done = shell("--version", PYTHONPATH=path)
     assert done.returncode == 0 and done.stdout.startswith("pahq-plugin ")
-    assert done.stderr == (
-        "warning: pahq.commands 'mend' (broken_command:mend) cannot be loaded: division by zero\n"
-    )
+    assert done.stderr == (f"warning: pahq.commands 'mend' (broken_command:mend) {reason}\n")
 
 
 # Version and colours -------------------------------------------------------------------------------

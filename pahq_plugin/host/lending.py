@@ -80,6 +80,8 @@ def _hooks(model: PatchableModel) -> Iterator[Hooks]:
     for module in model.modules():
         yield module._forward_hooks
         yield module._forward_pre_hooks
+        yield module._backward_hooks
+        yield module._backward_pre_hooks
         if isinstance(module, HookPoint):
             yield module.fwd_hooks
             yield module.bwd_hooks
@@ -87,8 +89,6 @@ def _hooks(model: PatchableModel) -> Iterator[Hooks]:
 
 def _refill(container: Hooks, content: Any) -> None:
     """Make a container hold what it held before; handles of hooks refer to the container itself."""
-    if len(container) == len(content):
-        return
     container.clear()
     if isinstance(container, dict):
         container.update(content)
@@ -126,6 +126,7 @@ def _check_at_rest(model: PatchableModel) -> None:
         raise ConfigError("the model is in a set_mask_batch_size block; leave that first")
 
 
+_HOLDING = threading.Lock()
 _HOLDERS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 """Threads that have borrowed a model, by what the host wraps; a thread may do so again inside."""
 
@@ -137,8 +138,10 @@ def _by_one_thread(model: PatchableModel) -> Iterator[None]:
         ConfigError: another thread has borrowed the model.
     """
     own, inner = threading.get_ident(), model.wrapped_model
-    is_first = inner not in _HOLDERS
-    if _HOLDERS.setdefault(inner, own) != own:
+    with _HOLDING:
+        is_first = inner not in _HOLDERS
+        holder = _HOLDERS.setdefault(inner, own)
+    if holder != own:
         raise ConfigError(
             "another thread searches or evaluates this model; give each thread a copy.deepcopy of it"
         )
@@ -146,7 +149,8 @@ def _by_one_thread(model: PatchableModel) -> Iterator[None]:
         yield
     finally:
         if is_first:
-            del _HOLDERS[inner]
+            with _HOLDING:
+                del _HOLDERS[inner]
 
 
 @contextmanager

@@ -38,9 +38,9 @@ def check_patchable(model: object) -> PatchableModel:
         )
     if not model.is_factorized:
         raise ModelError("model is not factorized; call patchable_model(..., factorized=True)")
-    _check_wrapped_once(model)
     if model.is_transformer:
         _check_transformer(model)
+    _check_wrapped_once(model)
     check_finite(model)
     return model
 

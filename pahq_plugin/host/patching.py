@@ -113,22 +113,29 @@ def check_prefix(model: PatchableModel, loader: PromptDataLoader) -> None:
             "the loader's prompts go on from a common prefix whose KV cache the model lacks; make the "
             "model patchable with kv_caches=(loader.kv_cache,)"
         )
-    if not all(_same_entry(*pair) for pair in zip(own.entries, cache.entries, strict=False)):
+    if own is not cache and not _same_prefix(own, cache):
         raise PromptError(
             "the model's KV cache is of another prefix than the loader's prompts; make the model "
             "patchable with kv_caches=(loader.kv_cache,)"
         )
 
 
-def _same_entry(own: Any, given: Any) -> bool:
-    """Whether two KV caches of a layer hold the same, one of them perhaps repeated for each head."""
-    pairs = ((own.past_keys, given.past_keys), (own.past_values, given.past_values))
-    if any(mine.shape[2] % theirs.shape[2] for mine, theirs in pairs):
+def _same_prefix(own: Any, given: Any) -> bool:
+    """Whether two KV caches hold the same; that of the model may be repeated for each head."""
+    mask = given.previous_attention_mask.to(own.previous_attention_mask.device)
+    if len(own.entries) != len(given.entries) or not torch.equal(own.previous_attention_mask, mask):
         return False
     return all(
-        torch.equal(mine, theirs.repeat_interleave(mine.shape[2] // theirs.shape[2], dim=2))
-        for mine, theirs in pairs
+        _same_heads(mine, theirs)
+        for entries in zip(own.entries, given.entries, strict=True)
+        for mine, theirs in zip(*((e.past_keys, e.past_values) for e in entries), strict=True)
     )
+
+
+def _same_heads(mine: Tensor, theirs: Tensor) -> bool:
+    """Whether keys or values ``[batch, pos, head, d_head]`` are the same, but for repeated heads."""
+    times, rest = divmod(mine.shape[2], theirs.shape[2])
+    return not rest and torch.equal(mine, theirs.to(mine.device).repeat_interleave(times, dim=2))
 
 
 def past_length(model: PatchableModel) -> int:
@@ -198,7 +205,7 @@ def prompts_digest(batches: Sequence[PromptPairBatch]) -> str:
         for values in (batch.clean, batch.corrupt, batch.answers, batch.wrong_answers):
             for tensor in values if isinstance(values, list) else [values]:
                 digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-                digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from shutil import rmtree
@@ -28,11 +29,13 @@ from pahq_plugin.errors import ModelError, one_line
 from pahq_plugin.files import read_json, write_text, written_whole
 from pahq_plugin.fingerprint import fingerprint
 from pahq_plugin.host.adapt import check_kind
+from pahq_plugin.host.changes import plain_name
 from pahq_plugin.host.model import MACHINE_FIELDS
 from pahq_plugin.mapped import let_go_if_unchanged, mapped_parameter, read_mapped
 
 MODEL_FILE = "model.json"
 TOKENIZER = "tokenizer"
+WEIGHTS = re.compile(r"(un)?embedding\.safetensors|block-[0-9]{3,}\.safetensors")
 LAYOUT = 1
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64)}
 """What models can be stored in: those in half precision are searched by the host's forward."""
@@ -60,16 +63,14 @@ def save_model(model: HookedTransformer, folder: str | Path, *, force: bool = Fa
     """
     folder = Path(folder)
     _check_storable(model)
-    if (folder / MODEL_FILE).exists() and not force:
-        raise ModelError(f"{folder} holds a model already; pass force=True (--force) to replace it")
+    if (folder / MODEL_FILE).exists():
+        if not force:
+            raise ModelError(f"{folder} holds a model already; pass force=True (--force) to replace it")
+        _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _clear(folder)
     contents: dict[str, int] = {}
     for file, weights in _files(model):
-        for name, weight in weights.items():
-            if not bool(torch.isfinite(weight).all()):
-                raise ModelError(f"weights of {name} hold NaN or infinity")
-            contents[name] = fingerprint(weight)
+        contents |= {name: fingerprint(weight) for name, weight in weights.items()}
         with written_whole(folder / file) as temporary:
             save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary)
     tokenizer: Any = model.tokenizer
@@ -126,12 +127,15 @@ def stored_name(folder: str | Path) -> str | None:
 
 
 def _clear(folder: Path) -> None:
-    """Take away what an earlier model left; there is none until `MODEL_FILE` is written again."""
-    (folder / MODEL_FILE).unlink(missing_ok=True)
-    for file in (*folder.glob("*embedding.safetensors"), *folder.glob("block-*.safetensors")):
+    """Take away the model that is there, and nothing else."""
+    (folder / MODEL_FILE).unlink()  # the folder is no model until it is written again
+    for file in [file for file in folder.iterdir() if WEIGHTS.fullmatch(file.name)]:
         file.unlink()
-    if (folder / TOKENIZER).is_dir():
-        rmtree(folder / TOKENIZER)
+    tokenizer = folder / TOKENIZER
+    if tokenizer.is_symlink():
+        tokenizer.unlink()
+    elif tokenizer.is_dir():
+        rmtree(tokenizer)
 
 
 def _check_storable(model: object) -> None:
@@ -142,17 +146,24 @@ def _check_storable(model: object) -> None:
         raise ModelError(f"the model is in {cfg.dtype}; stored are {', '.join(DTYPES)}")
     if cfg.use_normalization_before_and_after:
         raise ModelError("norms after attention cannot be searched a layer at a time; use it in memory")
+    for name, parameter in _weights(model).items():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(f"weights of {name} hold NaN or infinity")
 
 
 def _files(model: HookedTransformer) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Every weight by name, file by file."""
-    weights = {
-        name.replace(".module.", "."): parameter.detach()
+    weights = _weights(model)
+    for file, names in _names_by_file(weights).items():
+        yield file, {name: weights[name].cpu() for name in names}
+
+
+def _weights(model: HookedTransformer) -> dict[str, Tensor]:
+    return {
+        plain_name(name): parameter.detach()
         for name, parameter in model.named_parameters()
         if not name.endswith("patch_mask")
     }
-    for file, names in _names_by_file(weights).items():
-        yield file, {name: weights[name].cpu() for name in names}
 
 
 def _names_by_file(names: Iterable[str]) -> dict[str, list[str]]:

@@ -22,6 +22,7 @@ from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.host import PatchableModel, PromptPairBatch
 from pahq_plugin.host.blocks import output_positions
+from pahq_plugin.host.changes import plain_name
 from pahq_plugin.host.model import weight_parameters
 
 WINDOW = 3
@@ -304,7 +305,8 @@ def _low_bytes(model: PatchableModel, precision: PrecisionConfig | None) -> int:
     if precision is None:
         return 0
     nbytes = 0
-    for name, parameter in weight_parameters(model):
+    named = model.wrapped_model.named_parameters(remove_duplicate=False)  # each block has its own copy
+    for name, parameter in ((plain_name(name), p) for name, p in named):
         part = _part_of(name)
         number_format = None if part is None else precision.format_of(*part)
         if number_format is not None and number_format.is_low:

@@ -154,8 +154,8 @@ def _range(series: Iterable[Series]) -> tuple[float, float]:
     return max(-0.5, min(0.0, *values)) - 0.05, min(1.5, max(1.0, *values)) + 0.05
 
 
-def time_chart(problem: str, frames: Frames) -> Chart:
-    """Seconds per run of each method."""
+def time_chart(problem: str, frames: Frames) -> Chart | None:
+    """Seconds per run of each method; ``None`` where none was run."""
     return _cost_chart(
         problem, frames, "seconds", "Time", "seconds for one run",
         "Median over thresholds and seeds, least to most. A search is one threshold. Processes may have "
@@ -163,8 +163,8 @@ def time_chart(problem: str, frames: Frames) -> Chart:
     )  # fmt: skip
 
 
-def memory_chart(problem: str, frames: Frames) -> Chart:
-    """Memory of each method above the loaded model."""
+def memory_chart(problem: str, frames: Frames) -> Chart | None:
+    """Memory of each method above the loaded model; ``None`` where none was run."""
     return _cost_chart(
         problem, frames, "extra_mib", "Memory", "MiB above the loaded model",
         "Peak resident memory of the method's own process, less what it was before the run. Median over "
@@ -174,11 +174,13 @@ def memory_chart(problem: str, frames: Frames) -> Chart:
 
 def _cost_chart(
     problem: str, frames: Frames, column: str, title: str, label: str, caption: str
-) -> Chart:
+) -> Chart | None:
     rows = frames.costs[frames.costs["problem"] == problem]
     grouped = rows[~rows["method"].str.contains("@")].groupby("method", sort=False)[column]
     middle, least, most = grouped.median().sort_values(), grouped.min(), grouped.max()
     names = list(middle.index)
+    if not names:
+        return None
     return Chart(
         f"{title.lower()}-{slug(problem)}",
         f"{title}, {problem}",

@@ -30,8 +30,9 @@ def command(out: Path, problem: str = "greater-than", method: str = "pahq") -> l
 def start(arguments: list[str]) -> subprocess.Popen[bytes]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": str(random.randrange(1000))}
     return subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip  # tests that run in the background ignore Ctrl-C, and so would their children
 
 
 def undisturbed(folder: Path, **case: str) -> tuple[bytes, float]:

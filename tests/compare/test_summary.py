@@ -17,6 +17,7 @@ from pahq_plugin.compare.summary import (
     at_threshold,
     by_seed,
     estimate,
+    heads,
     over_seeds,
     precision_study,
     ranking_scores,
@@ -380,3 +381,9 @@ def test_top_heads_by_hand() -> None:
     decisions = [{"edge": name, "effect": effect} | rest for name, effect in many.items()]
     six = Finding(Search(IOI, RANKING, None, 0), {"decisions": decisions}, {})
     assert top_heads(six) == {"A0.2", "A0.3", "A0.4", "A0.5", "A0.6"}, "signs do not cancel"
+
+
+def test_heads_by_hand() -> None:
+    names = [(name, None) for name in NAMES]
+    assert heads(names) == {"A0.0", "A0.1", "A1.0", "A1.1"}
+    assert heads(names[2:3]) == {"A1.1"} and heads([]) == set()

@@ -126,6 +126,16 @@ def test_answers_that_are_no_tokens(method: str, name: str) -> None:
             discover(small_model(), given, method=method)
 
 
+@pytest.mark.parametrize("method", ["eap", "eap-ig"])
+def test_answers_for_other_prompts(method: str) -> None:
+    for given in (
+        with_answers(list(RIGHT), list(WRONG)[:3]),
+        with_answers(list(RIGHT)[:2], list(WRONG)),
+    ):
+        with refused(MetricError, "answers for 4 prompts: ", "; give each prompt its own"):
+            discover(small_model(), given, method=method)
+
+
 @pytest.mark.parametrize("settings", [{"method": "acdc", "metric": "logit_diff"}, {"method": "eap"}])
 def test_answers_of_other_positions_are_refused(settings: dict[str, Any]) -> None:
     """Not those of the first positions taken without a word."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import pahq_plugin as pahq
+from pahq_plugin import discovery
 from pahq_plugin.errors import ConfigError
 from tests.helpers.families import family_loader, family_model
 from tests.helpers.refused import refused
@@ -134,6 +135,16 @@ def test_a_model_in_memory_is_given_back_as_it_was() -> None:
     for name, parameter in model.named_parameters():
         assert parameter is before[name][0] and torch.equal(parameter, before[name][1])
         parameter.data.add_(0)
+
+
+def test_only_the_search_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the plain forwards that its time is held against, which need every weight, too."""
+    loader, settings = family_loader(), {"method": "acdc", "progress": False, "max_memory": "24.5MB"}
+    found = pahq.discover(pahq.adapt(family_model("llama-3")), loader, **settings)
+    monkeypatch.setattr(discovery, "forward_seconds", lambda *_: 1.0)
+    without = pahq.discover(pahq.adapt(family_model("llama-3")), loader, **settings)
+    assert found.stats.memory["moved"] == without.stats.memory["moved"] > 0
+    assert found.stats.forward_equivalents > 0
 
 
 def test_the_plan_is_printed(capfd: pytest.CaptureFixture[str]) -> None:

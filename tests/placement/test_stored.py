@@ -91,6 +91,28 @@ def test_a_model_that_is_there_is_kept(tmp_path: Path) -> None:
     assert torch.equal(pahq.open_model(tmp_path)(tokens()[0]), family_model("gpt2")(tokens()[0]))
 
 
+def test_files_of_others_are_kept(tmp_path: Path) -> None:
+    """A folder may hold what no model of ours is."""
+    (tmp_path / "tokenizer").mkdir()
+    mine = ["tokenizer/mine.txt", "token_embedding.safetensors", "block-of-mine.safetensors"]
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    pahq.save_model(transformer(n_layers=1), tmp_path)
+    assert all((tmp_path / name).read_text() == "mine" for name in mine)
+    pahq.save_model(transformer(n_layers=1), tmp_path, force=True)
+    assert all((tmp_path / name).read_text() == "mine" for name in mine[1:])
+
+
+def test_a_refused_model_replaces_none(tmp_path: Path) -> None:
+    pahq.save_model(transformer(n_layers=1), tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    broken = transformer(n_layers=1)
+    broken.blocks[0].mlp.W_out.data[0, 0] = torch.nan
+    with refused(ModelError, "weights of blocks.0.mlp.W_out hold NaN or infinity"):
+        pahq.save_model(broken, tmp_path, force=True)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 def test_nothing_of_a_replaced_model_is_left(tmp_path: Path) -> None:
     """Neither its tokenizer nor blocks that the new one does not have."""
     pahq.save_model(transformer(n_layers=3), tmp_path)

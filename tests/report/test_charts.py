@@ -107,10 +107,17 @@ def costs(*rows: tuple[str, float, float]) -> Frames:
     return Frames(nothing, spent, nothing, nothing, nothing, nothing)
 
 
+def test_no_costs_no_chart() -> None:
+    """Where all plain methods were refused, or only others were asked for."""
+    studied = costs(("unguarded@int4", 1.0, 1.0))
+    assert time_chart("ioi", studied) is None and memory_chart("ioi", studied) is None
+
+
 def test_costs_are_listed_as_they_are(tmp_path: Path) -> None:
     """Also 0, which no logarithmic axis has, and what is far below all others."""
     spent = costs(("pahq", 3.0, 4.0), ("pahq", 5.0, 8.0), ("random", 0.00004, 0.0))
     time, memory = time_chart("ioi", spent), memory_chart("ioi", spent)
+    assert time is not None and memory is not None
     assert (time.x_log, memory.x_log) == (True, False)
     assert list(time.series[0].x) == [0.00004, 4.0] and list(memory.series[0].x) == [0.0, 6.0]
     table = interactive.numbers(memory)
