@@ -262,6 +262,9 @@ def _searched(request: _Request, settings: dict[str, Any], stats: Stats) -> Foun
                 path, every = request.checkpoint
                 file = Checkpoint(path, identity, edges, config.threshold, every)
         start = stack.enter_context(held_by_first(file, edges, world))
+        if start is not None and file is not None:
+            done = f"{len(start.decisions):,} of {len(edges):,} edges are decided"
+            say(f"going on from {file.path}: {done}", request.progress)
         with measured(stats, device):
             decisions, engine_used, used = search(
                 task, engine, edges, config, precision, stats,

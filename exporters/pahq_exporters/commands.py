@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ from pahq_plugin import completion as known
 from pahq_plugin.early import check_folder, check_problem
 from pahq_plugin.errors import ConfigError, ResultError
 from pahq_plugin.terminal import (
+    BatchSize,
     Debug,
     Force,
     Json,
@@ -43,6 +46,7 @@ def export(
     path: Annotated[Path, typer.Argument(help="File to write: .onnx, or .json with --result.")],
     model: Model = None,
     prompts: Prompts = None,
+    batch_size: BatchSize = None,
     graph: Annotated[
         str, known.option(("dense", "sweep"), "dense: sets of edges; sweep: single edges.")
     ] = "dense",
@@ -94,7 +98,7 @@ def export(
         precision = PrecisionConfig(
             low=low, mlp=mlp or low, scale=scale, activations=activations, policy=policy  # type: ignore[arg-type]
         )  # fmt: skip
-        loaded = load_problem(problem, model=model, prompts=prompts)
+        loaded = load_problem(problem, model=model, prompts=prompts, batch_size=batch_size)
         if result is not None:
             _write_circuit(result, loaded.model, path, as_json)
             return
@@ -112,7 +116,7 @@ def export(
         found: dict[str, object] = {"file": str(written), "bytes": written.stat().st_size}
         found |= {"check": lines} if check else {}
         if ids is not None:
-            _write_ids(loaded.train_loader, ids)
+            _write_ids([loaded.train_loader, loaded.test_loader], ids)
             found["ids"] = str(ids)
         if as_json:
             print_json(found)
@@ -124,12 +128,12 @@ def export(
             typer.echo(f"wrote {ids}; try: pahq run {written} --prompts {ids} --all")
 
 
-def _write_ids(loader: PromptDataLoader, path: Path) -> None:
-    """The prompts of ``loader`` as token ids, a host JSON file."""
+def _write_ids(loaders: Sequence[PromptDataLoader], path: Path) -> None:
+    """The prompts of all ``loaders`` as token ids, a host JSON file."""
     from pahq_plugin.files import write_text
 
     prompts = []
-    for batch in loader:
+    for batch in chain(*loaders):
         fields = {
             name: getattr(batch, name) for name in ("clean", "corrupt", "answers", "wrong_answers")
         }

@@ -43,6 +43,7 @@ def write_heads(model: PatchableModel, described: Description, path: Path) -> No
     }
     try:
         save_file(tensors, str(path), metadata={"id": described.id})
+        path.chmod(0o644)  # as the graph beside it
     except SafetensorError as error:  # of a full disk, too
         raise OSError(one_line(error)) from None
 

@@ -9,6 +9,7 @@ from typing import Any
 from pahq_plugin.errors import ResultError
 from pahq_plugin.evaluation import MEASURES
 from pahq_plugin.files import read_json
+from pahq_plugin.metrics import METRICS
 
 
 def read_search(file: Path) -> dict[str, Any]:
@@ -20,9 +21,9 @@ def read_search(file: Path) -> dict[str, Any]:
     record = _record(file)
     fits = {
         "search": isinstance(record.get("search"), dict),
-        "extra_bytes": type(record.get("extra_bytes")) is int,
+        "extra_bytes": _is_integer(record.get("extra_bytes")),
         "threads": _is_count(record.get("threads")),
-        "metric": isinstance(record.get("metric"), str),
+        "metric": record.get("metric") in list(METRICS),
         "options": isinstance(record.get("options"), dict),
     }
     _check(file, fits)
@@ -43,7 +44,7 @@ def read_judged(file: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     edges, measures = record.get("edges"), record.get("measures")
     fits = {name: record.get(name) == value for name, value in expected.items()}
     fits |= {
-        "metric": isinstance(record.get("metric"), str),
+        "metric": record.get("metric") in list(METRICS),
         "edges": _is_count(edges) and edges > 0,  # type: ignore[operator]
         "measures": measures in (list(MEASURES), list(MEASURES[:1])),
     }
@@ -80,12 +81,17 @@ def _check(file: Path, fits: Mapping[str, bool]) -> None:
         raise ResultError(f"{file} is damaged; delete it and run again: {wrong[0]} is missing or wrong")
 
 
+def _is_integer(value: object) -> bool:
+    """Whether it is one that a column of numbers can hold."""
+    return type(value) is int and abs(value) < 2**63
+
+
 def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
+    return _is_integer(value) and value >= 0  # type: ignore[operator]
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
+    return type(value) is float or _is_integer(value)
 
 
 def _are_rows(rows: object, prompts: int, width: int) -> bool:

@@ -292,7 +292,7 @@ def _batches(data: dict[str, Any], batch_size: int) -> tuple[int, int]:
     if whole < 2:
         raise PromptError(
             f"{len(data['prompts'])} prompts are too few for a train and a test batch of "
-            f"{batch_size}; pass a smaller batch_size"
+            f"{batch_size}; pass a smaller batch_size (--batch-size)"
         )
     train = max(1, whole // 3)
     return train, whole - train

@@ -13,6 +13,7 @@ from typing import Any
 
 from pahq_plugin.errors import PromptError, one_line
 from pahq_plugin.files import read_json
+from pahq_plugin.notices import warn
 
 KEYS = ("clean", "corrupt", "answers", "wrong_answers")
 
@@ -54,8 +55,9 @@ def read_prompts(path: str | Path) -> dict[str, Any]:
 def as_token_ids(data: dict[str, Any], encoder: Encoder) -> dict[str, Any]:
     """The same prompts as token ids ``[pos]``, with labels and word positions to match.
 
-    Prompts that are token ids already stay as they are. Text gets BOS in front unless it starts
-    with it; its ``seq_labels`` and ``word_idxs``, which count without BOS, then move by one.
+    Prompts that are token ids already stay as they are, with a warning where they lack BOS. Text gets
+    it in front unless it starts with it; its ``seq_labels`` and ``word_idxs``, which count without BOS,
+    then move by one.
 
     Raises:
         PromptError: no prompts; one lacks a key, is empty, has clean and corrupt halves of
@@ -68,6 +70,11 @@ def as_token_ids(data: dict[str, Any], encoder: Encoder) -> dict[str, Any]:
     _check_aligned_labels(data)
     prompts = [_prompt(index, entry, encoder) for index, entry in enumerate(raw)]
     _check_one_length(prompts)
+    if encoder.bos is not None and any(prompt["clean"][0] != encoder.bos for prompt in prompts):
+        warn(
+            f"prompts of token ids are taken as they are, and some do not begin with {encoder.bos}, the "
+            "token that is put in front of text (BOS); a model trained with it is another one without"
+        )
     shift = len(prompts[0]["clean"]) - _length_without_bos(raw[0]["clean"], encoder)
     labels = data.get("seq_labels")
     _check_places(data, len(prompts[0]["clean"]) - shift)

@@ -73,6 +73,20 @@ def test_a_stopped_search_goes_on_to_the_same_decisions(
     assert stops >= 2
 
 
+def test_it_says_that_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go_on = stopping_after(2, monkeypatch)
+    with pytest.raises(Stopped):
+        run(tmp_path / "c", progress=True)
+    go_on()
+    assert "going on" not in capsys.readouterr().err
+    run(tmp_path / "c", progress=True)
+    assert f"going on from {tmp_path / 'c'}: " in capsys.readouterr().err
+    run(tmp_path / "c")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_finished_search_is_not_done_again(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     first = run(path)

@@ -71,11 +71,29 @@ def test_prompts_as_token_ids(tmp_path: Path) -> None:
     batch = next(iter(pahq.load_problem("ioi").train_loader))
     rows = json.loads(ids.read_text())["prompts"]
     assert [row["clean"] for row in rows[: len(batch.clean)]] == batch.clean.tolist()
+    problem = pahq.load_problem("ioi")
+    assert len(rows) == sum(len(b.clean) for x in (problem.train_loader, problem.test_loader) for b in x)
     assert [row["wrong_answers"] for row in rows[: len(batch.clean)]] == batch.wrong_answers.tolist()
     done = call("run", graph, "--prompts", ids, "--edges", "A0.7->MLP 0", "--limit", 2)
     assert done.exit_code == 0 and "A0.7->MLP 0" in done.stdout
     again = call("export", "ioi", tmp_path / "h.onnx", "--ids", ids)
     assert again.exit_code == 1 and "ids.json is there already" in again.stderr
+
+
+def test_few_prompts_of_ones_own(tmp_path: Path) -> None:
+    """Files that others may read, of all prompts, in batches as small as need be."""
+    own = {"prompts": [{"clean": [0, i, 20], "corrupt": [0, 9, 20], "answers": [5], "wrong_answers": [6]}
+                       for i in (3, 4)]}  # fmt: skip
+    prompts, graph, ids = tmp_path / "own.json", tmp_path / "g.onnx", tmp_path / "ids.json"
+    prompts.write_text(json.dumps(own))
+    few = call("export", "ioi", graph, "--prompts", prompts)
+    assert few.exit_code == 1 and "pass a smaller batch_size (--batch-size)" in few.stderr
+    done = call("export", "ioi", graph, "--prompts", prompts, "--batch-size", 1, "--ids", ids)
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads(ids.read_text())["prompts"]
+    assert sorted(row["clean"] for row in rows) == [[0, 3, 20], [0, 4, 20]]
+    modes = {file.suffix: file.stat().st_mode & 0o777 for file in tmp_path.glob("g*")}
+    assert modes == {".onnx": 0o644, ".safetensors": 0o644}
 
 
 def test_what_says_nothing_of_a_circuit_is_refused(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ GOOD = text_pair()
         ({"prompts": [GOOD], "word_idxs": {"a": "b"}}, '"word_idxs" must map'),
         ({"prompts": [GOOD], "seq_labels": "a"}, '"seq_labels" must be a list'),
         (
-            {"prompts": [{**GOOD, "clean": [1] * 40, "corrupt": [2] * 40}] * 16},
+            {"prompts": [{**GOOD, "clean": [0] + [1] * 39, "corrupt": [0] + [2] * 39}] * 16},
             "40 tokens; the model reads at most 32",
         ),
     ],
