@@ -145,7 +145,7 @@ def own_prompts(path: Path) -> Path:
     """Prompts of random words of the bundled model, half of which differ in the last."""
     pairs = []
     for i in range(24):
-        clean = [10 + (i * 7 + j * 3) % 20 for j in range(6)]
+        clean = [0, *(10 + (i * 7 + j * 3) % 20 for j in range(1, 6))]
         corrupt = [*clean[:3], *(10 + (token + 5) % 20 for token in clean[3:])]
         pairs.append({"clean": clean, "corrupt": corrupt, "answers": [5], "wrong_answers": [6]})
     path.write_text(json.dumps({"prompts": pairs}))

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import sys, torch
+import signal, sys, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore Ctrl-C
 from pahq_plugin import search
 search.SNAPSHOT_EVERY = 40
 torch.set_num_threads(1)
@@ -30,9 +31,8 @@ def command(out: Path, problem: str = "greater-than", method: str = "pahq") -> l
 def start(arguments: list[str]) -> subprocess.Popen[bytes]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": str(random.randrange(1000))}
     return subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip  # tests that run in the background ignore Ctrl-C, and so would their children
+        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def undisturbed(folder: Path, **case: str) -> tuple[bytes, float]:
