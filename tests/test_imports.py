@@ -74,6 +74,7 @@ ORDER = (
     "catalogue",
     "plugins",
     "searching",
+    "arguments",
     "discovery",
     "registry",
     "zoo",

@@ -222,8 +222,8 @@ def make_plan(content: Mapping[str, Any], folder: Path) -> Plan:
 
 def _searches(run: Mapping[str, Any], folder: Path) -> list[Search]:
     """The searches of one run."""
+    from pahq_plugin.arguments import ablation_type
     from pahq_plugin.compare.baselines import get_baseline
-    from pahq_plugin.discovery import ablation_type
 
     problems = [_problem(value, folder) for value in _list(run, "problems")]
     baselines = [get_baseline(_text(name, "a method")) for name in _list(run, "methods")]

@@ -143,7 +143,7 @@ def judge(judgement: Judgement, found: Path, folder: Path, threads: int) -> None
     """Run the circuits of a method on held-out prompts and save what each prompt gave."""
     import torch
 
-    from pahq_plugin.discovery import ablation_type
+    from pahq_plugin.arguments import ablation_type
     from pahq_plugin.evaluation import MEASURES, judging
     from pahq_plugin.host.graph import find_edge
     from pahq_plugin.host.patching import collect_batches, loader_of

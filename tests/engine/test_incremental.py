@@ -12,8 +12,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
+from pahq_plugin.arguments import ablation_type
 from pahq_plugin.config import FULL_PRECISION, PrecisionConfig
-from pahq_plugin.discovery import ablation_type, discover
+from pahq_plugin.discovery import discover
 from pahq_plugin.engine import budget
 from pahq_plugin.engine.host import HostEngine
 from pahq_plugin.engine.incremental import IncrementalEngine

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from pahq_plugin.arguments import ablation_type
 from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.discovery import ablation_type
 from pahq_plugin.engine.incremental import IncrementalEngine
 from pahq_plugin.host import Edge
 from pahq_plugin.host.graph import canonical_edges

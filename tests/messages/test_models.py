@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pahq_plugin as pahq
+from pahq_plugin.arguments import check_device, check_world
 from pahq_plugin.catalogue import get_method
-from pahq_plugin.discovery import check_device, check_world
 from pahq_plugin.distributed import World
 from pahq_plugin.errors import (
     ConfigError,
