@@ -59,10 +59,10 @@ CASES = {
 }
 
 
-def load(case: Case) -> tuple[PatchableModel, PromptDataLoader]:
-    """Model and train loader of a case; everything is seeded."""
+def load(case: Case, device: str = "cpu") -> tuple[PatchableModel, PromptDataLoader]:
+    """Model and train loader of a case on ``device``; everything is seeded, the same on each."""
     if case.problem is not None:
-        problem = pahq.load_problem(case.problem, batch_size=case.prompts)
+        problem = pahq.load_problem(case.problem, batch_size=case.prompts, device=device)
         return problem.model, problem.train_loader
     config = HookedTransformerConfig(
         n_layers=case.layers,
@@ -80,22 +80,24 @@ def load(case: Case) -> tuple[PatchableModel, PromptDataLoader]:
         use_attn_result=True,
         use_split_qkv_input=True,
         use_hook_mlp_in=True,
+        device="cpu",
     )
     model = HookedTransformer(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.normal_(0.0, 0.8 / case.width**0.5, generator=generator)
+    model.to(device)
     patchable = patchable_model(model, True, case.out, None, True)  # type: ignore[arg-type]
-    return patchable.eval(), _loader(case, generator)
+    return patchable.eval(), _loader(case, generator, device)
 
 
-def _loader(case: Case, generator: torch.Generator) -> PromptDataLoader:
+def _loader(case: Case, generator: torch.Generator, device: str) -> PromptDataLoader:
     """Random prompts that differ from position 1 on."""
     size = (case.prompts, case.length)
     clean = torch.randint(case.vocabulary, size, generator=generator)
     corrupt = torch.randint(case.vocabulary, size, generator=generator)
     corrupt[:, 0] = clean[:, 0]
-    answers = [torch.tensor([0])] * case.prompts
-    dataset = PromptDataset(clean, corrupt, answers, answers)
+    answers = [torch.tensor([0], device=device)] * case.prompts
+    dataset = PromptDataset(clean.to(device), corrupt.to(device), answers, answers)
     return PromptDataLoader(dataset, seq_len=case.length, diverge_idx=0, batch_size=case.prompts)
