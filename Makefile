@@ -10,10 +10,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_FLAGS := --quiet --disable-pip-version-check
 PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
+# Where there is a GPU, problems are loaded onto it; all tests but those of tests/gpu are of the CPU.
+ON_CPU = CUDA_VISIBLE_DEVICES=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo report report-full notebooks test test-full fuzz check clean docs dist
+.PHONY: help install demo report report-full notebooks test test-full test-gpu fuzz check clean docs dist
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,10 +39,13 @@ notebooks: $(STAMP) ## execute the notebooks and write their outputs back (a min
 	PYTHONPATH=. $(BIN)/python -m notebooks.execute $(ARGS)
 
 test: $(STAMP) ## all tests but the whole acceptance grids (ARGS="-k name" to choose)
-	$(PYTEST) -m "not full"
+	$(ON_CPU) $(PYTEST) -m "not full"
 
 test-full: $(STAMP) ## all tests
-	$(PYTEST)
+	$(ON_CPU) $(PYTEST)
+
+test-gpu: $(STAMP) ## tests that need an NVIDIA GPU (minutes)
+	$(PYTEST) tests/gpu
 
 fuzz: $(STAMP) ## 100,000 hostile inputs for everything that reads files or arguments (minutes)
 	HF_HUB_OFFLINE=1 PYTHONPATH=.:exporters $(BIN)/python -m tests.fuzz $(ARGS)

@@ -95,7 +95,7 @@ def check_device(model: PatchableModel, device: torch.device, max_memory: int | 
         ConfigError: the model is on another device than the prompts, and nothing says how to lend it.
     """
     found = model_device(model)
-    if found.type != device.type and (max_memory is None or found.type != "cpu"):
+    if found != device and (max_memory is None or found.type != "cpu"):
         raise ConfigError(
             f"the model is on {found}, the prompts are on {device}; move the model there, or with the "
             "model on the CPU give max_memory"

@@ -135,6 +135,7 @@ def discover(
             batch_size=batch_size,
             seed=seed,
             positional=positional,
+            on_disk=max_memory is not None,
         )
         own = out / CHECKPOINT if out is not None and "checkpoint" in uses else None
         result = run(

@@ -17,7 +17,6 @@ from pahq_plugin.weights import LowWeights
 
 CPU = torch.device("cpu")
 needs_vnni = pytest.mark.skipif(not cpu_has_vnni(), reason="this CPU has no VNNI")
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 SHAPES = st.tuples(
     st.integers(0, 40),  # rows
@@ -121,26 +120,3 @@ def test_fp32_needs_no_kernel() -> None:
 def test_an_unknown_demand_is_refused() -> None:
     with pytest.raises(ConfigError, match="unknown kernel 'fast'; known: auto, eager, native"):
         PrecisionConfig(kernel="fast")  # type: ignore[arg-type]
-
-
-def noise(x: Tensor, exact: Tensor) -> float:
-    """Root mean square error."""
-    return float((x.double() - exact).square().mean().sqrt())
-
-
-@needs_cuda
-@pytest.mark.parametrize("name", ["fp8_e4m3", "bf16", "fp16"])
-@pytest.mark.parametrize("width", [1, 8, 16, 20, 64, 80, 128])
-@pytest.mark.parametrize("heads", [None, 3])
-def test_cuda_kernels_are_near_the_reference(name: str, width: int, heads: int | None) -> None:
-    """40 dB nearer than the format's own error."""
-    number_format, lead = get_format(name), () if heads is None else (heads,)
-    for n in (0, 1, 17, 64):
-        x = values((*lead, n, 96), 1.0, n, 0.0).cuda()
-        weight = values((*lead, 96, width), 1.0, 7, 0.0).cuda()
-        fast, slow = both(number_format, x, weight, "row")
-        assert fast.shape == slow.shape and fast.dtype == torch.float32
-        if n:
-            exact = x.double() @ weight.double()
-            reference = slow.double()
-            assert noise(fast, reference) <= noise(slow, exact) / 100

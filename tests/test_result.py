@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_the_folder_holds_two_files(found: Discovery, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json", "run.json"]
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["stats"] == dataclasses.asdict(found.stats)
-    assert run["stats"]["seconds"] > 0 and run["versions"]["torch"] == torch.__version__
+    assert run["stats"]["seconds"] > 0 and run["versions"]["torch"] == version("torch")
 
 
 def test_no_timings_lie_in_the_result(found: Discovery, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Streams and masters: on a CPU their order of work, on a GPU the streams themselves."""
+"""Streams and masters where there are no streams: the order of work; see gpu/test_streams."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from tests.helpers.small import LENGTH, VOCABULARY, patchable, small_model, tran
 
 PROMPTS = torch.randint(VOCABULARY, (3, LENGTH), generator=torch.Generator().manual_seed(0))
 CPU = torch.device("cpu")
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def precision(**changes: Any) -> PrecisionConfig:
@@ -111,53 +110,6 @@ def test_auto_leaves_masters_of_a_cpu_where_they_are(method: str) -> None:
     sizes = weights_with_sizes(model)
     with pahq.mixed_precision(model, used):
         assert weights_with_sizes(model) == sizes
-
-
-@cuda
-@pytest.mark.parametrize("names", [(), ("low",), ("high",), STREAMS])
-def test_streams_change_no_logit(names: Any) -> None:
-    model = small_model().to("cuda")
-    prompts = PROMPTS.to("cuda")
-    edge = min(model.edges, key=lambda edge: edge.name)
-
-    def logits(streams: Any, where: Any) -> torch.Tensor:
-        used = PrecisionConfig(streams=streams, masters=where)
-        with pahq.mixed_precision(model, used) as lent, torch.no_grad():
-            runs = []
-            for _ in range(20):  # races show late
-                lent.investigate(edge)
-                runs.append(model(prompts))
-        return torch.stack(runs)
-
-    assert logits(names, "host").equal(logits((), "device"))
-
-
-@cuda
-def test_masters_in_host_memory_lower_the_peak() -> None:
-    model = small_model(d_model=256, d_mlp=2048).to("cuda")
-    prompts = PROMPTS.to("cuda")
-
-    def peak(where: Any) -> int:
-        torch.cuda.empty_cache()
-        with pahq.mixed_precision(model, PrecisionConfig(masters=where)), torch.no_grad():
-            model(prompts)
-            torch.cuda.reset_peak_memory_stats()
-            model(prompts)
-            return torch.cuda.max_memory_allocated()
-
-    assert peak("host") < peak("device")
-
-
-@cuda
-def test_an_exception_on_a_stream_leaves_the_present_one_in_order() -> None:
-    streams = Streams(torch.device("cuda"), STREAMS)
-    x = torch.zeros(1 << 20, device="cuda")
-    with pytest.raises(RuntimeError, match="stop"):  # noqa: SIM117
-        with streams.on("low", x):
-            for _ in range(200):
-                x += 1
-            raise RuntimeError("stop")
-    assert float(x.sum()) == 200 * (1 << 20)
 
 
 def test_a_weight_under_two_names_is_moved_once() -> None:

@@ -68,7 +68,9 @@ class RowCap:
             self.rows = min(self._most, 2 * self.rows)
 
 
-SHORTAGES = ("can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
+SHORTAGES = (
+    "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED", "CUDA error: out of memory",
+)  # fmt: skip
 """What torch's allocator, the system and CUDA's libraries say."""
 
 

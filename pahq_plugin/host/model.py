@@ -72,8 +72,22 @@ def _instead_of(model: object) -> str:
     return "wrap it with auto_circuit.utils.graph_utils.patchable_model(...)"
 
 
+def _check_device_told(model: PatchableModel) -> None:
+    """TransformerLens moves activations to the device that its configuration names."""
+    told, found = model.cfg.device, next(model.wrapped_model.parameters()).device
+    if told is None or model.cfg.n_devices > 1:
+        return
+    named = torch.device(told)
+    if (named.type, named.index or 0) != (found.type, found.index or 0):
+        raise ModelError(
+            f"the weights are on {found}, but cfg.device is {told}, where activations would go; call "
+            f"model.wrapped_model.to('{found}'), which tells the configuration, too"
+        )
+
+
 def _check_transformer(model: PatchableModel) -> None:
     cfg = model.cfg
+    _check_device_told(model)
     if getattr(cfg, "load_in_4bit", False):
         raise ModelError("load_in_4bit is on; load the model in its own precision")
     if not cfg.use_attn_result:

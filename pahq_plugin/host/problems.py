@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -133,7 +135,25 @@ def tracr_model(key: Literal["reverse", "xproportion"], device: str = "cpu") -> 
     """A transformer that Tracr compiles on the spot, by the host."""
     from auto_circuit.model_utils.tracr_model_utils import get_tracr_model
 
-    return _frozen(get_tracr_model(key, device)[0])
+    with _jax_on_cpu():
+        return _frozen(get_tracr_model(key, device)[0])
+
+
+@contextmanager
+def _jax_on_cpu() -> Iterator[None]:
+    """Tracr compiles with JAX, which would take three quarters of a GPU's memory for it, and keep it.
+
+    Where JAX has not run yet in this process, it finds no GPU afterwards either, unless
+    ``JAX_PLATFORMS`` names one.
+    """
+    import jax
+
+    before = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_platforms", before or "cpu")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_platforms", before)
 
 
 TINY = {"n_layers": 2, "d_head": 8, "d_model": 16, "d_mlp": 24, "n_ctx": 8, "d_vocab": 23}

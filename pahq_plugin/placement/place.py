@@ -160,6 +160,8 @@ def placed(
         else:
             lent = {unit.name: _lent(unit, device, stack) for unit in away}
             _move(model, device, {p for unit in away for p in unit.parameters}, stack)
+            stack.callback(setattr, model.cfg, "device", model.cfg.device)
+            model.cfg.device = str(device)  # where TransformerLens sends activations
             placement = Planned(model, plan, dict(lent), Copied)
         stack.callback(placement.window.clear)
         for name in ("embed", "unembed"):

@@ -86,6 +86,7 @@ def load_problem(
     positional: bool = False,
     separate_qkv: bool = True,
     device: str | None = None,
+    on_disk: bool = False,
 ) -> Problem:
     """Build a problem; each call builds a model of its own.
 
@@ -105,6 +106,8 @@ def load_problem(
         separate_qkv: a head's query, key and value are destinations of their own. Official circuits
             are known only so.
         device: where the model and the batches are; None = ``cuda`` if there is one, else ``cpu``.
+        on_disk: leave the weights of a model that `save_model` wrote in their files, whatever the
+            device, for ``discover(max_memory=...)``.
 
     Raises:
         ProblemError: no such problem or model, or they do not go together.
@@ -118,15 +121,16 @@ def load_problem(
     device = device or _default_device()
     if name in TRACR_BATCHES:
         _refuse_for_tracr(name, model, prompts)
-        parts = _tracr_parts(name, batch_size, seed, device)
-        return _assemble(name, parts, True, separate_qkv, device)
-    if name == "docstring":
-        model = model or "attn-only-4l"
-    if model is None or model == BUNDLED or _is_bundled_copy(model):
-        _refuse_for_bundled(name)
-        parts = _bundled_parts(name, model, prompts, batch_size, seed, device)
+        parts, positional = _tracr_parts(name, batch_size, seed, device), True
     else:
-        parts = _hub_parts(name, model, prompts, batch_size, seed, positional, device)
+        model = model or ("attn-only-4l" if name == "docstring" else None)
+        if model is None or model == BUNDLED or _is_bundled_copy(model):
+            _refuse_for_bundled(name)
+            parts = _bundled_parts(name, model, prompts, batch_size, seed, device)
+        else:
+            parts = _hub_parts(name, model, prompts, batch_size, seed, positional, device)
+    if not on_disk:
+        parts.model.to(device, print_details=False)  # a stored one, the others are there
     return _assemble(name, parts, positional, separate_qkv, device)
 
 

@@ -62,7 +62,10 @@ def test_a_stored_model_with_and_without_a_budget(tmp_path: Path) -> None:
 
 
 def test_compare(tmp_path: Path) -> None:
-    pahq("compare", "greater-than", "--profile", "quick", "--json", "--out", tmp_path / "report")
+    pahq(
+        "compare", "greater-than", "--methods", "pahq,acdc,eap", "--thresholds", "0.01",
+        "--json", "--out", tmp_path / "report",
+    )  # fmt: skip
     assert (tmp_path / "report" / "report.html").exists()
 
 

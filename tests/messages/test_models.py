@@ -78,6 +78,20 @@ def test_a_model_that_is_not_where_the_prompts_are() -> None:
         check_device(small_model(), torch.device("meta"), None)
 
 
+def test_weights_that_are_not_where_the_configuration_says() -> None:
+    """As after ``patchable.to("cuda")``, of which TransformerLens hears nothing."""
+    model = small_model()
+    model.cfg.device = "meta"
+    with refused(
+        ModelError,
+        "the weights are on cpu, but cfg.device is meta, where activations would go; call "
+        "model.wrapped_model.to('cpu'), which tells the configuration, too",
+    ):
+        check_patchable(model)
+    model.wrapped_model.to("cpu")
+    assert check_patchable(model) is model
+
+
 def test_what_processes_cannot_share() -> None:
     model, two = small_model(), World(0, 2)
     with refused(DistributedError, "method 'eap' runs in one process; searches share prompts"):

@@ -36,6 +36,20 @@ def test_bundled_model_is_right_on_held_out_prompts(task: str) -> None:
     assert sum(mass) / len(mass) >= 0.97
 
 
+JAX = """
+import jax
+import pahq_plugin as pahq
+pahq.load_problem("tracr-xproportion")
+assert jax.config.jax_platforms is None
+assert {device.platform for device in jax.devices()} == {"cpu"}, "a GPU was taken"
+"""
+
+
+def test_tracr_compiles_without_a_gpu() -> None:
+    """Otherwise JAX keeps three quarters of its memory; see also tests/gpu."""
+    subprocess.run([sys.executable, "-c", JAX], check=True, timeout=120)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_bundled_problem(task: str) -> None:
     problem = load_problem(task)
