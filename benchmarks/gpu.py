@@ -84,6 +84,7 @@ def searches(case: Case, repeat: int) -> dict[str, Any]:
             with memory_above(GPU) as memory:
                 found[method] = search(case, method, model, loader)
             turn[method], peaks[method] = found[method].stats.seconds, memory.above
+            print(f"{case.name} {method}: {turn[method]:.1f} s", flush=True)  # it may take minutes
         with memory_above(GPU) as memory:
             seconds, _ = host_loop(model, loader, sample, case.threshold)
         if not whole:

@@ -87,8 +87,15 @@ def load(case: Case, device: str = "cpu") -> tuple[PatchableModel, PromptDataLoa
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.normal_(0.0, 0.8 / case.width**0.5, generator=generator)
-    model.to(device)
-    patchable = patchable_model(model, True, case.out, None, True)  # type: ignore[arg-type]
+    model.to(device, print_details=False)
+    patchable = patchable_model(
+        model,
+        True,
+        case.out,
+        None,
+        True,
+        device=torch.device(device),  # type: ignore[arg-type]
+    )
     return patchable.eval(), _loader(case, generator, device)
 
 

@@ -72,22 +72,26 @@ def _instead_of(model: object) -> str:
     return "wrap it with auto_circuit.utils.graph_utils.patchable_model(...)"
 
 
-def _check_device_told(model: PatchableModel) -> None:
-    """TransformerLens moves activations to the device that its configuration names."""
-    told, found = model.cfg.device, next(model.wrapped_model.parameters()).device
-    if told is None or model.cfg.n_devices > 1:
-        return
-    named = torch.device(told)
-    if (named.type, named.index or 0) != (found.type, found.index or 0):
+def _check_devices(model: PatchableModel) -> None:
+    """Weights, masks, and where TransformerLens sends activations: the device of its configuration."""
+    weights, named = next(model.wrapped_model.parameters()).device, torch.device(model.cfg.device)
+    if (named.type, named.index or 0) != (weights.type, weights.index or 0):
         raise ModelError(
-            f"the weights are on {found}, but cfg.device is {told}, where activations would go; call "
-            f"model.wrapped_model.to('{found}'), which tells the configuration, too"
+            f"the weights are on {weights}, but cfg.device is {named}, where activations would go; call "
+            f"model.wrapped_model.to('{weights}'), which tells the configuration, too"
+        )
+    masks = {mask.device for mask in model.patch_masks.values()} - {weights}
+    if masks:
+        raise ModelError(
+            f"the patch masks are on {masks.pop()}, the weights on {weights}; call "
+            f"model.wrapped_model.to('{weights}'), or give patchable_model that device"
         )
 
 
 def _check_transformer(model: PatchableModel) -> None:
     cfg = model.cfg
-    _check_device_told(model)
+    if cfg.n_devices == 1:
+        _check_devices(model)
     if getattr(cfg, "load_in_4bit", False):
         raise ModelError("load_in_4bit is on; load the model in its own precision")
     if not cfg.use_attn_result:

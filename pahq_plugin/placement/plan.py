@@ -31,12 +31,16 @@ WINDOW = 3
 SCALES = 1.02
 """Scales and padding make low copies larger by this factor at most, where a scale is for a row."""
 
-LEAST_SHARE = 8
-"""Passes take at least this part of what they usually do."""
+LEAST_PASSES = 13 * 2**19
+"""Bytes that passes take at least: an eighth of what they usually do on a CPU."""
 
 EDGE_BYTES, BASE_BYTES = 1000, 16_000_000
 """What a search keeps in Python objects of each edge (measured: 600), and what else comes into the
 memory of a process: objects (3,000,000), and code that runs for the first time."""
+
+GPU_BYTES = 2**26
+"""What products take on a GPU besides operands and results: workspaces of cuBLAS and cuBLASLt, 32 MiB
+each at most."""
 
 RESERVE = 0.03
 """Part of the budget that is left for what is not counted: tensors of a few bytes, allocators."""
@@ -198,7 +202,7 @@ class _Needs:
         passes: the least that passes take.
         kept: clean distributions.
         forward: a plain forward.
-        objects: Python's.
+        objects: Python's, or on a GPU what products take.
     """
 
     weights: int
@@ -248,10 +252,10 @@ def _needs(
         low=_low_bytes(model, precision),
         starts=0 if precision is None else len(model.srcs) * tokens * cfg.d_model * cfg.dtype.itemsize,
         caches=(4 if means else 2) * sum(runs),
-        passes=max(usual_passes // LEAST_SHARE, max(runs)),  # of one row at least
+        passes=max(min(usual_passes, LEAST_PASSES), max(runs)),  # of one row at least
         kept=_output_bytes(model, prompts),
         forward=_forward_bytes(model, prompts),
-        objects=BASE_BYTES + EDGE_BYTES * len(model.edges) if on_cpu else 0,
+        objects=BASE_BYTES + EDGE_BYTES * len(model.edges) if on_cpu else GPU_BYTES,
     )
 
 

@@ -19,11 +19,11 @@ from tests.helpers.searches import discover
 from tests.helpers.small import loader as small_loader
 from tests.helpers.small import small_model
 
-LAYERS, WIDTH, WORDS, LENGTH, PROMPTS = 12, 512, 300, 12, 8
+LAYERS, WIDTH, WORDS, LENGTH, PROMPTS = 16, 768, 300, 12, 8
 
 
 def large_model(device: str = "cpu") -> HookedTransformer:
-    """Of 153 MB."""
+    """Of 455 MB."""
     config = HookedTransformerConfig(
         n_layers=LAYERS, n_heads=4, d_model=WIDTH, d_head=WIDTH // 4, d_mlp=4 * WIDTH, n_ctx=LENGTH,
         d_vocab=WORDS, act_fn="gelu", normalization_type="LN", seed=0, device="cpu",

@@ -85,8 +85,9 @@ def patchable(
 ) -> PatchableModel:
     """The host's factorized model, whose output is that of the last position."""
     return patchable_model(
-        model, factorized=True, slice_output="last_seq", separate_qkv=separate_qkv, **arguments
-    )
+        model, factorized=True, slice_output="last_seq", separate_qkv=separate_qkv,
+        **{"device": torch.device(model.cfg.device), **arguments},
+    )  # fmt: skip
 
 
 def small_model(kind: str = "layer_norm", seed: int = 0, **changes: Any) -> PatchableModel:

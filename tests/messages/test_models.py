@@ -92,6 +92,19 @@ def test_weights_that_are_not_where_the_configuration_says() -> None:
     assert check_patchable(model) is model
 
 
+def test_masks_that_are_not_where_the_weights_are() -> None:
+    """As after ``patchable_model(model.cuda(), ...)``, which makes them on the CPU."""
+    model = small_model()
+    name, mask = next(iter(model.patch_masks.items()))
+    model.patch_masks[name] = torch.nn.Parameter(torch.empty_like(mask, device="meta"))
+    with refused(
+        ModelError,
+        "the patch masks are on meta, the weights on cpu; call model.wrapped_model.to('cpu'), or give "
+        "patchable_model that device",
+    ):
+        check_patchable(model)
+
+
 def test_what_processes_cannot_share() -> None:
     model, two = small_model(), World(0, 2)
     with refused(DistributedError, "method 'eap' runs in one process; searches share prompts"):
