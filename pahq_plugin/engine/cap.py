@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -53,6 +54,7 @@ class RowCap:
         self.rows //= 2
         self._good, self._wanted = 0, 2 * self._wanted
         log.warning("out of memory: passes of at most %d rows from now on", self.rows)
+        traceback.clear_frames(error.__traceback__)  # they hold what the pass held
         gc.collect()
         release_unused()
         if torch.cuda.is_available():

@@ -170,10 +170,11 @@ class IncrementalEngine:
             if len(group) == 1:
                 raise MetricError(f"at edge {edge_label(group[0])}: {error}") from error
             # Perhaps a row that assumed a wrong prediction: take the first candidate alone.
-            return self.effects(group[:1], kept[:1], exact=exact)
+            candidates, predicted_kept = group[:1], kept[:1]
         except (RuntimeError, MemoryError) as error:
             self._make_room(error)
-            return self.effects(candidates, predicted_kept, exact=exact)
+        # Out here the error is gone, and with its frames what the pass held.
+        return self.effects(candidates, predicted_kept, exact=exact)
 
     def _may_wait(self, candidate: Edge) -> bool:
         """Whether what waits may go on waiting while effects of ``candidate`` are screened."""
@@ -246,11 +247,12 @@ class IncrementalEngine:
             if size == upto:
                 raise MetricError(f"at edge {edge_label(candidates[asked[0]])}: {error}") from error
             # Perhaps a row that assumed a wrong prediction: take the first one alone.
-            return self.settle(candidates[:upto], predicted_kept[:upto], wanted[:upto])
+            candidates, predicted_kept, wanted = candidates[:upto], predicted_kept[:upto], wanted[:upto]
         except (RuntimeError, MemoryError) as error:
             self._make_room(error)
-            return self.settle(candidates, predicted_kept, wanted)
-        return _all_known([effects[i] for i in asked[:fit]])
+        else:
+            return _all_known([effects[i] for i in asked[:fit]])
+        return self.settle(candidates, predicted_kept, wanted)
 
     @torch.inference_mode()
     def remove(self, edges: Sequence[Edge]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,26 @@ def test_the_same_decisions(
     tried = short_of_memory(monkeypatch, most, error)
     assert kept(found(method)) == kept(plenty)
     assert max(tried) > most
+
+
+@pytest.mark.parametrize("method", ["acdc", "pahq"])
+def test_what_a_failed_pass_held_is_free_before_the_next(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its frames hang on the error: on a GPU every retry would find less room than the one before."""
+    original, held = incremental.Rows, []
+
+    def rows(state: Any, steps: Any, start: Any, n_rows: int, *others: Any) -> Any:
+        assert [ref for ref in held if ref() is not None] == []
+        if n_rows > 4:
+            work = torch.ones(3)
+            held.append(weakref.ref(work))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(state, steps, start, n_rows, *others)
+
+    monkeypatch.setattr(incremental, "Rows", rows)
+    found(method)
+    assert len(held) > 1
 
 
 def test_passes_grow_again(monkeypatch: pytest.MonkeyPatch) -> None:
