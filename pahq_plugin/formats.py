@@ -49,7 +49,8 @@ class Quantised:
     Attributes:
         codes: in the format's storage dtype, the shape of the original tensor.
         scale: FP32 (FP64 for FP64 input), broadcastable against ``codes``.
-        packed: a weight's codes as a kernel wants them (`pahq_plugin.kernels`), where that differs.
+        packed: a weight's codes as a kernel wants them (`pahq_plugin.kernels`), where that differs; the
+            codes are then a part of it.
     """
 
     codes: Tensor
@@ -72,8 +73,7 @@ class Quantised:
     @property
     def nbytes(self) -> int:
         """Bytes that codes and scales take."""
-        packed = 0 if self.packed is None else self.packed.nbytes
-        return self.codes.nbytes + self.scale.nbytes + packed
+        return (self.codes if self.packed is None else self.packed).nbytes + self.scale.nbytes
 
 
 @dataclass(frozen=True)

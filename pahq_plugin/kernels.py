@@ -8,7 +8,7 @@ name     formats and device              PyTorch function
 =======  ==============================  =====================================
 vnni     int8 on a CPU with AVX512-VNNI  ``torch._int_mm``, INT32 accumulation
 fp8      E4M3 on CUDA >= 8.9             ``scaled_mm``, FP32 output
-half     BF16, FP16 on CUDA >= 8.0       ``bmm`` with FP32 output
+half     BF16, FP16 on CUDA >= 8.0       ``mm`` with FP32 output
 =======  ==============================  =====================================
 
 cuBLASLt multiplies no E5M2 by E5M2, and BF16 products of this PyTorch are slower than FP32 ones on CPUs

@@ -58,10 +58,13 @@ class LowWeights:
         return self._copies[name, number_format.name][1]
 
     def _packed(self, copy: Quantised, number_format: NumberFormat) -> Quantised:
-        """The copy as its kernel wants it."""
+        """The copy as its kernel wants it: padded at the end, so that the codes are a part of it."""
         kernel = kernel_for(number_format, copy.codes.device, self.kernel)
         packed = copy.codes if kernel is None else kernel.pack(copy.codes)
-        return copy if packed is copy.codes else replace(copy, packed=packed)
+        if packed is copy.codes:
+            return copy
+        d_in, d_out = copy.codes.shape[-2:]
+        return replace(copy, codes=packed[..., :d_in, :d_out], packed=packed)
 
     @property
     def nbytes(self) -> int:

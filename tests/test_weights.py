@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pahq_plugin import formats
+from pahq_plugin import formats, weights
 from pahq_plugin.backend import mixed_precision
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import FormatError
 from pahq_plugin.formats import get_format
+from pahq_plugin.kernels import FP8
 from pahq_plugin.weights import LowWeights
 from tests.helpers.small import logits, small_model, tokens
 
@@ -210,9 +211,27 @@ def test_copies_take_at_most_35_percent(low: str, kind: str) -> None:
         assert backend.low_bytes == 0
         logits(model, tokens())
         copies = backend.low_bytes
-    weights = sum(
+    whole = sum(
         parameter.nbytes
         for name, parameter in model.wrapped_model.named_parameters()
         if ".W_" in name and name.startswith("blocks.")
     )
-    assert 0.25 * weights < copies <= 0.35 * weights
+    assert 0.25 * whole < copies <= 0.35 * whole
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 5), (3, 16, 32), (40, 17), (32, 16)])
+def test_a_packed_copy_is_in_memory_once(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The FP8 kernel wants weights padded and column by column; what it lays out runs on any device."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    plain = LowWeights("row").get(NAME, weight, get_format("fp8_e4m3"))
+    monkeypatch.setattr(weights, "kernel_for", lambda *_: FP8)
+    copies = LowWeights("row")
+    copy = copies.get(NAME, weight, get_format("fp8_e4m3"))
+    assert copy.packed is not None
+    assert copy.codes.untyped_storage().data_ptr() == copy.packed.untyped_storage().data_ptr()
+    assert copy.codes.float().equal(plain.codes.float()) and copy.scale.equal(plain.scale)
+    assert not copy.packed[..., shape[-2] :, :].float().any()
+    assert not copy.packed[..., shape[-1] :].float().any()
+    assert copies.nbytes == copy.packed.untyped_storage().nbytes() + copy.scale.nbytes
