@@ -6,6 +6,7 @@ Errors are one line on standard error and an exit code other than 0; ``--debug``
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,7 @@ from pahq_plugin.terminal import (
     Prompts,
     Top,
     complain,
+    flags_given,
     one_line_errors,
     print_json,
     print_result,
@@ -69,6 +71,7 @@ def everywhere(
 
 @app.command()
 def discover(
+    context: typer.Context,
     problem: Annotated[str, known.argument(known.PROBLEMS, "A bundled problem, for example ioi.")],
     model: Model = None,
     prompts: Prompts = None,
@@ -128,6 +131,7 @@ def discover(
         from pahq_plugin.zoo import load_problem
 
         uses = get_method(method).uses
+        _refuse_unused(context, method, uses)
         loaded = load_problem(
             problem,
             model=model,
@@ -171,7 +175,7 @@ def discover(
         if not world.is_first:
             return
         if out is not None:
-            result.save(out)
+            result.save(out, force=force)
             if own is not None and checkpoint is None:
                 own.unlink(missing_ok=True)
         from dataclasses import asdict
@@ -286,6 +290,29 @@ def main() -> None:
         except ConfigError as error:
             complain(f"warning: {error}", style="yellow")
     app()
+
+
+OPTIONS = {
+    "precision": (
+        "low", "mlp", "scale", "policy", "parts", "weights", "activations", "budget", "guard", "kernel",
+    ),
+    "checkpoint": ("checkpoint", "checkpoint_every"),
+    **{name: (name,) for name in ("threshold", "metric", "ablation", "engine", "n_edges", "max_memory")},
+}  # fmt: skip
+"""Options of `discover` by the argument that they make, where not every method uses it."""
+
+
+def _refuse_unused(context: typer.Context, method: str, uses: Collection[str]) -> None:
+    """
+    Raises:
+        ConfigError: an option was given that the method cannot use.
+    """
+    useless = [option for name, options in OPTIONS.items() if name not in uses for option in options]
+    given = flags_given(context, useless)
+    if given:
+        others = [option for name, options in OPTIONS.items() if name in uses for option in options]
+        usable = ", ".join(sorted(f"--{option.replace('_', '-')}" for option in others))
+        raise ConfigError(f"method {method!r} cannot use {', '.join(given)}; it uses {usable}")
 
 
 def _precision(model: Any, **flags: Any) -> Any:

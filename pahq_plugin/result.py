@@ -219,15 +219,18 @@ class Discovery:
             [float(decision.edge.prune_score(scores)) for decision in self.decisions],
         )
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write ``result.json`` and ``run.json`` into the folder ``path`` and return it.
 
+        Args:
+            path: the folder; one that holds this result already is written again.
+            force: whether another result that is there is replaced.
+
         Raises:
-            ResultError: ``path`` is a file.
+            ResultError: the folder holds another result, or is a file.
         """
         folder = Path(path)
-        if folder.exists() and not folder.is_dir():
-            raise ResultError(f"{folder} is a file; a result is saved as a folder")
+        self._check_place(folder, force)
         write_text(folder / RESULT_FILE, record_text(self.record()))
         write_text(folder / RUN_FILE, json.dumps(self._run_record(), indent=2) + "\n")
         return folder
@@ -257,16 +260,29 @@ class Discovery:
             ResultError: the folder holds another result, or is a file.
         """
         folder, own = Path(path), self.record()
-        there = folder / RESULT_FILE
-        if there.is_file() and not force and read_record(there) != json.loads(record_text(own)):
-            raise ResultError(
-                f"{folder} holds another result; name another folder, or replace it with force"
-            )
+        self._check_place(folder, force)
         check_card_place(folder, force)  # nothing is saved if the card cannot be written
         card_text(own, measures or {}, license, base_model)
-        if force or not there.is_file():
-            self.save(folder)
+        if force or not (folder / RESULT_FILE).is_file():
+            self.save(folder, force=force)
         return write_card(folder, measures=measures, license=license, base_model=base_model, force=force)
+
+    def _check_place(self, folder: Path, force: bool) -> None:
+        """
+        Raises:
+            ResultError: a file, or a folder with another result or one that cannot be read.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise ResultError(f"{folder} is a file; a result is saved as a folder")
+        there = folder / RESULT_FILE
+        if (
+            there.is_file()
+            and not force
+            and read_record(there) != json.loads(record_text(self.record()))
+        ):
+            raise ResultError(
+                f"{folder} holds another result; name another folder, or replace it with force=True"
+            )
 
     @staticmethod
     def load(path: str | Path, model: PatchableModel) -> Discovery:

@@ -214,6 +214,20 @@ def test_the_folder_holds_two_files(found: Discovery, tmp_path: Path) -> None:
     assert run["stats"]["seconds"] > 0 and run["versions"]["torch"] == version("torch")
 
 
+def test_another_result_is_not_replaced_unasked(
+    found: Discovery, model: PatchableModel, tmp_path: Path
+) -> None:
+    other = made_up(model, [0.1, 0.2, 0.3, 0.4, 0.5], 0.01)
+    found.save(tmp_path)
+    found.save(tmp_path)  # the same
+    before = (tmp_path / "result.json").read_bytes()
+    with pytest.raises(ResultError, match="holds another result; name another folder, or replace it"):
+        other.save(tmp_path)
+    assert (tmp_path / "result.json").read_bytes() == before
+    other.save(tmp_path, force=True)
+    assert Discovery.load(tmp_path, model) == other
+
+
 def test_no_timings_lie_in_the_result(found: Discovery, tmp_path: Path) -> None:
     """The same result with other costs gives the same bytes."""
     found.save(tmp_path / "a")
@@ -244,7 +258,7 @@ def test_a_torn_write_leaves_the_old_result(
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no space left"):
-        made_up(model, [1.0], 0.5).save(tmp_path)
+        made_up(model, [1.0], 0.5).save(tmp_path, force=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
     monkeypatch.undo()
     assert Discovery.load(tmp_path, found.model) == found
@@ -261,7 +275,7 @@ def test_an_interrupted_write_leaves_the_old_result(
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        made_up(model, [1.0], 0.5).save(tmp_path)
+        made_up(model, [1.0], 0.5).save(tmp_path, force=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
 
 

@@ -204,7 +204,7 @@ def import_graph(
         loaded = load_problem(problem, model=model, prompts=prompts)
         result = read_graph_json(graph, loaded.model).discovery(loaded.model, n_edges)
         if out is not None:
-            result.save(out)
+            result.save(out, force=force)
         print_result(result.record(), asdict(result.stats), top, as_json, saved=out)
 
 
