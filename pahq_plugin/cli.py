@@ -189,7 +189,7 @@ def show(
     html: Annotated[Path | None, typer.Option(help="Write an interactive picture, a web page.")] = None,
     dot: Annotated[str | None, typer.Option(help="Write a Graphviz file; - prints it.")] = None,
     compare: Annotated[
-        Path | None, typer.Option(help="Folder of a result to show beside it in the picture.")
+        Path | None, typer.Option(help="Folder of another result: what differs, or both in the picture.")
     ] = None,
     card: Annotated[
         bool, typer.Option("--card", help="Write README.md, a Hugging Face model card, beside it.")
@@ -205,7 +205,8 @@ def show(
     """Print a saved result, or draw it; the model is not loaded."""
     with one_line_errors(debug):
         from pahq_plugin.records import read_record, read_stats, result_file
-        from pahq_plugin.report.drawing import Drawing
+        from pahq_plugin.report.drawing import Drawing, difference_of
+        from pahq_plugin.tables import print_view
 
         drawing = Drawing(html=html, dot=dot, compare=compare, show=open_page, force=force)
         drawing.check(as_json)
@@ -223,6 +224,8 @@ def show(
             raise ConfigError("--license and --base-model are of the card; add --card")
         if drawing.wanted:
             return drawing.write(result, say=typer.echo)
+        if compare is not None:
+            return print_view(difference_of(result, compare))
         file = result_file(result)
         print_result(read_record(file), read_stats(file.parent), top, as_json)
 

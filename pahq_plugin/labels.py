@@ -7,7 +7,7 @@ values are inputs of one head node.
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 NodeKind = Literal["head", "mlp", "input", "output", "other"]
 
@@ -18,6 +18,20 @@ NUMBER = r"[0-9]{1,6}"
 HEAD = re.compile(rf"A({NUMBER})\.({NUMBER})")
 MLP = re.compile(rf"MLP ({NUMBER})")
 DESTINATION = re.compile(rf"(A{NUMBER}\.{NUMBER})\.([QKV])")
+
+
+class Named(Protocol):
+    """What an edge is called by: one of the host's, or of a file."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seq_idx(self) -> int | None: ...
+
+
+def edge_label(edge: Named) -> str:
+    """Name of an edge, with its position in a position-wise graph: ``"A0.1->MLP 2 @3"``."""
+    return edge.name if edge.seq_idx is None else f"{edge.name} @{edge.seq_idx}"
 
 
 class Ends(NamedTuple):

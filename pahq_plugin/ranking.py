@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pahq_plugin.errors import MetricError
 from pahq_plugin.host import Edge, PruneScores
-from pahq_plugin.host.graph import edge_label
+from pahq_plugin.labels import edge_label
 from pahq_plugin.result import Decision
 
 UNREMOVED = 10.0

@@ -23,8 +23,9 @@ from pahq_plugin.card import card_text, check_card_place, write_card
 from pahq_plugin.errors import ConfigError, ResultError
 from pahq_plugin.files import installed_version, write_text
 from pahq_plugin.host import Edge, PatchableModel, PruneScores
-from pahq_plugin.host.graph import edge_label, find_edge
+from pahq_plugin.host.graph import find_edge
 from pahq_plugin.host.model import check_patchable, model_digest
+from pahq_plugin.labels import edge_label
 from pahq_plugin.records import (
     RESULT_FILE,
     RUN_FILE,

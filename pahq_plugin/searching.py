@@ -24,10 +24,10 @@ from pahq_plugin.files import installed_version
 from pahq_plugin.guard import GuardBand
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
 from pahq_plugin.host.blocks import unsupported
-from pahq_plugin.host.graph import edge_label
 from pahq_plugin.host.model import configuration_digest, model_digest
 from pahq_plugin.host.patching import past_length, prepare, prompts_digest
 from pahq_plugin.hybrid import calibrate, configured
+from pahq_plugin.labels import edge_label
 from pahq_plugin.metrics import Metric, row_losses
 from pahq_plugin.notices import warn
 from pahq_plugin.placement.place import Placement

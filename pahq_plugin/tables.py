@@ -21,7 +21,12 @@ BAR_WIDTH, LEAST_BAR = 24, 4
 
 def print_record(record: dict[str, Any], stats: dict[str, Any], top: int) -> None:
     """Print a result: a summary, its ``top`` strongest edges, its busiest nodes, what it cost."""
-    Console(highlight=False, markup=False).print(record_view(record, stats, top))
+    print_view(record_view(record, stats, top))
+
+
+def print_view(view: RenderableType) -> None:
+    """Print what rich can show."""
+    Console(highlight=False, markup=False).print(view)
 
 
 def record_view(record: dict[str, Any], stats: dict[str, Any], top: int) -> Group:

@@ -102,9 +102,32 @@ def test_a_file_is_replaced_by_force_only(ioi: Path, tmp_path: Path, option: str
     assert show(ioi, option, file, "--force").exit_code == 0 and file.read_text() != "old"
 
 
+def test_compare_without_a_picture_prints_what_differs(tmp_path: Path) -> None:
+    first = record_of(
+        [decision("a->b", 1.0), decision("b->c", 0.5), decision("a->c", 0.001, kept=False)]
+    )
+    second = record_of(
+        [decision("a->b", 1.0), decision("b->c", 0.001, kept=False), decision("a->c", 2.0)]
+    )
+    one, two = saved(first, tmp_path / "one"), saved(second, tmp_path / "two")
+    shown = show(one, "--compare", two)
+    assert shown.exit_code == 0
+    lines = [" ".join(line.replace("│", " ").split()) for line in shown.stdout.splitlines()]
+    assert (
+        lines[0].startswith("1 edges in both, 1 only in first acdc")
+        and "Only in second acdc (1)" in lines
+    )
+    assert "b->c 0.5 0.001" in lines and "a->c 0.001 2" in lines
+    assert "all effects are equal" in " ".join(show(one, "--compare", one).stdout.split())
+    refused("no result at", one, "--compare", tmp_path / "nothing")
+    other = record_of([decision("a->b", 1.0)])
+    other["model"] |= {"name": "another", "digest": "0", "edges": 1}
+    refused("of different models", one, "--compare", saved(other, tmp_path / "other"))
+
+
 def test_contradictions_are_refused(ioi: Path, tmp_path: Path) -> None:
-    refused("add --html FILE or --open", ioi, "--compare", ioi)
-    refused("add --html FILE or --open", ioi, "--compare", ioi, "--dot", tmp_path / "x")
+    refused("--dot writes one circuit; leave out", ioi, "--compare", ioi, "--dot", tmp_path / "x")
+    refused("--json prints one result; leave out --compare", ioi, "--compare", ioi, "--json")
     refused("leave out --html", ioi, "--json", "--html", tmp_path / "page.html")
     refused("prints the graph alone", ioi, "--dot", "-", "--html", tmp_path / "page.html")
     refused("is a folder; name a file", ioi, "--html", tmp_path, "--force")

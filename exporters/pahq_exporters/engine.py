@@ -25,8 +25,8 @@ from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.engine import Engine
 from pahq_plugin.errors import ConfigError, ExportError, MetricError
 from pahq_plugin.host import Edge
-from pahq_plugin.host.graph import edge_label
 from pahq_plugin.host.patching import CleanRun, ablated_sources, clean_runs
+from pahq_plugin.labels import edge_label
 from pahq_plugin.metrics import row_losses
 
 LOOKAHEAD = 15

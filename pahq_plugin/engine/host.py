@@ -18,8 +18,9 @@ from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.distributed import ALONE, World
 from pahq_plugin.errors import MetricError
 from pahq_plugin.host import Edge, PatchableModel
-from pahq_plugin.host.graph import block, edge_label
+from pahq_plugin.host.graph import block
 from pahq_plugin.host.patching import PatchBatch, patched_logits
+from pahq_plugin.labels import edge_label
 from pahq_plugin.metrics import Metric, row_losses
 from pahq_plugin.policy import EVERYTHING, HighParts
 

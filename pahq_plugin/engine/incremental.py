@@ -40,7 +40,7 @@ from pahq_plugin.errors import MetricError
 from pahq_plugin.graph import KeptGraph, Place, Step
 from pahq_plugin.heap import release_unused
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
-from pahq_plugin.host.graph import edge_label
+from pahq_plugin.labels import edge_label
 from pahq_plugin.metrics import Metric
 from pahq_plugin.placement.place import InPlace, Placement
 from pahq_plugin.policy import check_parts

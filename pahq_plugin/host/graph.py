@@ -12,7 +12,7 @@ from typing import Literal
 
 from pahq_plugin.errors import GraphError
 from pahq_plugin.host.types import DestNode, Edge, Node, PatchableModel, SrcNode
-from pahq_plugin.labels import NodeKind
+from pahq_plugin.labels import NodeKind, edge_label
 
 Slot = Literal["q", "k", "v", "attn"]
 
@@ -64,11 +64,6 @@ def canonical_edges(model: PatchableModel) -> list[Edge]:
 def sources(model: PatchableModel) -> list[SrcNode]:
     """Source nodes by ``src_idx``."""
     return sorted(model.srcs, key=lambda src: src.src_idx)
-
-
-def edge_label(edge: Edge) -> str:
-    """Name of an edge, with its position in a position-wise graph: ``"A0.1->MLP 2 @3"``."""
-    return edge.name if edge.seq_idx is None else f"{edge.name} @{edge.seq_idx}"
 
 
 def find_edge(model: PatchableModel, name: str, seq_idx: int | None = None) -> Edge:

@@ -15,8 +15,9 @@ from transformer_lens import HookedTransformerKeyValueCache
 from pahq_plugin.errors import ModelError
 from pahq_plugin.fingerprint import fingerprint
 from pahq_plugin.host.changes import plain_name
-from pahq_plugin.host.graph import canonical_edges, edge_label
+from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.types import PatchableModel, PromptDataLoader
+from pahq_plugin.labels import edge_label
 from pahq_plugin.mapped import let_go_if_unchanged
 
 MACHINE_FIELDS = ("device", "n_devices", "seed", "init_weights", "trust_remote_code", "tokenizer_name")

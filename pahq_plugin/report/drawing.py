@@ -7,6 +7,7 @@ import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from pahq_plugin.errors import ConfigError, ResultError
@@ -14,6 +15,7 @@ from pahq_plugin.files import write_text
 from pahq_plugin.records import read_record, result_file
 from pahq_plugin.report.circuit_graph import circuit_data, graph_page
 from pahq_plugin.report.dot import circuit_dot
+from pahq_plugin.views.difference import Difference, difference
 
 STANDARD_OUTPUT = "-"
 
@@ -25,7 +27,7 @@ class Drawing:
     Attributes:
         html: file of the page.
         dot: file of the Graphviz text, or ``-``.
-        compare: another result for the page.
+        compare: another result, for the page or for a terminal.
         show: whether a browser opens the page, a temporary file if `html` names none.
         force: whether files that exist are replaced.
     """
@@ -50,8 +52,12 @@ class Drawing:
             raise ConfigError("--json prints the result; leave out --html, --dot and --open")
         if self.dot == STANDARD_OUTPUT and (self.show or self.html):
             raise ConfigError("--dot - prints the graph alone; name a file beside --html or --open")
-        if self.compare is not None and not (self.show or self.html):
-            raise ConfigError("--compare draws two circuits; add --html FILE or --open")
+        if self.compare is not None and self.dot is not None and not (self.show or self.html):
+            raise ConfigError(
+                "--dot writes one circuit; leave out --compare, or add --html FILE or --open"
+            )
+        if self.compare is not None and as_json:
+            raise ConfigError("--json prints one result; leave out --compare")
         if self.html is not None and self.html == self._dot_file():
             raise ConfigError(f"--html and --dot are both {self.html}; name two files")
         for file in (self.html, self._dot_file()):
@@ -98,6 +104,24 @@ class Drawing:
 
     def _dot_file(self) -> Path | None:
         return None if self.dot in (None, STANDARD_OUTPUT) else Path(self.dot)
+
+
+def difference_of(result: Path, other: Path) -> Difference:
+    """What two saved results have in common and what not.
+
+    Raises:
+        ResultError: one is damaged, or the two are of different models.
+    """
+    records = [read_record(result_file(folder)) for folder in (result, other)]
+    check_comparable(*records)
+    first, second = ([_decision(entry) for entry in one["decisions"]] for one in records)
+    return difference(first, second, (records[0]["settings"], records[1]["settings"]))
+
+
+def _decision(entry: dict[str, Any]) -> SimpleNamespace:
+    """An entry of a record as `difference` takes it."""
+    edge = SimpleNamespace(name=entry["edge"], seq_idx=entry["seq_idx"])
+    return SimpleNamespace(edge=edge, effect=entry["effect"], kept=entry["kept"])
 
 
 def folder_name(result: Path) -> str:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from pahq_plugin.errors import ResultError, printable
-from pahq_plugin.host import Edge
-from pahq_plugin.host.graph import edge_label
+from pahq_plugin.labels import edge_label
 from pahq_plugin.views.html import framed, table
+
+if TYPE_CHECKING:
+    from pahq_plugin.host import Edge  # of results from files: names and positions alone
 
 SHOWN = 20
 """Edges of a list that are shown; the value holds all of them."""
