@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pahq_plugin.errors import ProblemError, PromptError
+from pahq_plugin.errors import ProblemError, PromptError, one_line
 from pahq_plugin.zoo import bundled_model, tracr
 from pahq_plugin.zoo.prompt_files import Encoder, as_token_ids, read_prompts
 from pahq_plugin.zoo.prompts import TASKS, generate
@@ -110,7 +110,7 @@ def load_problem(
             device, for ``discover(max_memory=...)``.
 
     Raises:
-        ProblemError: no such problem or model, or they do not go together.
+        ProblemError: no such problem, model or device, or they do not go together.
         ModelError: no such folder, or one whose model cannot be converted.
         PromptError: the prompt file cannot be used.
     """
@@ -118,7 +118,7 @@ def load_problem(
         raise ProblemError(f"no problem {name!r}; the known ones are {', '.join(problem_names())}")
     if batch_size is not None and batch_size < 1:
         raise ProblemError(f"batch_size must be at least 1, not {batch_size}")
-    device = device or _default_device()
+    device = _usable(device)
     if name in TRACR_BATCHES:
         _refuse_for_tracr(name, model, prompts)
         parts, positional = _tracr_parts(name, batch_size, seed, device), True
@@ -329,7 +329,20 @@ def _refuse_for_bundled(name: str) -> None:
         )
 
 
-def _default_device() -> str:
+def _usable(device: str | None) -> str:
+    """The device itself, or a GPU where there is one.
+
+    Raises:
+        ProblemError: tensors cannot be made there.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: a build without CUDA
+        raise ProblemError(
+            f"device={device!r} cannot be used here ({one_line(error)}); 'cpu' always can"
+        ) from error
+    return device

@@ -87,6 +87,9 @@ def test_names_of_tasks_and_problems() -> None:
         load_problem("x")
     with refused(ProblemError, "batch_size must be at least 1, not 0"):
         load_problem("ioi", batch_size=0)
+    for device in ("gpu", "cuda:77", 3.5):
+        with refused(ProblemError, f"device={device!r} cannot be used here ("):
+            load_problem("ioi", device=device)
 
 
 def test_numbers_of_bundled_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
