@@ -3,7 +3,8 @@
 1. Whole searches at the shape of a real model, ``acdc`` and ``pahq`` on the incremental engine and the
    host's own loop in turn, in one process: seconds, decisions that differ, peaks of the allocator above
    what the model takes. The host's loop runs on a sample of edges, see `benchmarks.speed`.
-2. What the weights of ``rtn-q`` take, with FP32 masters on the device and in host memory.
+2. What the GPU holds while a model is lent in eight bits, workspaces included, with FP32 masters there
+   and in host memory.
 3. Products of a head's and an MLP's shape in each format that this GPU has a kernel for, beside FP32.
 
 Figures are written with their context to ``benchmarks/results/gpu.json``.
@@ -59,12 +60,13 @@ def main() -> None:
         parser.error("there is no CUDA device here")
     known = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     console = Console(width=120)
-    known["context"] = context() | {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    known["products"] = [product(*one) for one in product_cases()]
-    print_products(console, known["products"])
+    here = context() | {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    known["products"] = {"context": here, "rows": [product(*one) for one in product_cases()]}
+    print_products(console, known["products"]["rows"])
     write_text(arguments.out, json.dumps(known, indent=1) + "\n")
     for name in arguments.case or ["gpt2-shape"]:
-        known.setdefault("searches", {})[name] = searches(CASES[name], arguments.repeat)
+        row = searches(CASES[name], arguments.repeat) | {"context": here}
+        known.setdefault("searches", {})[name] = row
         print_search(console, name, known["searches"][name])
         write_text(arguments.out, json.dumps(known, indent=1) + "\n")
 

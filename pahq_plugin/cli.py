@@ -218,14 +218,14 @@ def show(
             folder = result_file(result).parent
             made = write_card(folder, license=license, base_model=base_model, force=force)
             typer.echo(f"wrote {made}")
-            if not drawing.wanted:
+            if not drawing.wanted and compare is None:
                 return None
         elif license or base_model:
             raise ConfigError("--license and --base-model are of the card; add --card")
         if drawing.wanted:
             return drawing.write(result, say=typer.echo)
         if compare is not None:
-            return print_view(difference_of(result, compare))
+            return print_view(difference_of(result, compare).shown(top))
         file = result_file(result)
         print_result(read_record(file), read_stats(file.parent), top, as_json)
 

@@ -82,7 +82,7 @@ def uses(device: torch.device) -> list[dict[str, Any]]:
         ),
         ("searches on a GPU", device.type == "cuda", "an NVIDIA GPU and a CUDA build of PyTorch"),
         ("FP8 faster than FP32", formats["fp8_e4m3"], "a GPU of compute capability 8.9 (Ada, Hopper)"),
-        ("int8 faster than FP32", formats["int8"], "a CPU with AVX512-VNNI, or a GPU since Turing"),
+        ("int8 faster than FP32", "int8" in kernels_of(device), "a CPU with AVX512-VNNI"),
         ("several processes: torchrun", torch.distributed.is_available(), "PyTorch with distributed"),
         ("notebooks", has("ipykernel"), "pip install jupyterlab"),
     ]

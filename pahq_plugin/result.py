@@ -228,11 +228,14 @@ class Discovery:
             force: whether another result that is there is replaced.
 
         Raises:
-            ResultError: the folder holds another result, or is a file.
+            ResultError: the folder holds another result, or one that cannot be read, or is a file.
         """
-        folder = Path(path)
-        self._check_place(folder, force)
-        write_text(folder / RESULT_FILE, record_text(self.record()))
+        folder, text = Path(path), record_text(self.record())
+        _check_place(folder, text, force)
+        return self._write(folder, text)
+
+    def _write(self, folder: Path, text: str) -> Path:
+        write_text(folder / RESULT_FILE, text)
         write_text(folder / RUN_FILE, json.dumps(self._run_record(), indent=2) + "\n")
         return folder
 
@@ -258,32 +261,16 @@ class Discovery:
 
         Raises:
             ConfigError: there is a ``README.md``, or an argument that no card can hold.
-            ResultError: the folder holds another result, or is a file.
+            ResultError: the folder holds another result, or one that cannot be read, or is a file.
         """
         folder, own = Path(path), self.record()
-        self._check_place(folder, force)
+        text = record_text(own)
+        _check_place(folder, text, force)
         check_card_place(folder, force)  # nothing is saved if the card cannot be written
         card_text(own, measures or {}, license, base_model)
         if force or not (folder / RESULT_FILE).is_file():
-            self.save(folder, force=force)
+            self._write(folder, text)
         return write_card(folder, measures=measures, license=license, base_model=base_model, force=force)
-
-    def _check_place(self, folder: Path, force: bool) -> None:
-        """
-        Raises:
-            ResultError: a file, or a folder with another result or one that cannot be read.
-        """
-        if folder.exists() and not folder.is_dir():
-            raise ResultError(f"{folder} is a file; a result is saved as a folder")
-        there = folder / RESULT_FILE
-        if (
-            there.is_file()
-            and not force
-            and read_record(there) != json.loads(record_text(self.record()))
-        ):
-            raise ResultError(
-                f"{folder} holds another result; name another folder, or replace it with force=True"
-            )
 
     @staticmethod
     def load(path: str | Path, model: PatchableModel) -> Discovery:
@@ -357,3 +344,23 @@ def _decision(model: PatchableModel, entry: dict[str, Any]) -> Decision:
 
 def _stats(folder: Path) -> Stats:
     return Stats(**read_stats(folder))
+
+
+def _check_place(folder: Path, text: str, force: bool) -> None:
+    """
+    Raises:
+        ResultError: a file, or a folder with another result or one that cannot be read.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ResultError(f"{folder} is a file; a result is saved as a folder")
+    there = folder / RESULT_FILE
+    if force or not there.is_file():
+        return
+    try:
+        same = read_record(there) == json.loads(text)
+    except ResultError as error:
+        raise ResultError(f"{error}; name another folder, or replace it with force=True") from error
+    if not same:
+        raise ResultError(
+            f"{folder} holds another result; name another folder, or replace it with force=True"
+        )

@@ -226,6 +226,12 @@ def test_another_result_is_not_replaced_unasked(
     assert (tmp_path / "result.json").read_bytes() == before
     other.save(tmp_path, force=True)
     assert Discovery.load(tmp_path, model) == other
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(
+        ResultError, match=r"no readable JSON.*; name another folder, or replace it with"
+    ):
+        other.save(tmp_path)
+    assert (tmp_path / "result.json").read_text() == "{"
 
 
 def test_no_timings_lie_in_the_result(found: Discovery, tmp_path: Path) -> None:

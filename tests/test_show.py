@@ -114,11 +114,13 @@ def test_compare_without_a_picture_prints_what_differs(tmp_path: Path) -> None:
     assert shown.exit_code == 0
     lines = [" ".join(line.replace("│", " ").split()) for line in shown.stdout.splitlines()]
     assert (
-        lines[0].startswith("1 edges in both, 1 only in first acdc")
-        and "Only in second acdc (1)" in lines
+        lines[0].startswith("1 edges in both, 1 only in one, 1 only in two")
+        and "Only in two (1)" in lines
     )
     assert "b->c 0.5 0.001" in lines and "a->c 0.001 2" in lines
     assert "all effects are equal" in " ".join(show(one, "--compare", one).stdout.split())
+    assert "Only in" not in show(one, "--compare", two, "--top", "0").stdout
+    assert "1 only in two" in " ".join(show(one, "--card", "--compare", two).stdout.split())
     refused("no result at", one, "--compare", tmp_path / "nothing")
     other = record_of([decision("a->b", 1.0)])
     other["model"] |= {"name": "another", "digest": "0", "edges": 1}

@@ -44,17 +44,17 @@ class RowCap:
             error: what a pass with that cap ended with.
 
         Raises:
-            ModelError: a single row does not fit.
+            ModelError: the smallest pass does not fit.
         """
+        traceback.clear_frames(error.__traceback__)  # they hold what the pass held
         if self.rows == 1:
             raise ModelError(
-                "memory is too short for a single patched forward; pass a smaller batch_size, or fewer "
-                "prompts"
+                "memory is too short for the smallest pass: one patched forward, three where screened "
+                "edges are decided again; pass a smaller batch_size, fewer prompts, or method='acdc'"
             ) from error
         self.rows //= 2
         self._good, self._wanted = 0, 2 * self._wanted
         log.warning("out of memory: passes of at most %d rows from now on", self.rows)
-        traceback.clear_frames(error.__traceback__)  # they hold what the pass held
         gc.collect()
         release_unused()
         if torch.cuda.is_available():

@@ -237,11 +237,9 @@ class IncrementalEngine:
         if len(asked) > fit:
             candidates = candidates[: asked[fit - 1] + 1]
         size = len(candidates)
-        singles = self._singles(candidates)
-        changing = self._world.any(which_change(size, singles))
-        group = Group(candidates, predicted_kept[:size], changing, wanted[:size])
         try:
-            effects = self._exact_effects(group, singles, steps)
+            effects = self._settled(candidates, predicted_kept[:size], wanted[:size], steps)
+            return _all_known([effects[i] for i in asked[:fit]])
         except MetricError as error:
             upto = asked[0] + 1
             if size == upto:
@@ -250,9 +248,15 @@ class IncrementalEngine:
             candidates, predicted_kept, wanted = candidates[:upto], predicted_kept[:upto], wanted[:upto]
         except (RuntimeError, MemoryError) as error:
             self._make_room(error)
-        else:
-            return _all_known([effects[i] for i in asked[:fit]])
         return self.settle(candidates, predicted_kept, wanted)
+
+    def _settled(
+        self, candidates: Sequence[Edge], kept: Sequence[bool], wanted: Sequence[bool], steps: list[Step]
+    ) -> list[float | None]:
+        """Effects of the candidates that are wanted, by one pass."""
+        singles = self._singles(candidates)
+        changing = self._world.any(which_change(len(candidates), singles))
+        return self._exact_effects(Group(candidates, kept, changing, wanted), singles, steps)
 
     @torch.inference_mode()
     def remove(self, edges: Sequence[Edge]) -> None:

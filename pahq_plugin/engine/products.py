@@ -318,5 +318,7 @@ def some_heads(x: Tensor, heads: Sequence[int]) -> Tensor:
 def of_heads(copy: Quantised, heads: Sequence[int]) -> Quantised:
     """The low weights of some heads."""
     scale = copy.scale if copy.scale.shape[0] == 1 else some_heads(copy.scale, heads)
-    packed = None if copy.packed is None else some_heads(copy.packed, heads)
-    return Quantised(some_heads(copy.codes, heads), scale, packed)
+    if copy.packed is None:
+        return Quantised(some_heads(copy.codes, heads), scale)
+    packed, (d_in, d_out) = some_heads(copy.packed, heads), copy.codes.shape[-2:]
+    return Quantised(packed[..., :d_in, :d_out], scale, packed)

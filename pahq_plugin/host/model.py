@@ -73,9 +73,22 @@ def _instead_of(model: object) -> str:
     return "wrap it with auto_circuit.utils.graph_utils.patchable_model(...)"
 
 
+def _named_device(cfg: Any) -> torch.device:
+    """
+    Raises:
+        ModelError: the configuration names no device.
+    """
+    try:
+        return torch.device(cfg.device)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"cfg.device={getattr(cfg, 'device', None)!r} is no device; name one, such as 'cpu'"
+        ) from error
+
+
 def _check_devices(model: PatchableModel) -> None:
     """Weights, masks, and where TransformerLens sends activations: the device of its configuration."""
-    weights, named = next(model.wrapped_model.parameters()).device, torch.device(model.cfg.device)
+    weights, named = next(model.wrapped_model.parameters()).device, _named_device(model.cfg)
     if (named.type, named.index or 0) != (weights.type, weights.index or 0):
         raise ModelError(
             f"the weights are on {weights}, but cfg.device is {named}, where activations would go; call "

@@ -32,7 +32,7 @@ SCALES = 1.02
 """Scales and padding make low copies larger by this factor at most, where a scale is for a row."""
 
 LEAST_PASSES = 13 * 2**19
-"""Bytes that passes take at least: an eighth of what they usually do on a CPU."""
+"""Bytes that passes take at least, on any device: an eighth of what they usually do on a CPU."""
 
 EDGE_BYTES, BASE_BYTES = 1000, 16_000_000
 """What a search keeps in Python objects of each edge (measured: 600), and what else comes into the

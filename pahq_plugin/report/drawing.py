@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import webbrowser
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,14 +96,18 @@ class Drawing:
             return graph_page([circuit_data(record, folder_name(result))], f"Circuit of {name}")
         other = read_record(result_file(self.compare))
         check_comparable(record, other)
-        names = [folder_name(result), folder_name(self.compare)]
-        if names[0] == names[1]:
-            names = [str(result), str(self.compare)]
+        names = _names(result, self.compare)
         circuits = [circuit_data(*pair) for pair in zip((record, other), names, strict=True)]
         return graph_page(circuits, f"Two circuits of {name}", compare=True)
 
     def _dot_file(self) -> Path | None:
         return None if self.dot in (None, STANDARD_OUTPUT) else Path(self.dot)
+
+
+def _names(result: Path, other: Path) -> tuple[str, str]:
+    """What two results are called beside each other."""
+    names = folder_name(result), folder_name(other)
+    return names if names[0] != names[1] else (str(result), str(other))
 
 
 def difference_of(result: Path, other: Path) -> Difference:
@@ -115,7 +119,8 @@ def difference_of(result: Path, other: Path) -> Difference:
     records = [read_record(result_file(folder)) for folder in (result, other)]
     check_comparable(*records)
     first, second = ([_decision(entry) for entry in one["decisions"]] for one in records)
-    return difference(first, second, (records[0]["settings"], records[1]["settings"]))
+    found = difference(first, second, (records[0]["settings"], records[1]["settings"]))
+    return replace(found, names=_names(result, other))
 
 
 def _decision(entry: dict[str, Any]) -> SimpleNamespace:

@@ -90,13 +90,17 @@ class Difference:
         )
 
     def __rich__(self) -> Group:
+        return self.shown()
+
+    def shown(self, most: int = SHOWN) -> Group:
+        """For a console of rich: the summary, and of each list at most so many edges."""
         parts: list[RenderableType] = [Text(self.summary(), style="bold")]
-        for title, changes in self._lists():
+        for title, changes in self._lists(most) if most else ():
             made = Table(title=Text(title), title_justify="left", title_style="bold")
             made.add_column("edge", no_wrap=True)
             for name in self.names:
                 made.add_column(Text(printable(name)), justify="right")
-            for change in changes[:SHOWN]:
+            for change in changes[:most]:
                 cells = (f"{change.first:.3g}", f"{change.second:.3g}")
                 made.add_row(Text(printable(edge_label(change.edge))), *cells)
             parts.append(made)
@@ -105,7 +109,7 @@ class Difference:
     def _repr_html_(self) -> str:
         body = f"<p><strong>{html.escape(self.summary())}</strong></p>"
         columns = ["edge", *(html.escape(printable(name)) for name in self.names)]
-        for title, changes in self._lists():
+        for title, changes in self._lists(SHOWN):
             rows = [
                 [html.escape(printable(edge_label(c.edge))), f"{c.first:.3g}", f"{c.second:.3g}"]
                 for c in changes[:SHOWN]
@@ -113,12 +117,12 @@ class Difference:
             body += table(html.escape(title), columns, rows, {1, 2})
         return framed(body)
 
-    def _lists(self) -> list[tuple[str, tuple[Change, ...]]]:
+    def _lists(self, most: int) -> list[tuple[str, tuple[Change, ...]]]:
         """The lists that are worth a table."""
         found = []
         for name, changes in zip(self.names, (self.only_first, self.only_second), strict=True):
             if changes:
-                counted = f"first {SHOWN} of {len(changes):,}" if len(changes) > SHOWN else len(changes)
+                counted = f"first {most} of {len(changes):,}" if len(changes) > most else len(changes)
                 found.append((printable(f"Only in {name} ({counted})"), changes))
         return found
 

@@ -111,26 +111,29 @@ def load_problem(
 
     Raises:
         ProblemError: no such problem, model or device, or they do not go together.
-        ModelError: no such folder, or one whose model cannot be converted.
+        ModelError: no such folder, a model that cannot be converted, or no room for it on the device.
         PromptError: the prompt file cannot be used.
     """
     if name not in problem_names():
         raise ProblemError(f"no problem {name!r}; the known ones are {', '.join(problem_names())}")
     if batch_size is not None and batch_size < 1:
         raise ProblemError(f"batch_size must be at least 1, not {batch_size}")
+    from pahq_plugin.engine.cap import memory_shortage_named
+
     device = _usable(device)
-    if name in TRACR_BATCHES:
-        _refuse_for_tracr(name, model, prompts)
-        parts, positional = _tracr_parts(name, batch_size, seed, device), True
-    else:
-        model = model or ("attn-only-4l" if name == "docstring" else None)
-        if model is None or model == BUNDLED or _is_bundled_copy(model):
-            _refuse_for_bundled(name)
-            parts = _bundled_parts(name, model, prompts, batch_size, seed, device)
+    with memory_shortage_named():
+        if name in TRACR_BATCHES:
+            _refuse_for_tracr(name, model, prompts)
+            parts, positional = _tracr_parts(name, batch_size, seed, device), True
         else:
-            parts = _hub_parts(name, model, prompts, batch_size, seed, positional, device)
-    if not on_disk:
-        parts.model.to(device, print_details=False)  # a stored one, the others are there
+            model = model or ("attn-only-4l" if name == "docstring" else None)
+            if model is None or model == BUNDLED or _is_bundled_copy(model):
+                _refuse_for_bundled(name)
+                parts = _bundled_parts(name, model, prompts, batch_size, seed, device)
+            else:
+                parts = _hub_parts(name, model, prompts, batch_size, seed, positional, device)
+        if not on_disk:
+            parts.model.to(device, print_details=False)  # a stored one, the others are there
     return _assemble(name, parts, positional, separate_qkv, device)
 
 
@@ -330,19 +333,21 @@ def _refuse_for_bundled(name: str) -> None:
 
 
 def _usable(device: str | None) -> str:
-    """The device itself, or a GPU where there is one.
+    """The device by its full name; by default a GPU where there is one.
 
     Raises:
         ProblemError: tensors cannot be made there.
     """
     import torch
 
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: a build without CUDA
+        # With its number, since TransformerLens takes "cuda" for the first GPU, not for the present one.
+        found = torch.zeros(1, device=wanted).device
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         raise ProblemError(
             f"device={device!r} cannot be used here ({one_line(error)}); 'cpu' always can"
         ) from error
-    return device
+    if found.type == "meta":
+        raise ProblemError(f"device={device!r} cannot be used here (it holds no numbers); 'cpu' can")
+    return "cpu" if found.type == "cpu" else str(found)

@@ -68,7 +68,7 @@ def assert_refused(tmp_path: Path, arguments: list[str], *words: str) -> None:
         (["ioi", "--method", "eap", "--metric", "mse"], ("cannot use --metric",)),
         (["ioi", "--method", "acdc", "--n-edges", "3"], ("cannot use --n-edges",)),
         (["ioi", "--method", "acdc", "--low", "int8", "--guard", "1"], ("cannot use --low, --guard",)),
-        (["ioi", "--method", "eap", "--threshold", "0.001"], ("cannot use --threshold",)),  # the default
+        (["ioi", "--method", "eap", "--threshold", "0.01"], ("cannot use --threshold",)),  # the default
         (["ioi", "--method", "Official Circuit"], ("true_edges",)),
         (["tracr-xproportion", "--metric", "kl_div"], ("kl_div", "mse")),
         (["tracr-xproportion", "--model", "gpt2"], ("model",)),

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_a_checkpoint_goes_on_on_the_gpu(tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     while process.poll() is None and not (tmp_path / "cut" / "checkpoint.safetensors").exists():
-        pass
+        time.sleep(0.01)
     process.kill()
     process.wait()
     pahq(*chosen, tmp_path / "cut")

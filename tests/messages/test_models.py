@@ -92,6 +92,14 @@ def test_weights_that_are_not_where_the_configuration_says() -> None:
     assert check_patchable(model) is model
 
 
+@pytest.mark.parametrize("device", [None, "zzz", -5.5])
+def test_a_configuration_that_names_no_device(device: Any) -> None:
+    model = small_model()
+    model.cfg.device = device
+    with refused(ModelError, f"cfg.device={device!r} is no device; name one, such as 'cpu'"):
+        check_patchable(model)
+
+
 def test_masks_that_are_not_where_the_weights_are() -> None:
     """As after ``patchable_model(model.cuda(), ...)``, which makes them on the CPU."""
     model = small_model()

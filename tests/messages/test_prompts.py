@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from auto_circuit.data import PromptDataLoader, PromptDataset
+from transformer_lens import HookedTransformer
 
-from pahq_plugin.errors import ProblemError, PromptError
+from pahq_plugin.errors import ModelError, ProblemError, PromptError
 from pahq_plugin.host.patching import check_one_length, collect_batches, loader_of
 from pahq_plugin.zoo import load_problem, prompts, templates, vocabulary
 from pahq_plugin.zoo.prompt_files import Encoder, as_token_ids, read_prompts
@@ -87,9 +88,18 @@ def test_names_of_tasks_and_problems() -> None:
         load_problem("x")
     with refused(ProblemError, "batch_size must be at least 1, not 0"):
         load_problem("ioi", batch_size=0)
-    for device in ("gpu", "cuda:77", 3.5):
+    for device in ("gpu", "cuda:77", 3.5, "meta", "privateuseone"):
         with refused(ProblemError, f"device={device!r} cannot be used here ("):
             load_problem("ioi", device=device)
+
+
+def test_a_model_that_the_device_has_no_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(HookedTransformer, "to", short)
+    with refused(ModelError, "memory ran out (CUDA out of memory); pass a smaller batch_size, fewer "):
+        load_problem("ioi")
 
 
 def test_numbers_of_bundled_prompts(monkeypatch: pytest.MonkeyPatch) -> None:

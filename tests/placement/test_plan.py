@@ -15,7 +15,7 @@ from pahq_plugin.engine.budget import budget_for, budget_within
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.host.model import weight_parameters
 from pahq_plugin.host.patching import collect_batches
-from pahq_plugin.placement.plan import Plan, plan_memory, units_of
+from pahq_plugin.placement.plan import LEAST_PASSES, Plan, plan_memory, units_of
 from tests.helpers.architectures import build, random_architecture
 from tests.helpers.families import FAMILIES, family_loader, family_model
 from tests.helpers.refused import refused
@@ -30,6 +30,11 @@ def planned(seed: int, max_memory: int, low: bool = False) -> tuple[Plan, object
     return plan_memory(
         model, collect_batches(model, loader, None), max_memory, INT8 if low else None, USUAL
     ), model
+
+
+def test_the_least_is_an_eighth_of_what_is_usual_on_a_cpu() -> None:
+    """Also on a GPU, whose usual passes are a hundred times as large."""
+    assert LEAST_PASSES == USUAL // 8
 
 
 @settings(max_examples=40, deadline=None)

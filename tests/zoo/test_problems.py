@@ -36,18 +36,21 @@ def test_bundled_model_is_right_on_held_out_prompts(task: str) -> None:
     assert sum(mass) / len(mass) >= 0.97
 
 
-JAX = """
-import jax
-import pahq_plugin as pahq
-pahq.load_problem("tracr-xproportion")
-assert jax.config.jax_platforms is None
-assert {device.platform for device in jax.devices()} == {"cpu"}, "a GPU was taken"
-"""
+def test_tracr_compiles_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX would take three quarters of a GPU's memory, and keep them."""
+    import jax
+    from auto_circuit.model_utils import tracr_model_utils
 
+    compiled, seen = tracr_model_utils.get_tracr_model, []
 
-def test_tracr_compiles_without_a_gpu() -> None:
-    """Otherwise JAX keeps three quarters of its memory; see also tests/gpu."""
-    subprocess.run([sys.executable, "-c", JAX], check=True, timeout=120)
+    def spy(*arguments: Any) -> Any:
+        seen.append(jax.config.jax_platforms)  # type: ignore[attr-defined]
+        return compiled(*arguments)
+
+    before = jax.config.jax_platforms  # type: ignore[attr-defined]
+    monkeypatch.setattr(tracr_model_utils, "get_tracr_model", spy)
+    load_problem("tracr-xproportion")
+    assert seen == [before or "cpu"] and jax.config.jax_platforms == before  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("task", TASKS)
