@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP_FLAGS := --quiet --disable-pip-version-check --no-compile
+PIP_FLAGS := --quiet --disable-pip-version-check
 PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 # Where there is a GPU, problems are loaded onto it; all tests but those of tests/gpu are of the CPU.
 ON_CPU = CUDA_VISIBLE_DEVICES=
