@@ -73,5 +73,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@rm -f $@
 	@echo "installing into $(VENV) (once; some minutes)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-compile -c constraints.txt -e ".[dev]"
+	@# What pip would do on one core; some packages hold files that are meant for other Pythons.
+	@$(BIN)/python -m compileall -qq -j $(JOBS) $(VENV)/lib || true
 	@touch $@
