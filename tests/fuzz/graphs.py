@@ -199,7 +199,7 @@ def heads_files(draw: st.DrawFn) -> bytes:
     size = int.from_bytes(good[:8], "little")
     header = draw(written([json.loads(good[8 : 8 + size])]))
     length = draw(st.sampled_from((len(header),) * 5 + (0, 2**63, len(header) - 1, len(good))))
-    return length.to_bytes(8, "little") + header + good[8 + size :]
+    return max(0, length).to_bytes(8, "little") + header + good[8 + size :]
 
 
 EDGES = (EDGE, "MLP 0->Resid End", "A0.0->MLP 0", "A0.0->A0.0.Q", "Resid Start->A0.0.Q @0")
