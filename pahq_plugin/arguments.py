@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -140,6 +141,8 @@ def check_true_edges(method: Method, model: PatchableModel, true_edges: set[Edge
                 "problem.true_edges holds it where one is published"
             )
         return
+    if not isinstance(true_edges, Iterable):
+        raise GraphError(f"true_edges is a {type(true_edges).__name__}; expected a set of edges")
     foreign = [edge for edge in true_edges if edge not in model.edges]
     if foreign:
         raise GraphError(f"true_edges holds {edge_label_of(foreign[0])}, which is no edge of this model")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pahq_plugin.config import PrecisionConfig, SearchConfig, parse_bytes
-from pahq_plugin.errors import ConfigError, FormatError, MetricError
+from pahq_plugin.errors import ConfigError, FormatError, GraphError, MetricError
 from pahq_plugin.formats import get_format
 from pahq_plugin.metrics import check_answers, resolve_metric
 from pahq_plugin.policy import check_parts
@@ -79,6 +79,11 @@ ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
         {"method": "Official Circuit"},
         ConfigError,
         "needs true_edges, the official circuit; problem.true_edges holds it where one is published",
+    ),
+    (
+        {"method": "Act Mag", "true_edges": -19698},
+        GraphError,
+        "true_edges is a int; expected a set of edges",
     ),
     ({"engine": "host", "max_memory": "1GB"}, ConfigError, "engine='host' cannot keep max_memory"),
 ]
