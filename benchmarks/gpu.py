@@ -29,6 +29,7 @@ from rich.table import Table
 import pahq_plugin as pahq
 from benchmarks.models import CASES, Case, load
 from benchmarks.precision import differing
+from benchmarks.screening import search, weight_bytes
 from benchmarks.speed import SAMPLE, SMALL, context, host_loop, spread, stratified
 from pahq_plugin.config import PrecisionConfig, default_precision
 from pahq_plugin.files import write_text
@@ -107,7 +108,7 @@ def searches(case: Case, repeat: int) -> dict[str, Any]:
         "evaluations": {method: one.stats.evaluations for method, one in found.items()},
         "precision": default_precision(GPU).record(),
         "peak_above_model": peaks,
-        "weights": sum(p.nbytes for p in model.wrapped_model.parameters()),
+        "weights": weight_bytes(model),
         "lent_weights": lent_weights(model, prompts),
     }
 
@@ -119,13 +120,6 @@ def warm_up() -> None:
     for method in ("acdc", "pahq"):
         search(case, method, model, loader)
     host_loop(model, loader, canonical_edges(model)[:SAMPLE], case.threshold)
-
-
-def search(case: Case, method: str, model, loader) -> pahq.Discovery:
-    """One whole search."""
-    return pahq.discover(
-        model, loader, method=method, engine="incremental", threshold=case.threshold, progress=False
-    )
 
 
 def lent_weights(model, prompts) -> dict[str, int]:
