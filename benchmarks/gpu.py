@@ -6,6 +6,7 @@
 2. What the GPU holds while a model is lent in eight bits, workspaces included, with FP32 masters there
    and in host memory.
 3. Products of a head's and an MLP's shape in each format that this GPU has a kernel for, beside FP32.
+4. How long the kernels of a search run, and how many it launches, beside the seconds that it takes.
 
 Figures are written with their context to ``benchmarks/results/gpu.json``.
 """
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
 
 import pahq_plugin as pahq
 from benchmarks.models import CASES, Case, load
@@ -48,12 +50,14 @@ ROWS = 4096
 """Tokens that a product takes: 32 rows of 8 prompts of 16 tokens."""
 
 REPEATS = 50
+PARTS = ("products", "kernels", "searches")
 
 
 def main() -> None:
     """Parse the arguments, measure, write the results, print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--case", action="append", choices=list(CASES), help="default: gpt2-shape")
+    parser.add_argument("--part", action="append", choices=PARTS, help="default: all")
     parser.add_argument("--repeat", type=int, default=3, help="turns of all sides (default 3)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -62,13 +66,20 @@ def main() -> None:
     known = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     console = Console(width=120)
     here = context() | {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    known["products"] = {"context": here, "rows": [product(*one) for one in product_cases()]}
-    print_products(console, known["products"]["rows"])
-    write_text(arguments.out, json.dumps(known, indent=1) + "\n")
-    for name in arguments.case or ["gpt2-shape"]:
+    parts, cases = arguments.part or PARTS, arguments.case or ["gpt2-shape"]
+    if "products" in parts:
+        known["products"] = {"context": here, "rows": [product(*one) for one in product_cases()]}
+        print_products(console, known["products"]["rows"])
+        write_text(arguments.out, json.dumps(known, indent=1) + "\n")
+    for name in cases if "kernels" in parts else ():
+        row = kernels(CASES[name], arguments.repeat) | {"context": here}
+        known.setdefault("kernels", {})[name] = row
+        print_kernels(console, name, row)
+        write_text(arguments.out, json.dumps(known, indent=1) + "\n")
+    for name in cases if "searches" in parts else ():
         row = searches(CASES[name], arguments.repeat) | {"context": here}
         known.setdefault("searches", {})[name] = row
-        print_search(console, name, known["searches"][name])
+        print_search(console, name, row)
         write_text(arguments.out, json.dumps(known, indent=1) + "\n")
 
 
@@ -111,6 +122,27 @@ def searches(case: Case, repeat: int) -> dict[str, Any]:
         "weights": weight_bytes(model),
         "lent_weights": lent_weights(model, prompts),
     }
+
+
+def kernels(case: Case, repeat: int) -> dict[str, Any]:
+    """By method: seconds of some searches, the sum of their kernels' seconds, and how many there are.
+
+    The profiler slows the launches and not the kernels, so it looks at a search of its own.
+    """
+    model, loader = load(case, GPU.type)
+    warm_up()
+    rows: dict[str, dict[str, Any]] = {"acdc": {"seconds": []}, "pahq": {"seconds": []}}
+    for _ in range(repeat):
+        for method, row in rows.items():
+            row["seconds"].append(search(case, method, model, loader).stats.seconds)
+    for method, row in rows.items():
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            search(case, method, model, loader)
+        events = [one for one in profiler.key_averages() if one.self_device_time_total]
+        row["kernel_seconds"] = sum(one.self_device_time_total for one in events) / 1e6
+        row["launches"] = sum(one.count for one in events)
+        row["busy"] = row["kernel_seconds"] / median(row["seconds"])
+    return {"case": asdict(case), **rows}
 
 
 def warm_up() -> None:
@@ -185,6 +217,16 @@ def print_products(console: Console, rows: list[dict[str, Any]]) -> None:
             cells += [f"{1e3 * row[part]:.3f}", f"{plain[row['shape']][part] / row[part]:.2f}"]
         table.add_row(row["shape"], row["format"], *cells)
     console.print(table)
+
+
+def print_kernels(console: Console, name: str, row: dict[str, Any]) -> None:
+    """What share of a search the GPU works."""
+    for method in ("acdc", "pahq"):
+        one = row[method]
+        console.print(
+            f"{name} {method}: {median(one['seconds']):.2f} s, of which {one['launches']:,} kernels run "
+            f"{one['kernel_seconds']:.2f} s ({one['busy']:.0%})"
+        )
 
 
 def print_search(console: Console, name: str, row: dict[str, Any]) -> None:
