@@ -128,6 +128,7 @@ def discover(
             raise ConfigError(f"--batches={batches} must be 0 (all batches) or a number above 0")
         from pahq_plugin.catalogue import get_method
         from pahq_plugin.discovery import discover as run
+        from pahq_plugin.progress import say
         from pahq_plugin.zoo import load_problem
 
         uses = get_method(method).uses
@@ -141,6 +142,13 @@ def discover(
             positional=positional,
             on_disk=max_memory is not None,
         )
+        whole = len(loaded.train_loader)
+        if prompts is not None and 0 < batches < whole:
+            size = loaded.train_loader.batch_size
+            say(
+                f"searching on {batches} of {whole} batches of {size}; --batches 0 takes all",
+                shown=world.is_first and not as_json,
+            )
         own = out / CHECKPOINT if out is not None and "checkpoint" in uses else None
         result = run(
             loaded.model,

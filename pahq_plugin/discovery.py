@@ -61,6 +61,7 @@ from pahq_plugin.host.patching import (
 from pahq_plugin.host.random_state import seeded
 from pahq_plugin.measure import forward_seconds, held_to, measured
 from pahq_plugin.metrics import Metric, check_answers, logit_diff, resolve_metric
+from pahq_plugin.notices import warn
 from pahq_plugin.placement.place import placed
 from pahq_plugin.progress import say
 from pahq_plugin.ranking import rank
@@ -202,6 +203,8 @@ def discover(
     with seeded(seed), borrowed(model), memory_shortage_named():
         find = _searched if chosen.kind == "search" else _scored
         decisions, more = find(request, settings, stats)
+    if decisions and not any(decision.effect for decision in decisions):
+        warn("no edge has any effect: clean and corrupt prompts may be the same, or the metric constant")
     return Discovery(tuple(decisions), settings | more, stats, model)
 
 

@@ -10,12 +10,10 @@ from pathlib import Path
 
 from pahq_plugin.completion import PROBLEMS
 from pahq_plugin.errors import ConfigError, ProblemError, PromptError
+from pahq_plugin.files import CHECKPOINT, RESULT_FILE
 
 DEFAULT_THRESHOLD = 0.01
 
-RESULT_FILE = "result.json"
-CHECKPOINT = "checkpoint.safetensors"
-"""In the folder of a result, as long as the search goes on."""
 CHECKPOINT_EVERY = 30.0
 """Seconds between two writes."""
 

@@ -12,6 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+RESULT_FILE = "result.json"
+CHECKPOINT = "checkpoint.safetensors"
+"""In the folder of a result, as long as the search goes on."""
+
 MOST_DIGITS = 300
 """Of an integer: more do not fit a float."""
 

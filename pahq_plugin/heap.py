@@ -1,4 +1,4 @@
-"""The C library's heap: what is freed goes back to the system, where a budget of memory is kept."""
+"""Memory of the process: when it is short, and how the C library gives back what is freed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
+import torch
+
+SHORTAGES = (
+    "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED", "CUDA error: out of memory",
+)  # fmt: skip
+"""What torch's allocator, the system and CUDA's libraries say."""
+
 TIDY_BYTES, KEPT_BYTES = 2**17, 2**26
 """What the C library may keep of freed memory under a budget; and otherwise, the most that glibc would
 come to by itself."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or in the host's memory."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in SHORTAGES)
+    )
 
 
 def release_unused() -> None:

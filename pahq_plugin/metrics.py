@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from pahq_plugin.errors import MetricError
+from pahq_plugin.errors import MetricError, PahqError, one_line
+from pahq_plugin.heap import is_out_of_memory
 from pahq_plugin.host import PromptPairBatch
 
 Metric = Callable[[Tensor, Tensor, PromptPairBatch], Tensor]
@@ -120,7 +121,10 @@ def resolve_metric(metric: str | Metric | None, n_outputs: int) -> tuple[str, Me
     if callable(metric):
         return getattr(metric, "__name__", type(metric).__name__), metric
     if not isinstance(metric, str) or metric not in METRICS:
-        raise MetricError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}, or a callable")
+        raise MetricError(
+            f"unknown metric {metric!r}; known: {', '.join(METRICS)}; one of your own goes to "
+            "pahq_plugin.discover, as a function"
+        )
     if metric == "kl_div" and n_outputs < 2:
         raise MetricError('kl_div is always 0 for a model with one output; use metric="mse"')
     return metric, METRICS[metric]
@@ -139,19 +143,16 @@ def row_losses(
         batch: the host's batch.
 
     Raises:
-        MetricError: the metric returned another shape than ``[prompt]``, or NaN or infinity.
+        MetricError: the metric failed, or returned another shape than ``[prompt]``, NaN or infinity.
     """
     if metric is kl_div:
         losses = _divergence(logits, clean_logits).flatten(start_dim=1).mean(dim=1)
     elif metric is mse:
         losses = (logits - clean_logits).square().double().flatten(start_dim=1).mean(dim=1)
     else:
-        # Copies, since a callable may write into what it is given.
+        rows = [_called(name, metric, row, clean_logits, batch) for row in logits]
         losses = torch.stack(
-            [
-                _mean_over_prompts(name, metric(row.clone(), clean_logits.clone(), batch), row)
-                for row in logits
-            ]
+            [_mean_over_prompts(name, own, row) for own, row in zip(rows, logits, strict=True)]
         )
     return check_finite(name, losses)
 
@@ -166,6 +167,23 @@ def check_finite(name: str, losses: Tensor) -> Tensor:
         bad = losses[~losses.isfinite()][0]
         raise MetricError(f"metric {name!r} returned {float(bad)}; losses must be finite")
     return losses
+
+
+def _called(
+    name: str, metric: Metric, logits: Tensor, clean_logits: Tensor, batch: PromptPairBatch
+) -> Tensor:
+    """What a metric returns; it gets copies, since it may write into what it is given."""
+    try:
+        return metric(logits.clone(), clean_logits.clone(), batch)
+    except PahqError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise MetricError(
+            f"metric {name!r} failed with {type(error).__name__}: {one_line(error)}; it is called with "
+            f"(logits, clean_logits, batch), the logits {list(logits.shape)}"
+        ) from error
 
 
 def _mean_over_prompts(name: str, losses: object, logits: Tensor) -> Tensor:

@@ -7,9 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pahq_plugin.early import CHECKPOINT, RESULT_FILE
 from pahq_plugin.errors import ResultError
-from pahq_plugin.files import read_json
+from pahq_plugin.files import CHECKPOINT, RESULT_FILE, read_json
 
 SCHEMA = "pahq-discovery/1"
 RUN_FILE = "run.json"

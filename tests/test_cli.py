@@ -167,6 +167,15 @@ def test_prompts_of_ones_own(tmp_path: Path) -> None:
     assert clean.shape[1] == 6 != next(iter(generated.train_loader)).clean.shape[1]
 
 
+@pytest.mark.parametrize(("batches", "said"), [("1", True), ("0", False), ("2", False)])
+def test_how_many_of_ones_own_prompts_are_searched_on(batches: str, said: bool, tmp_path: Path) -> None:
+    file = own_prompts(tmp_path / "prompts.json")
+    arguments = ["discover", "ioi", "--prompts", file, "--batch-size", "4", "--batches", batches]
+    done = command(*arguments, "--threshold", "0.2", "--method", "acdc", "--top", "0")
+    assert done.exit_code == 0
+    assert ("searching on 1 of 2 batches of 4; --batches 0 takes all" in done.stderr) is said
+
+
 # show ---------------------------------------------------------------------------------------------
 
 

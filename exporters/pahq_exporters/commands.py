@@ -216,6 +216,9 @@ def run(
     ] = None,
     all_edges: Annotated[bool, typer.Option("--all", help="Every edge, each alone.")] = False,
     each: Annotated[bool, typer.Option(help="Each edge alone instead of all together.")] = False,
+    result: Annotated[
+        Path | None, typer.Option(help="Folder of a saved result: patch all but its circuit.")
+    ] = None,
     head: Annotated[str, typer.Option(help="auto, none or LAYER.HEAD: the head in FP32.")] = "auto",
     limit: Annotated[int | None, typer.Option(help="How many prompts to take.", min=1)] = None,
     mode: Annotated[
@@ -235,9 +238,10 @@ def run(
         found = runner.run(
             graph,
             prompts,
-            runner.named(edges or [], all_edges),
+            runner.named(edges or [], all_edges, result),
             all_edges=all_edges,
             each=each,
+            result=result,
             head=head,
             limit=limit,
             mode=mode,

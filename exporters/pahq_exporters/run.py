@@ -18,6 +18,7 @@ import numpy as np
 from pahq_exporters.patcher import OnnxPatcher
 from pahq_exporters.prompt_file import PromptFile, read_prompts
 from pahq_plugin.errors import ConfigError, PahqError, counted, one_line
+from pahq_plugin.records import read_record, result_file
 
 TOP = 5
 
@@ -29,6 +30,7 @@ def run(
     *,
     all_edges: bool = False,
     each: bool = False,
+    result: Path | None = None,
     head: str = "auto",
     limit: int | None = None,
     mode: str = "speed",
@@ -43,6 +45,7 @@ def run(
         edges: names of edges.
         all_edges: every edge of the graph instead, each alone.
         each: every edge alone, instead of all together.
+        result: a saved result whose removed edges to patch: what is left is its circuit.
         head: ``"auto"``, ``"none"``, or ``LAYER.HEAD``: the head in FP32.
         limit: how many prompts to take.
         mode: see `OnnxPatcher`; ``providers`` and ``threads`` alike.
@@ -62,6 +65,8 @@ def run(
             "start_layer=0"
         )
     read = read_prompts(prompts, limit)
+    if result is not None:
+        edges = removed_edges(result)
     chosen = list(known.edges()) if all_edges else list(edges)
     known.indices(chosen)
     bound = patcher.prompts(read.clean, read.corrupt)
@@ -152,16 +157,33 @@ def parse_head(text: str) -> Any:
     return int(found[1]), int(found[2])
 
 
-def named(edges: Sequence[str], all_edges: bool) -> Sequence[str]:
+def removed_edges(result: Path) -> list[str]:
+    """Edges that a saved result does without, as graphs name them.
+
+    Raises:
+        ResultError: no such result, or a damaged one.
+        ConfigError: it keeps every edge.
+    """
+    removed = [
+        entry["edge"] if entry["seq_idx"] is None else f"{entry['edge']} @{entry['seq_idx']}"
+        for entry in read_record(result_file(result))["decisions"]
+        if not entry["kept"]
+    ]
+    if not removed:
+        raise ConfigError(f"{result} keeps every edge; there is nothing to patch")
+    return removed
+
+
+def named(edges: Sequence[str], all_edges: bool, result: Path | None) -> Sequence[str]:
     """``edges``.
 
     Raises:
-        ConfigError: none, or some where all are asked for.
+        ConfigError: not one choice of edges.
     """
-    if all_edges and edges:
-        raise ConfigError("give --edges or --all, not both")
-    if not edges and not all_edges:
-        raise ConfigError('name edges with --edges, such as "A0.1->MLP 2", or take --all')
+    if sum((bool(edges), all_edges, result is not None)) > 1:
+        raise ConfigError("give one of --edges, --all and --result")
+    if not edges and not all_edges and result is None:
+        raise ConfigError('name edges with --edges, such as "A0.1->MLP 2", or take --all or --result')
     return edges
 
 
@@ -194,6 +216,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--edges", nargs="*", default=[], metavar="EDGE", help='such as "A0.1->MLP 2"')
     made.add_argument("--all", action="store_true", dest="all_edges", help="every edge, each alone")
     made.add_argument("--each", action="store_true", help="each edge alone instead of all together")
+    made.add_argument("--result", type=Path, help="a saved result: patch all but its circuit")
     made.add_argument("--head", default="auto", help="auto, none or LAYER.HEAD: the head in FP32")
     made.add_argument("--limit", type=int, help="how many prompts to take")
     made.add_argument("--mode", default="speed", help="speed, or memory: keep one byte a weight")
@@ -213,9 +236,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = run(
             given.graph,
             given.prompts,
-            named(given.edges, given.all_edges),
+            named(given.edges, given.all_edges, given.result),
             all_edges=given.all_edges,
             each=given.each,
+            result=given.result,
             head=given.head,
             limit=given.limit,
             mode=given.mode,

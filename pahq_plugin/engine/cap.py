@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import torch
 
 from pahq_plugin.errors import ModelError, one_line
-from pahq_plugin.heap import release_unused
+from pahq_plugin.heap import is_out_of_memory, release_unused
 
 log = logging.getLogger(__name__)
 
@@ -68,19 +68,6 @@ class RowCap:
         if self._good == self._wanted:
             self._good = 0
             self.rows = min(self._most, 2 * self.rows)
-
-
-SHORTAGES = (
-    "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED", "CUDA error: out of memory",
-)  # fmt: skip
-"""What torch's allocator, the system and CUDA's libraries say."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or in the host's memory."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in SHORTAGES)
-    )
 
 
 @contextmanager

@@ -27,7 +27,6 @@ from pahq_plugin.distributed import ALONE, World
 from pahq_plugin.engine.batching import Batching
 from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for, budget_within
 from pahq_plugin.engine.candidates import Group, Single, singles_of, starts_of, which_change
-from pahq_plugin.engine.cap import is_out_of_memory
 from pahq_plugin.engine.passes import Pass, Waiting
 from pahq_plugin.engine.plans import Plans
 from pahq_plugin.engine.products import OwnProducts, Products
@@ -38,7 +37,7 @@ from pahq_plugin.engine.screen import FEW_ROWS, Screen
 from pahq_plugin.engine.state import BatchState
 from pahq_plugin.errors import MetricError
 from pahq_plugin.graph import KeptGraph, Place, Step
-from pahq_plugin.heap import release_unused
+from pahq_plugin.heap import is_out_of_memory, release_unused
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
 from pahq_plugin.labels import edge_label
 from pahq_plugin.metrics import Metric

@@ -297,9 +297,10 @@ def _batches(data: dict[str, Any], batch_size: int) -> tuple[int, int]:
     """Batches to find a circuit with, a third of all but at least one, and to test with."""
     whole = len(data["prompts"]) // batch_size
     if whole < 2:
+        smaller = ", or pass a smaller batch_size (--batch-size)" if batch_size > 1 else ""
         raise PromptError(
-            f"{len(data['prompts'])} prompts are too few for a train and a test batch of "
-            f"{batch_size}; pass a smaller batch_size (--batch-size)"
+            f"too few prompts for a train and a test batch of {batch_size}: {len(data['prompts'])}; "
+            f"write at least {2 * batch_size}{smaller}"
         )
     train = max(1, whole // 3)
     return train, whole - train

@@ -12,7 +12,7 @@ from auto_circuit.data import PromptDataLoader, PromptDataset
 from auto_circuit.utils.patchable_model import PatchableModel
 from torch import Tensor
 
-from pahq_plugin.errors import MetricError, PahqError
+from pahq_plugin.errors import MetricError, PahqError, PahqWarning
 from tests.helpers.refused import refused_untouched
 from tests.helpers.searches import discover
 from tests.helpers.small import VOCABULARY, loader, small_model, tokens
@@ -61,6 +61,33 @@ def test_what_no_metric_returns_is_refused(bad: str, method: str, engine: str) -
         ("loss", *words),
         model,
         lambda: discover(model, loader(), method=method, engine=engine, metric=returns(value)),
+    )
+
+
+@pytest.mark.parametrize("method", ["pahq", "acdc"])
+def test_a_constant_metric_is_warned_of(method: str) -> None:
+    with pytest.warns(PahqWarning, match="no edge has any effect"):
+        result = discover(small_model(), loader(), method=method, metric=returns(lambda x: 0 * x[:, 0]))
+    assert len(result.circuit) == 0
+
+
+BROKEN: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+    "two arguments": (lambda logits, clean: clean, ("TypeError", "(logits, clean_logits, batch)")),
+    "no such field": (lambda x, clean, batch: batch.answer, ("AttributeError", "answer", "[4, ")),
+    "another shape": (lambda x, c, batch: x.gather(-1, torch.zeros(1).long()), ("RuntimeError",)),
+}
+
+
+@pytest.mark.parametrize("engine", ["host", "incremental"])
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_metric_that_fails_is_named(broken: str, engine: str) -> None:
+    metric, words = BROKEN[broken]
+    model = small_model()
+    refused_untouched(
+        MetricError,
+        ("metric '<lambda>' failed with", *words),
+        model,
+        lambda: discover(model, loader(), method="acdc", engine=engine, metric=metric),
     )
 
 

@@ -12,9 +12,10 @@ import torch
 
 from pahq_plugin.discovery import discover
 from pahq_plugin.engine import incremental, passes
-from pahq_plugin.engine.cap import GOOD_PASSES, RowCap, is_out_of_memory
+from pahq_plugin.engine.cap import GOOD_PASSES, RowCap
 from pahq_plugin.engine.state import BatchState
 from pahq_plugin.errors import ModelError
+from pahq_plugin.heap import is_out_of_memory
 from pahq_plugin.result import Discovery
 from tests.helpers.small import loader, small_model
 

@@ -16,6 +16,7 @@ from auto_circuit.utils.ablation_activations import src_ablations
 import pahq_plugin as pahq
 from pahq_exporters import export_onnx
 from pahq_exporters.run import main, run, table
+from pahq_plugin.errors import ConfigError, ResultError
 from tests.helpers.rounded import patched_logits
 
 FULL = pahq.PrecisionConfig(low="fp32", mlp="fp32", policy="full")
@@ -85,7 +86,40 @@ def test_all_edges_of_a_sweep(files: Path) -> None:
     assert "1499 more" in table(found)
 
 
-def test_nothing_but_numpy_and_onnxruntime_is_imported(files: Path) -> None:
+@pytest.mark.parametrize("positional", [False, True])
+def test_a_circuit_that_was_found(positional: bool, tmp_path: Path, files: Path) -> None:
+    """``--result``: the loss of the circuit, which the host's model gives, too."""
+    own = pahq.load_problem("ioi", positional=positional, batch_size=8)
+    result = pahq.discover(own.model, own.train_loader, method="eap", n_edges=200)
+    result.save(tmp_path / "found")
+    batch = next(iter(own.train_loader))
+    export_onnx(own.model, tmp_path / "g.onnx", precision=FULL)
+    found = run(tmp_path / "g.onnx", files / "prompts.json", result=tmp_path / "found")
+    out = {decision.edge for decision in result.decisions if not decision.kept}
+    sources = src_ablations(own.model, batch.corrupt)
+    logits = patched_logits(own.model, batch.clean, sources, out)[:, -1]
+    with torch.no_grad():
+        clean = own.model(batch.clean)[:, -1].double().log_softmax(-1)
+    kl = (clean.exp() * (clean - logits.double().log_softmax(-1))).sum(-1).mean()
+    (one,) = found["runs"]
+    assert len(one["edges"]) == len(out) == len(own.model.edges) - 200
+    assert one["kl_div"] == pytest.approx(float(kl), rel=1e-4)
+
+
+def test_results_that_no_graph_runs(tmp_path: Path, files: Path) -> None:
+    with pytest.raises(ResultError, match="no result at "):
+        run(files / "dense.onnx", files / "prompts.json", result=tmp_path)
+    own = pahq.load_problem("ioi")
+    whole = pahq.discover(own.model, own.train_loader, method="eap", n_edges=len(own.model.edges))
+    whole.save(tmp_path)
+    with pytest.raises(ConfigError, match="keeps every edge; there is nothing to patch"):
+        run(files / "dense.onnx", files / "prompts.json", result=tmp_path)
+
+
+@pytest.mark.parametrize("how", ["edges", "result"])
+def test_nothing_but_numpy_and_onnxruntime_is_imported(
+    how: str, problem: pahq.Problem, files: Path
+) -> None:
     code = (
         "import sys, pahq_exporters.run as r\n"
         "status = r.main(sys.argv[1:])\n"
@@ -94,13 +128,18 @@ def test_nothing_but_numpy_and_onnxruntime_is_imported(files: Path) -> None:
         "                      'transformer_lens', 'pandas', 'scipy'}))\n"
         "sys.exit(status)"
     )
-    arguments = ["dense8.onnx", "--prompts", "prompts.json", "--edges", EDGES[0], "--json"]
+    chosen = ["--edges", EDGES[0]] if how == "edges" else ["--result", "found"]
+    if how == "result":
+        result = pahq.discover(problem.model, problem.train_loader, method="eap", n_edges=200)
+        result.save(files / "found", force=True)
+    arguments = ["dense8.onnx", "--prompts", "prompts.json", *chosen, "--json"]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=files, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     document, _, imported = done.stdout.rpartition("}\n")
-    assert json.loads(document + "}")["runs"][0]["edges"] == [EDGES[0]]
+    patched = json.loads(document + "}")["runs"][0]["edges"]
+    assert patched == [EDGES[0]] if how == "edges" else len(patched) == 1319
     assert imported.strip() == "[]"
 
 

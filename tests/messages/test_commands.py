@@ -64,10 +64,12 @@ def test_what_is_refused_early(tmp_path: Path) -> None:
 
 
 def test_options_of_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with refused(ConfigError, "give --edges or --all, not both"):
-        named(["A0.1->MLP 1"], True)
-    with refused(ConfigError, 'name edges with --edges, such as "A0.1->MLP 2", or take --all'):
-        named([], False)
+    with refused(ConfigError, "give one of --edges, --all and --result"):
+        named(["A0.1->MLP 1"], True, None)
+    with refused(
+        ConfigError, 'name edges with --edges, such as "A0.1->MLP 2", or take --all or --result'
+    ):
+        named([], False, None)
     with refused(ConfigError, "--head '1' must be auto, none or LAYER.HEAD, for example 2.7"):
         parse_head("1")
     assert main(["g.onnx", "--prompts", "p.json", "--limit", "0"]) == 1

@@ -78,7 +78,10 @@ GOOD = text_pair()
         ({"prompts": [text_pair(clean=[0, 388])]}, "prompt 0: 388 is no token id; .* 0 to 387"),
         ({"prompts": [text_pair(answers=[1.5])]}, "1.5 is no token id"),
         ({"prompts": [text_pair(clean=5)]}, "expected text or a list of token ids, not 5"),
-        ({"prompts": [GOOD] * 9}, "9 prompts are too few .* 8; pass a smaller batch_size"),
+        (
+            {"prompts": [GOOD] * 9},
+            "too few prompts .* 8: 9; write at least 16, or pass a smaller batch_size",
+        ),
         ({"prompts": [GOOD], "word_idxs": {"a": "b"}}, '"word_idxs" must map'),
         ({"prompts": [GOOD], "seq_labels": "a"}, '"seq_labels" must be a list'),
         (
