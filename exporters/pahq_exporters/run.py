@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pahq_exporters.description import Description
 from pahq_exporters.patcher import OnnxPatcher
 from pahq_exporters.prompt_file import PromptFile, read_prompts
 from pahq_plugin.errors import ConfigError, PahqError, counted, one_line
@@ -66,7 +67,7 @@ def run(
         )
     read = read_prompts(prompts, limit)
     if result is not None:
-        edges = removed_edges(result)
+        edges = removed_edges(result, known)
     chosen = list(known.edges()) if all_edges else list(edges)
     known.indices(chosen)
     bound = patcher.prompts(read.clean, read.corrupt)
@@ -157,16 +158,26 @@ def parse_head(text: str) -> Any:
     return int(found[1]), int(found[2])
 
 
-def removed_edges(result: Path) -> list[str]:
+def removed_edges(result: Path, known: Description) -> list[str]:
     """Edges that a saved result does without, as graphs name them.
 
     Raises:
         ResultError: no such result, or a damaged one.
-        ConfigError: it keeps every edge.
+        ConfigError: it is of another model or ablation than the graph's, or keeps every edge.
     """
+    record = read_record(result_file(result))
+    name, count = record["model"]["name"], record["model"]["edges"]
+    if (name, count) != (known.source_model, known.n_edges):
+        raise ConfigError(
+            f"{result} is of {name} with {count:,} edges, the graph of {known.source_model} with "
+            f"{known.n_edges:,}; export the model that was searched"
+        )
+    ablation = record["settings"]["ablation"]
+    if ablation != "resample":
+        raise ConfigError(f"{result} has the ablation {ablation}; graphs patch from corrupt prompts")
     removed = [
         entry["edge"] if entry["seq_idx"] is None else f"{entry['edge']} @{entry['seq_idx']}"
-        for entry in read_record(result_file(result))["decisions"]
+        for entry in record["decisions"]
         if not entry["kept"]
     ]
     if not removed:

@@ -26,6 +26,7 @@ from pahq_plugin.host import PatchableModel
 from pahq_plugin.host.graph import block, kind, slot, sources
 from pahq_plugin.host.model import check_patchable, model_digest
 from pahq_plugin.policy import check_parts
+from pahq_plugin.result import model_name
 
 if TYPE_CHECKING:
     import onnx
@@ -152,7 +153,7 @@ def describe(
     described = Description(
         graph=graph,
         id="",
-        source_model=str(cfg.model_name),
+        source_model=model_name(model),
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,
         d_head=cfg.d_head,

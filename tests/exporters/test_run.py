@@ -110,9 +110,19 @@ def test_results_that_no_graph_runs(tmp_path: Path, files: Path) -> None:
     with pytest.raises(ResultError, match="no result at "):
         run(files / "dense.onnx", files / "prompts.json", result=tmp_path)
     own = pahq.load_problem("ioi")
-    whole = pahq.discover(own.model, own.train_loader, method="eap", n_edges=len(own.model.edges))
-    whole.save(tmp_path)
-    with pytest.raises(ConfigError, match="keeps every edge; there is nothing to patch"):
+    everything = {"method": "eap", "n_edges": len(own.model.edges)}
+    zeroed = {"method": "acdc", "ablation": "zero", "threshold": 0.1}
+    for settings, words in (
+        (everything, "keeps every edge; there is nothing to patch"),
+        (zeroed, "has the ablation zero; graphs patch from corrupt prompts"),
+    ):
+        found = pahq.discover(own.model, own.train_loader, progress=False, **settings)
+        found.save(tmp_path, force=True)
+        with pytest.raises(ConfigError, match=words):
+            run(files / "dense.onnx", files / "prompts.json", result=tmp_path)
+    positional = pahq.load_problem("ioi", positional=True)
+    pahq.discover(positional.model, positional.train_loader, method="eap").save(tmp_path, force=True)
+    with pytest.raises(ConfigError, match="edges, the graph of pahq-bundled-4l with 1,519; export"):
         run(files / "dense.onnx", files / "prompts.json", result=tmp_path)
 
 
