@@ -130,6 +130,10 @@ def resolve_metric(metric: str | Metric | None, n_outputs: int) -> tuple[str, Me
     return metric, METRICS[metric]
 
 
+MISFITS = (TypeError, AttributeError, LookupError, ValueError, RuntimeError)
+"""What Python and PyTorch raise where a function does not fit its arguments."""
+
+
 def row_losses(
     name: str, metric: Metric, logits: Tensor, clean_logits: Tensor, batch: PromptPairBatch
 ) -> Tensor:
@@ -172,12 +176,16 @@ def check_finite(name: str, losses: Tensor) -> Tensor:
 def _called(
     name: str, metric: Metric, logits: Tensor, clean_logits: Tensor, batch: PromptPairBatch
 ) -> Tensor:
-    """What a metric returns; it gets copies, since it may write into what it is given."""
+    """What a metric returns; it gets copies, since it may write into what it is given.
+
+    Raises:
+        MetricError: one of `MISFITS`; what else a metric raises is its own and passes.
+    """
     try:
         return metric(logits.clone(), clean_logits.clone(), batch)
     except PahqError:
         raise
-    except Exception as error:
+    except MISFITS as error:
         if is_out_of_memory(error):
             raise
         raise MetricError(
