@@ -203,7 +203,8 @@ def discover(
     with seeded(seed), borrowed(model), memory_shortage_named():
         find = _searched if chosen.kind == "search" else _scored
         decisions, more = find(request, settings, stats)
-    if world.is_first and decisions and not any(decision.effect for decision in decisions):
+    measured_here = chosen.kind != "host" and world.is_first
+    if measured_here and decisions and not any(decision.effect for decision in decisions):
         warn("no edge has any effect: clean and corrupt prompts may be the same, or the metric constant")
     return Discovery(tuple(decisions), settings | more, stats, model)
 
