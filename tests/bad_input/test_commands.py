@@ -106,7 +106,7 @@ def pair(clean: list[int], corrupt: list[int]) -> dict[str, Any]:
     [
         ([pair([1, 2, 3], [1, 2, 3, 4])] * 24, ("prompt 0", "3", "4")),
         ([pair([1, 2, 3], [1, 2, 4])] * 23 + [pair([1, 2], [1, 3])], ("23", "2")),
-        ([pair([0, 2, 3], [0, 2, 4])] * 5, ("5 prompts", "batch")),
+        ([pair([0, 2, 3], [0, 2, 4])] * 5, ("batch of 8: 5", "at least 16")),
         ([], ("no prompts",)),
         ([pair([1, 2, 99999], [1, 2, 4])] * 24, ("99999",)),
         ([{"clean": [1, 2]}] * 24, ("prompt 0", "corrupt")),
