@@ -95,7 +95,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 RUNS: list[tuple[list[str], str]] = [
     ([], "--edges"),
-    (["--edges", EDGE, "--all"], "not both"),
+    (["--edges", EDGE, "--all"], "one of --edges, --all and --result"),
     (["--edges", "A9.9->MLP 1"], "A9.9"),
     (["--edges", EDGE, "--head", "5.0"], "no head 0 in layer 5"),
     (["--edges", EDGE, "--head", "1.²"], "LAYER.HEAD"),
