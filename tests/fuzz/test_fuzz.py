@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pahq_plugin.errors import PahqError
 from tests.fuzz.__main__ import main
-from tests.fuzz.bench import Bench, Refused, Violation
+from tests.fuzz.bench import Bench, Refused, Slow, Violation
 from tests.fuzz.regressions import ACCEPTED, REFUSED
 from tests.fuzz.runner import run, write_failures
 from tests.fuzz.target import Target, attempt, targets
@@ -105,13 +106,24 @@ def busy() -> None:
 
 
 def test_work_that_takes_long_is_noticed(bench: Bench) -> None:
-    with pytest.raises(Violation, match="of work"):
+    with pytest.raises(Slow, match="of work"):
         bench.call(busy, seconds=0.01)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_reader_is_slow_if_it_is_slow_twice(times: int, bench: Bench) -> None:
+    calls = iter([busy] * times + [lambda: None] * 2)
+    target = Target("x", st.none(), lambda _, bench: bench.call(next(calls), seconds=0.01))
+    if times == 1:
+        assert attempt(target, None, bench)
+    else:
+        with pytest.raises(Slow):
+            attempt(target, None, bench)
 
 
 def test_a_hang_is_noticed(bench: Bench, monkeypatch: Any) -> None:
     monkeypatch.setattr("tests.fuzz.bench.HANG", 0.05)
-    with pytest.raises(Violation, match="hangs"):
+    with pytest.raises(Slow, match="hangs"):
         bench.call(lambda: time.sleep(5))
 
 
