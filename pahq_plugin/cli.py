@@ -6,6 +6,7 @@ Errors are one line on standard error and an exit code other than 0; ``--debug``
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,6 +102,9 @@ def discover(
     kernel: Annotated[str | None, known.option(known.KERNELS, "auto, eager or native products.")] = None,
     batches: Annotated[int, typer.Option(help="Loader batches to average over; 0 for all.")] = 1,
     batch_size: BatchSize = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if there is one.")
+    ] = None,
     n_edges: Annotated[int | None, typer.Option(help="Circuit size of score methods.")] = None,
     positional: Positional = False,
     seed: Annotated[int, typer.Option(help="Seed of prompts and of the search.")] = 0,
@@ -140,13 +144,14 @@ def discover(
             batch_size=batch_size,
             seed=seed,
             positional=positional,
+            device=device,
             on_disk=max_memory is not None,
         )
         whole = len(loaded.train_loader)
         if prompts is not None and 0 < batches < whole:
             size = loaded.train_loader.batch_size
             say(
-                f"searching on {batches} of {whole} batches of {size}; --batches 0 takes all",
+                f"taking {batches} of {whole} batches of {size}; --batches 0 takes all",
                 shown=world.is_first and not as_json,
             )
         own = out / CHECKPOINT if out is not None and "checkpoint" in uses else None
@@ -295,6 +300,9 @@ def main() -> None:
 
     from pahq_plugin.plugins import COMMANDS, load
 
+    # OpenMP's threads wait for each other in a loop; where other processes want the cores, a search of
+    # small products then took 3 to 40 times as long. Read when PyTorch is imported, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for entry in entry_points(group=COMMANDS):
         try:
             app.command(entry.name)(load(entry))

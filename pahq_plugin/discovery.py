@@ -205,7 +205,10 @@ def discover(
         decisions, more = find(request, settings, stats)
     measured_here = chosen.kind != "host" and world.is_first
     if measured_here and decisions and not any(decision.effect for decision in decisions):
-        warn("no edge has any effect: clean and corrupt prompts may be the same, or the metric constant")
+        cause = "clean and corrupt prompts may be the same"
+        if kind is not AblationType.RESAMPLE:
+            cause = "the ablation may put in what is there already"
+        warn(f"no edge has any effect: {cause}, or the metric constant")
     return Discovery(tuple(decisions), settings | more, stats, model)
 
 

@@ -154,9 +154,13 @@ def row_losses(
     elif metric is mse:
         losses = (logits - clean_logits).square().double().flatten(start_dim=1).mean(dim=1)
     else:
-        rows = [_called(name, metric, row, clean_logits, batch) for row in logits]
+        # Each row's mean before the next call: a metric may return the same buffer every time, or a
+        # view that keeps the row's copy of the logits.
         losses = torch.stack(
-            [_mean_over_prompts(name, own, row) for own, row in zip(rows, logits, strict=True)]
+            [
+                _mean_over_prompts(name, _called(name, metric, row, clean_logits, batch), row)
+                for row in logits
+            ]
         )
     return check_finite(name, losses)
 

@@ -98,6 +98,14 @@ def test_json_of_an_infinite_guard_is_json() -> None:
     assert all(entry["exact"] for entry in record["decisions"])
 
 
+def test_the_device_is_passed_on() -> None:
+    chosen = [*XPROPORTION, "--method", "acdc", "--json"]
+    named = strict_json(succeeds(*chosen, "--device", "cpu"))
+    assert named["decisions"] == strict_json(succeeds(*chosen))["decisions"]
+    refused = command(*chosen, "--device", "meta")
+    assert refused.exit_code == 1 and "device='meta' cannot be used here" in refused.stderr
+
+
 def test_precision_flags_change_the_default() -> None:
     flags = ["--low", "fp8_e5m2", "--mlp", "fp32", "--scale", "head", "--policy", "uniform",
              "--guard", "0.5"]  # fmt: skip
@@ -173,7 +181,7 @@ def test_how_many_of_ones_own_prompts_are_searched_on(batches: str, said: bool, 
     arguments = ["discover", "ioi", "--prompts", file, "--batch-size", "4", "--batches", batches]
     done = command(*arguments, "--threshold", "0.2", "--method", "acdc", "--top", "0")
     assert done.exit_code == 0
-    assert ("searching on 1 of 2 batches of 4; --batches 0 takes all" in done.stderr) is said
+    assert ("taking 1 of 2 batches of 4; --batches 0 takes all" in done.stderr) is said
 
 
 # show ---------------------------------------------------------------------------------------------

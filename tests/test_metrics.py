@@ -146,6 +146,17 @@ def test_row_losses_of_several_positions(name: str) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
 
 
+def test_a_metric_may_return_the_same_buffer_every_time() -> None:
+    logits, clean = normal(4, PROMPTS, VOCABULARY), normal(PROMPTS, VOCABULARY, seed=1)
+    buffer = torch.zeros(PROMPTS)
+
+    def into_buffer(row: Tensor, clean_row: Tensor, _: PromptPairBatch) -> Tensor:
+        return buffer.copy_((row - clean_row).square().mean(dim=-1))
+
+    losses = row_losses("into_buffer", into_buffer, logits, clean, batch())
+    torch.testing.assert_close(losses, row_losses("mse", mse, logits, clean, batch()))
+
+
 def test_callables_are_called_row_by_row() -> None:
     seen: list[torch.Size] = []
 

@@ -40,6 +40,18 @@ def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
+def test_threads_sleep_while_they_wait_unless_told_otherwise() -> None:
+    told = "; import os, atexit; atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY']))"
+    for given in ("PASSIVE", "ACTIVE"):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        done = subprocess.run(
+            [sys.executable, "-c", MAIN.replace("; main", f"{told}; main"), "--version"],
+            env=environment | ({"OMP_WAIT_POLICY": given} if given == "ACTIVE" else {}),
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.split()[-1] == given
+
+
 # Completion ----------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from pahq_plugin.terminal import (
     Json,
     Model,
     Out,
+    Positional,
     Prompts,
     Top,
     flags_given,
@@ -47,6 +48,7 @@ def export(
     model: Model = None,
     prompts: Prompts = None,
     batch_size: BatchSize = None,
+    positional: Positional = False,
     graph: Annotated[
         str, known.option(("dense", "sweep"), "dense: sets of edges; sweep: single edges.")
     ] = "dense",
@@ -98,7 +100,9 @@ def export(
         precision = PrecisionConfig(
             low=low, mlp=mlp or low, scale=scale, activations=activations, policy=policy  # type: ignore[arg-type]
         )  # fmt: skip
-        loaded = load_problem(problem, model=model, prompts=prompts, batch_size=batch_size)
+        loaded = load_problem(
+            problem, model=model, prompts=prompts, batch_size=batch_size, positional=positional
+        )
         if result is not None:
             _write_circuit(result, loaded.model, path, as_json)
             return
@@ -238,7 +242,7 @@ def run(
         found = runner.run(
             graph,
             prompts,
-            runner.named(edges or [], all_edges, result),
+            edges or [],
             all_edges=all_edges,
             each=each,
             result=result,

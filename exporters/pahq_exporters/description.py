@@ -56,8 +56,9 @@ class Description:
 
     Attributes:
         graph: ``"dense"`` or ``"sweep"``.
-        id: digest of the model, the precision and the options; the file of FP32 heads has the same.
-        source_model: the name of the exported model.
+        id: digest of all the rest; the file of FP32 heads has the same.
+        source_model: the name of the exported model; ``source_digest`` is of its edges and weights, the
+            same as in results.
         n_layers: transformer blocks; ``n_heads``, ``d_head`` and ``d_model`` are theirs.
         n_ctx: longest prompt.
         seq_len: tokens of every prompt, in graphs with edges of single positions; ``None`` elsewhere.
@@ -78,6 +79,7 @@ class Description:
     graph: GraphKind
     id: str
     source_model: str
+    source_digest: str
     n_layers: int
     n_heads: int
     d_head: int
@@ -259,6 +261,7 @@ def _check(known: Description) -> None:
         "high": known.high in ("input", "fixed", "none"),
         "id": isinstance(known.id, str),
         "source_model": isinstance(known.source_model, str),
+        "source_digest": isinstance(known.source_digest, str),
         "start_layer": _within(known.start_layer, 0, LARGEST) and known.start_layer < known.n_layers,
         "sources": _are_names(sources),
         "destinations": _are_names([dest.name for dest in dests]),

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -56,8 +56,10 @@ def run(
         and behind, where the file names answers, and the likeliest tokens of each prompt.
 
     Raises:
+        ConfigError: not one of ``edges``, ``all_edges`` and ``result``, or a result that does not fit.
         PahqError: see `OnnxPatcher.run`.
     """
+    _check_choice(edges, all_edges, result)
     patcher = OnnxPatcher(graph, providers, mode, threads)  # type: ignore[arg-type]
     known = patcher.description
     if known.start_layer:
@@ -68,6 +70,11 @@ def run(
     read = read_prompts(prompts, limit)
     if result is not None:
         edges = removed_edges(result, known)
+        if known.graph == "sweep" and not each:
+            raise ConfigError(
+                f"{graph} is a sweep graph, which patches one edge at a time; for --result export a "
+                "dense one, or add --each"
+            )
     chosen = list(known.edges()) if all_edges else list(edges)
     known.indices(chosen)
     bound = patcher.prompts(read.clean, read.corrupt)
@@ -166,12 +173,8 @@ def removed_edges(result: Path, known: Description) -> list[str]:
         ConfigError: it is of another model or ablation than the graph's, or keeps every edge.
     """
     record = read_record(result_file(result))
-    name, count = record["model"]["name"], record["model"]["edges"]
-    if (name, count) != (known.source_model, known.n_edges):
-        raise ConfigError(
-            f"{result} is of {name} with {count:,} edges, the graph of {known.source_model} with "
-            f"{known.n_edges:,}; export the model that was searched"
-        )
+    if record["model"]["digest"] != known.source_digest:
+        _refuse_other_model(result, record, known)
     ablation = record["settings"]["ablation"]
     if ablation != "resample":
         raise ConfigError(f"{result} has the ablation {ablation}; graphs patch from corrupt prompts")
@@ -185,17 +188,41 @@ def removed_edges(result: Path, known: Description) -> list[str]:
     return removed
 
 
-def named(edges: Sequence[str], all_edges: bool, result: Path | None) -> Sequence[str]:
-    """``edges``.
+def _refuse_other_model(result: Path, record: dict[str, Any], known: Description) -> NoReturn:
+    """
+    Raises:
+        ConfigError: says in what the result's model differs from the graph's.
+    """
+    name, count = record["model"]["name"], record["model"]["edges"]
+    positional = any(entry["seq_idx"] is not None for entry in record["decisions"])
+    if positional and known.seq_len is None:
+        raise ConfigError(
+            f"{result} has edges of single positions, the graph has none; export with --positional"
+        )
+    if not positional and known.seq_len is not None:
+        raise ConfigError(
+            f"{result} has no edges of single positions, the graph has; export without --positional"
+        )
+    if (name, count) != (known.source_model, known.n_edges):
+        raise ConfigError(
+            f"{result} is of {name} with {count:,} edges, the graph of {known.source_model} with "
+            f"{known.n_edges:,}; export the model that was searched"
+        )
+    raise ConfigError(
+        f"{result} was found in a model of other weights than the graph's; export that model"
+    )
 
+
+def _check_choice(edges: Sequence[str], all_edges: bool, result: Path | None) -> None:
+    """
     Raises:
         ConfigError: not one choice of edges.
     """
-    if sum((bool(edges), all_edges, result is not None)) > 1:
+    choices = sum((bool(edges), all_edges, result is not None))
+    if choices > 1:
         raise ConfigError("give one of --edges, --all and --result")
-    if not edges and not all_edges and result is None:
+    if choices < 1:
         raise ConfigError('name edges with --edges, such as "A0.1->MLP 2", or take --all or --result')
-    return edges
 
 
 def table(found: dict[str, Any], most: int = 20) -> str:
@@ -247,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = run(
             given.graph,
             given.prompts,
-            named(given.edges, given.all_edges, given.result),
+            given.edges,
             all_edges=given.all_edges,
             each=given.each,
             result=given.result,

@@ -154,6 +154,7 @@ def describe(
         graph=graph,
         id="",
         source_model=model_name(model),
+        source_digest=model_digest(model),
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,
         d_head=cfg.d_head,
@@ -177,7 +178,7 @@ def describe(
         heads_file=heads_name(target) if high == "input" else None,
     )
     fixed = None if head is None else described.check_head(head)
-    return replace(described, fixed_head=fixed, id=_digest(model, described))
+    return replace(described, fixed_head=fixed, id=_digest(described))
 
 
 def _destinations(model: PatchableModel) -> list[Destination]:
@@ -212,11 +213,8 @@ def _chosen_by(
     return "input" if low_heads and by_input else "none"
 
 
-def _digest(model: PatchableModel, described: Description) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(model_digest(model).encode())
-    digest.update(described.to_json().encode())
-    return digest.hexdigest()
+def _digest(described: Description) -> str:
+    return hashlib.blake2b(described.to_json().encode(), digest_size=16).hexdigest()
 
 
 def _earlier(dests: list[Destination], start_layer: int) -> int:

@@ -71,6 +71,12 @@ def test_a_constant_metric_is_warned_of(method: str) -> None:
     assert len(result.circuit) == 0
 
 
+def test_an_ablation_that_changes_nothing_is_warned_of() -> None:
+    """The mean over a single prompt is that prompt."""
+    with pytest.warns(PahqWarning, match="the ablation may put in what is there already, or"):
+        discover(small_model(), loader(prompts=1), method="acdc", ablation="tokenwise_mean_clean")
+
+
 BROKEN: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "two arguments": (lambda logits, clean: clean, ("TypeError", "(logits, clean_logits, batch)")),
     "no such field": (lambda x, clean, batch: batch.answer, ("AttributeError", "answer", "[4, ")),

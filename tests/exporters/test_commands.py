@@ -80,6 +80,19 @@ def test_prompts_as_token_ids(tmp_path: Path) -> None:
     assert again.exit_code == 1 and "ids.json is there already" in again.stderr
 
 
+def test_a_circuit_of_single_positions_runs_on_a_graph_of_them(tmp_path: Path) -> None:
+    found, graph, ids = tmp_path / "found", tmp_path / "g.onnx", tmp_path / "ids.json"
+    problem = pahq.load_problem("ioi", positional=True)
+    result = pahq.discover(problem.model, problem.train_loader, method="eap", n_edges=300)
+    result.save(found)
+    made = call("export", "ioi", graph, "--positional", "--ids", ids)
+    assert made.exit_code == 0, made.stderr
+    done = call("run", graph, "--prompts", ids, "--result", found, "--limit", 2, "--json")
+    assert done.exit_code == 0, done.stderr
+    (one,) = json.loads(done.stdout)["runs"]
+    assert len(one["edges"]) == len(problem.model.edges) - 300 and one["kl_div"] > 0
+
+
 def test_few_prompts_of_ones_own(tmp_path: Path) -> None:
     """Files that others may read, of all prompts, in batches as small as need be."""
     own = {"prompts": [{"clean": [0, i, 20], "corrupt": [0, 9, 20], "answers": [5], "wrong_answers": [6]}

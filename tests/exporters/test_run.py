@@ -120,10 +120,43 @@ def test_results_that_no_graph_runs(tmp_path: Path, files: Path) -> None:
         found.save(tmp_path, force=True)
         with pytest.raises(ConfigError, match=words):
             run(files / "dense.onnx", files / "prompts.json", result=tmp_path)
+
+
+def scored(problem: pahq.Problem, folder: Path) -> Path:
+    """A result of 200 edges, saved."""
+    result = pahq.discover(problem.model, problem.train_loader, method="eap", n_edges=200)
+    result.save(folder, force=True)
+    return folder
+
+
+def test_results_of_another_model(tmp_path: Path, files: Path) -> None:
+    prompts = files / "prompts.json"
     positional = pahq.load_problem("ioi", positional=True)
-    pahq.discover(positional.model, positional.train_loader, method="eap").save(tmp_path, force=True)
-    with pytest.raises(ConfigError, match="edges, the graph of pahq-bundled-4l with 1,519; export"):
-        run(files / "dense.onnx", files / "prompts.json", result=tmp_path)
+    with pytest.raises(ConfigError, match="single positions, the graph has none; export with --pos"):
+        run(files / "dense.onnx", prompts, result=scored(positional, tmp_path / "found"))
+    export_onnx(positional.model, tmp_path / "p.onnx", precision=FULL)
+    plain = pahq.load_problem("ioi")
+    with pytest.raises(ConfigError, match="no edges of single positions, the graph has; export without"):
+        run(tmp_path / "p.onnx", prompts, result=scored(plain, tmp_path / "found"))
+    with torch.no_grad():
+        next(iter(plain.model.wrapped_model.parameters())).mul_(0.5)
+    with pytest.raises(ConfigError, match="model of other weights than the graph's; export that"):
+        run(files / "dense.onnx", prompts, result=scored(plain, tmp_path / "found"))
+    grouped = pahq.load_problem("ioi", separate_qkv=False)
+    with pytest.raises(ConfigError, match="edges, the graph of pahq-bundled-4l with 1,519; export the"):
+        run(files / "dense.onnx", prompts, result=scored(grouped, tmp_path / "found"))
+
+
+def test_a_circuit_needs_a_dense_graph_or_edges_one_by_one(
+    problem: pahq.Problem, tmp_path: Path, files: Path
+) -> None:
+    folder, prompts = scored(problem, tmp_path / "found"), files / "prompts.json"
+    with pytest.raises(ConfigError, match="for --result export a dense one, or add --each"):
+        run(files / "sweep.onnx", prompts, result=folder)
+    found = run(files / "sweep8.onnx", prompts, result=folder, each=True, limit=1)
+    assert len(found["runs"]) == 1319
+    with pytest.raises(ConfigError, match="one of --edges, --all and --result"):
+        run(files / "dense.onnx", prompts, EDGES, result=folder)
 
 
 @pytest.mark.parametrize("how", ["edges", "result"])

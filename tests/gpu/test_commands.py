@@ -45,11 +45,12 @@ def test_doctor_names_the_gpu() -> None:
 
 
 def test_discover_with_and_without_the_gpu(tmp_path: Path) -> None:
-    """``CUDA_VISIBLE_DEVICES=`` hides it."""
+    """``CUDA_VISIBLE_DEVICES=`` hides it, ``--device`` names another."""
     chosen = ["discover", "ioi", "--json", "--out"]
     pahq(*chosen, tmp_path / "gpu")
     pahq(*chosen, tmp_path / "cpu", CUDA_VISIBLE_DEVICES="")
-    assert decisions(tmp_path / "gpu") == decisions(tmp_path / "cpu")
+    pahq(*chosen, tmp_path / "named", "--device", "cpu")
+    assert decisions(tmp_path / "gpu") == decisions(tmp_path / "cpu") == decisions(tmp_path / "named")
     assert json.loads((tmp_path / "gpu" / "result.json").read_text())["settings"]["method"] == "pahq"
 
 
