@@ -4,6 +4,7 @@ JOBS ?= 2
 
 # The products are small: OpenMP threads that wait for each other make them slower.
 export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
 
 VENV := .venv
 BIN := $(VENV)/bin
