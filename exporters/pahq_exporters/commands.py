@@ -133,7 +133,11 @@ def export(
 
 
 def _write_ids(loaders: Sequence[PromptDataLoader], path: Path) -> None:
-    """The prompts of all ``loaders`` as token ids, a host JSON file."""
+    """The prompts of all ``loaders`` as token ids, a host JSON file.
+
+    Answers are left out where they are no tokens of one position, as in Tracr problems: `pahq run` could
+    not read them.
+    """
     from pahq_plugin.files import write_text
 
     prompts = []
@@ -145,6 +149,8 @@ def _write_ids(loaders: Sequence[PromptDataLoader], path: Path) -> None:
             name: column.tolist() if hasattr(column, "tolist") else [row.tolist() for row in column]
             for name, column in fields.items()
         }
+        if not all(type(token) is int for row in columns["answers"] for token in row):
+            del columns["answers"], columns["wrong_answers"]
         prompts += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     write_text(path, json.dumps({"prompts": prompts}) + "\n")
 

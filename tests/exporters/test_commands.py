@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 import typer
 from typer.testing import CliRunner, Result
@@ -78,6 +79,19 @@ def test_prompts_as_token_ids(tmp_path: Path) -> None:
     assert done.exit_code == 0 and "A0.7->MLP 0" in done.stdout
     again = call("export", "ioi", tmp_path / "h.onnx", "--ids", ids)
     assert again.exit_code == 1 and "ids.json is there already" in again.stderr
+
+
+@pytest.mark.parametrize("problem", ["tracr-reverse", "tracr-xproportion"])
+def test_prompts_whose_answers_are_no_tokens_of_one_position(problem: str, tmp_path: Path) -> None:
+    graph, ids, found = tmp_path / "g.onnx", tmp_path / "ids.json", tmp_path / "found"
+    assert call("export", problem, graph, "--low", "fp32", "--ids", ids).exit_code == 0
+    assert set(json.loads(ids.read_text())["prompts"][0]) == {"clean", "corrupt"}
+    loaded = pahq.load_problem(problem)
+    pahq.discover(loaded.model, loaded.train_loader, method="acdc", metric="mse").save(found)
+    done = call("run", graph, "--prompts", ids, "--result", found, "--json")
+    assert done.exit_code == 0, done.stderr
+    (one,) = json.loads(done.stdout)["runs"]
+    assert "logit_diff" not in one and one["edges"]
 
 
 def test_a_circuit_of_single_positions_runs_on_a_graph_of_them(tmp_path: Path) -> None:
