@@ -53,7 +53,7 @@ from pahq_plugin.host.attribution import integrated_gradients
 from pahq_plugin.host.graph import canonical_edges, check_order
 from pahq_plugin.host.lending import borrowed
 from pahq_plugin.host.patching import (
-    check_one_length,
+    check_one_shape,
     collect_batches,
     loader_of,
     prepare,
@@ -166,10 +166,10 @@ def discover(
         check_circuit_size(n_edges, len(model.edges))
     check_true_edges(chosen, model, true_edges)
     edges = canonical_edges(model) if order is None else check_order(model, order)
-    with seeded(seed), torch.inference_mode(False):  # a loader that shuffles draws its order
+    with seeded(seed, alone=True), torch.inference_mode(False):  # a loader may draw its order
         prompts = collect_batches(model, loader, batches)
         if kind.mean_over_dataset:
-            check_one_length(collect_batches(model, loader, None))
+            check_one_shape(collect_batches(model, loader, None))
     world = current_world()
     check_world(chosen, model, kind, world)
     check_device(model, prompts[0].clean.device, most)
@@ -200,7 +200,8 @@ def discover(
         "seed": seed,
     }
     stats = Stats()
-    with seeded(seed), borrowed(model), memory_shortage_named():
+    draws = chosen.kind == "host" or kind.mean_over_dataset  # the host's algorithm, or the loader again
+    with seeded(seed, alone=draws), borrowed(model), memory_shortage_named():
         find = _searched if chosen.kind == "search" else _scored
         decisions, more = find(request, settings, stats)
     measured_here = chosen.kind != "host" and world.is_first

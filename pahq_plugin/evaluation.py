@@ -24,7 +24,7 @@ from pahq_plugin.host import (
     patch_mode,
 )
 from pahq_plugin.host.lending import borrowed
-from pahq_plugin.host.patching import PatchBatch, check_one_length, collect_batches, prepare
+from pahq_plugin.host.patching import PatchBatch, check_one_shape, collect_batches, prepare
 from pahq_plugin.metrics import Metric, check_answers, logit_diff, per_prompt
 
 MEASURES = ("loss", "logit_diff", "correct")
@@ -103,7 +103,7 @@ def judging(
     """
     batches = collect_batches(model, loader, None)
     if ablation.mean_over_dataset:
-        check_one_length(batches)
+        check_one_shape(batches)
     with borrowed(model):
         prepared = prepare(model, loader, batches, ablation)
         yield Judge(model, prepared, metric, has_answers(batches, prepared[0].logits.shape[-1]))

@@ -85,7 +85,7 @@ def calibrate(
     sample = _sample(engine, edges, seed)
 
     def error_of(formats: dict[str, str]) -> float:
-        engine.screen_with(replace(precision, low="fp32", mlp="fp32", formats=formats))
+        engine.screen_with(_with_formats(precision, formats))
         off = [
             (engine.effects([edge], [False], exact=False)[0] - exact) / max(abs(exact), threshold)
             for edge, exact in sample
@@ -94,10 +94,16 @@ def calibrate(
 
     budget = DEFAULT_BUDGET if precision.budget is None else precision.budget
     assignment = assign(configured(precision, cfg), error_of, budget, progress)
-    chosen = replace(precision, low="fp32", mlp="fp32", formats=assignment.formats)
+    chosen = _with_formats(precision, assignment.formats)
     engine.screen_with(chosen)
     log.info("hybrid: error %.2g of a budget of %.2g", assignment.error, budget)
     return chosen, assignment
+
+
+def _with_formats(precision: PrecisionConfig, formats: dict[str, str]) -> PrecisionConfig:
+    """``precision`` with these parts in few bits and no others; int4 weights go with parts in int8."""
+    weights = precision.weights if "int8" in formats.values() else None
+    return replace(precision, low="fp32", mlp="fp32", formats=formats, weights=weights)
 
 
 def configured(precision: PrecisionConfig, cfg: Any) -> dict[str, str]:

@@ -272,6 +272,27 @@ def test_the_formats_it_found_can_be_used_again(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["incremental", "host"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mlp": "bf16", "budget": 1.0},
+        {"mlp": "fp8_e4m3", "budget": 1.0},
+        {"budget": 0.003},
+        {"budget": 10.0},
+    ],
+)
+def test_int4_weights_go_with_the_parts_in_int8(changes: dict[str, Any], engine: str) -> None:
+    model = small("layer_norm")
+    exact = discover(model, loader(), method="acdc")
+    found = discover(model, loader(), precision=hybrid(weights="int4", **changes), engine=engine)
+    assert [(d.edge, d.kept) for d in found.decisions] == [(d.edge, d.kept) for d in exact.decisions]
+    recorded = found.settings["precision"]
+    assert recorded["weights"] == ("int4" if "int8" in recorded["formats"].values() else None)
+    with pytest.raises(ConfigError, match="budget=1e-09"):
+        discover(model, loader(), precision=hybrid(weights="int4", budget=1e-9), engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["incremental", "host"])
 def test_a_smaller_budget_widens_more(engine: str) -> None:
     bits = []
     for budget in (10.0, 0.005, 0.003):

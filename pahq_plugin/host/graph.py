@@ -86,6 +86,8 @@ def check_order(model: PatchableModel, order: Sequence[Edge]) -> list[Edge]:
     Raises:
         GraphError: it is not a permutation of the model's edges; names the first edge at fault.
     """
+    if isinstance(order, (set, frozenset)):  # model.edges is one; a process's hashes would order it
+        raise GraphError("order is a set, which has none; give a list, or None for the canonical order")
     if not isinstance(order, Iterable):
         raise GraphError(f"order is a {type(order).__name__}; expected all edges of the model")
     order = list(order)  # it may be one that can be gone through once

@@ -144,16 +144,22 @@ def past_length(model: PatchableModel) -> int:
     return caches[0][0].past_keys.shape[1] if caches else 0
 
 
-def check_one_length(batches: Iterable[PromptPairBatch]) -> None:
+def check_one_shape(batches: Iterable[PromptPairBatch]) -> None:
     """
     Raises:
-        PromptError: batches of different lengths, over which no mean per position can be taken.
+        PromptError: batches of different lengths or sizes, over which no mean per position can be taken.
     """
-    lengths = sorted({batch.clean.shape[1] for batch in batches})
+    shapes = {tuple(batch.clean.shape[:2]) for batch in batches}
+    sizes, lengths = (sorted(set(axis)) for axis in zip(*shapes, strict=True))
     if len(lengths) > 1:
         raise PromptError(
             f"the loader's batches have {', '.join(map(str, lengths))} tokens; a mean over the data "
             "set needs one length; use another ablation, such as resample"
+        )
+    if len(sizes) > 1:
+        raise PromptError(
+            f"the loader's batches have {', '.join(map(str, sizes))} prompts; a mean over the data "
+            "set needs one size; use another ablation, such as resample"
         )
 
 

@@ -1,30 +1,73 @@
-"""The global random generators, which the host and TransformerLens draw from: kept, and seeded."""
+"""The global random generators, which the host and TransformerLens draw from: kept, and seeded.
+
+Threads share these generators. What is kept is put back by whoever leaves last, and who draws what has
+to be the same every time draws alone.
+"""
 
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
+
+_lock = threading.RLock()
+_kept: list[_State] = []
+"""What is to be put back, the oldest first: of ``with`` blocks around each other, or of threads."""
+
+
+class _State:
+    """Of Python's and torch's generators, those of GPUs among them."""
+
+    def __init__(self) -> None:
+        self.values: tuple[Any, ...] = (
+            random.getstate(), torch.get_rng_state(), torch.cuda.get_rng_state_all()
+        )  # fmt: skip
+
+    def put_back(self) -> None:
+        python, cpu, gpus = self.values
+        random.setstate(python)
+        torch.set_rng_state(cpu)
+        torch.cuda.set_rng_state_all(gpus)
 
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
     """Leave Python's and torch's generators as they were before the ``with`` block."""
-    python = random.getstate()
+    own = None
     try:
-        # torch would warn about several GPUs that it is not told of
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
+        with _lock:
+            own = _State()
+            _kept.append(own)
+        yield
     finally:
-        random.setstate(python)
+        with _lock:
+            if own in _kept:
+                _leave(own)
+
+
+def _leave(own: _State) -> None:
+    place = _kept.index(own)
+    del _kept[place]
+    if place == len(_kept):
+        own.put_back()
+    else:  # another thread came later and still draws: it puts back what was there before both
+        _kept[place].values = own.values
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed Python's and torch's generators for the ``with`` block; then put them back."""
-    with random_state_kept():
-        random.seed(seed)
-        torch.manual_seed(seed)
+def seeded(seed: int, *, alone: bool = False) -> Iterator[None]:
+    """Seed Python's and torch's generators for the ``with`` block; then put them back.
+
+    Args:
+        seed: of both.
+        alone: other threads wait with their own seeds until this block ends.
+    """
+    with _lock if alone else nullcontext(), random_state_kept():
+        with _lock:
+            random.seed(seed)
+            torch.manual_seed(seed)
         yield

@@ -6,6 +6,7 @@ The host is imported when a problem is loaded, not before: that takes seconds.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -116,8 +117,9 @@ def load_problem(
     """
     if name not in problem_names():
         raise ProblemError(f"no problem {name!r}; the known ones are {', '.join(problem_names())}")
-    if batch_size is not None and batch_size < 1:
-        raise ProblemError(f"batch_size must be at least 1, not {batch_size}")
+    is_count = isinstance(batch_size, Integral) and not isinstance(batch_size, bool)
+    if batch_size is not None and not (is_count and batch_size > 0):
+        raise ProblemError(f"batch_size must be an integer above 0, not {batch_size!r}")
     from pahq_plugin.engine.cap import memory_shortage_named
 
     device = _usable(device)

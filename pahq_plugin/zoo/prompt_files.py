@@ -93,8 +93,8 @@ def _prompt(index: int, entry: Any, encoder: Encoder) -> dict[str, list[int]]:
         prompt = {
             "clean": _tokens(entry["clean"], encoder),
             "corrupt": _tokens(entry["corrupt"], encoder),
-            "answers": _answers(entry["answers"], encoder),
-            "wrong_answers": _answers(entry["wrong_answers"], encoder),
+            "answers": _answers(entry, "answers", encoder),
+            "wrong_answers": _answers(entry, "wrong_answers", encoder),
         }
     except PromptError as error:
         raise PromptError(f"prompt {index}: {error}") from error
@@ -113,9 +113,10 @@ def _tokens(prompt: Any, encoder: Encoder) -> list[int]:
     return ids if encoder.bos in (None, ids[0]) else [encoder.bos, *ids]
 
 
-def _answers(answers: Any, encoder: Encoder) -> list[int]:
+def _answers(entry: dict[str, Any], key: str, encoder: Encoder) -> list[int]:
+    answers = entry[key]
     if not isinstance(answers, list) or not answers:
-        raise PromptError(f"answers must be a list of words or token ids, not {answers!r}")
+        raise PromptError(f"{key} must be a list of words or token ids, not {answers!r}")
     if not all(isinstance(answer, str) for answer in answers):
         return _checked_ids(answers, encoder)
     encoded = [(answer, encoder.encode(answer)) for answer in answers]

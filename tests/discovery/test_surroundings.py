@@ -184,6 +184,9 @@ def test_orders_that_can_be_gone_through_once() -> None:
         assert result.circuit == expected.circuit and len(result.decisions) == len(order)
     with refused(GraphError, "order is a int; expected all edges of the model"):
         discover(model, loader(), method="acdc", order=5)  # type: ignore[arg-type]
+    assert isinstance(model.edges, set)  # in an order that depends on the hash seed
+    with refused(GraphError, "order is a set, which has none; give a list, or None for the canonical"):
+        discover(model, loader(), method="acdc", order=model.edges)  # type: ignore[arg-type]
 
 
 def changed_configuration(name: str, value: Any) -> PatchableModel:

@@ -15,7 +15,7 @@ from auto_circuit.data import PromptDataLoader, PromptDataset
 from transformer_lens import HookedTransformer
 
 from pahq_plugin.errors import ModelError, ProblemError, PromptError
-from pahq_plugin.host.patching import check_one_length, collect_batches, loader_of
+from pahq_plugin.host.patching import check_one_shape, collect_batches, loader_of
 from pahq_plugin.zoo import load_problem, prompts, templates, vocabulary
 from pahq_plugin.zoo.prompt_files import Encoder, as_token_ids, read_prompts
 from pahq_plugin.zoo.tracr import tracr_prompts
@@ -31,6 +31,10 @@ FILES: list[tuple[dict[str, Any], str]] = [
     (
         {"prompts": [GOOD | {"answers": "a"}]},
         "answers must be a list of words or token ids, not 'a'",
+    ),
+    (
+        {"prompts": [GOOD | {"wrong_answers": []}]},
+        "prompt 0: wrong_answers must be a list of words or token ids, not []",
     ),
     (
         {"prompts": [GOOD | {"answers": ["a b"]}]},
@@ -86,8 +90,9 @@ def test_names_of_tasks_and_problems() -> None:
         tracr_prompts("x", 0)
     with refused(ProblemError, "no problem 'x'; the known ones are "):
         load_problem("x")
-    with refused(ProblemError, "batch_size must be at least 1, not 0"):
-        load_problem("ioi", batch_size=0)
+    for size in (0, True, "8", 2.0):
+        with refused(ProblemError, f"batch_size must be an integer above 0, not {size!r}"):
+            load_problem("ioi", batch_size=size)  # type: ignore[arg-type]
     for device in ("gpu", "cuda:77", 3.5, "meta", "privateuseone"):
         with refused(ProblemError, f"device={device!r} cannot be used here ("):
             load_problem("ioi", device=device)
@@ -210,6 +215,16 @@ def test_batches_of_a_loader(changes: dict[str, Any], made: Any, count: int, mes
         collect_batches(model, made(), count)
 
 
+def test_one_size_for_a_mean_over_the_data_set() -> None:
+    uneven = [*loader(prompts=3), *loader(prompts=5)]
+    with refused(
+        PromptError,
+        "the loader's batches have 3, 5 prompts; a mean over the data set needs one size; use another "
+        "ablation, such as resample",
+    ):
+        check_one_shape(uneven)
+
+
 def test_one_length_for_a_mean_over_the_data_set() -> None:
     uneven = [*loader(), *batches(tokens(length=4), tokens(length=4))]
     with refused(
@@ -217,4 +232,4 @@ def test_one_length_for_a_mean_over_the_data_set() -> None:
         "the loader's batches have 4, 6 tokens; a mean over the data set needs one length; use another "
         "ablation, such as resample",
     ):
-        check_one_length(uneven)
+        check_one_shape(uneven)
