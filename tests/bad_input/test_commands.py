@@ -61,7 +61,7 @@ def assert_refused(tmp_path: Path, arguments: list[str], *words: str) -> None:
         (["ioi", "--batches", "-1"], ("batches=-1",)),
         (["ioi", "--batches", "99"], ("batches=99", "holds 4")),
         (["ioi", "--seed", "-1"], ("seed",)),
-        (["ioi", "--batch-size", "0"], ("batch_size", "at least 1")),
+        (["ioi", "--batch-size", "0"], ("batch_size", "above 0, not 0")),
         (["ioi", "--method", "eap", "--n-edges", "-3"], ("n_edges=-3", "1519")),
         (["ioi", "--method", "eap", "--n-edges", "9999"], ("n_edges=9999", "1519")),
         (["ioi", "--method", "eap", "--threshold", "0.1"], ("cannot use --threshold; it uses",)),

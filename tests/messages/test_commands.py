@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from pahq_exporters import commands
-from pahq_exporters.run import main, named, parse_head
+from pahq_exporters.run import main, parse_head, run
 from pahq_plugin import cli
 from pahq_plugin.early import check_folder, check_problem
 from pahq_plugin.errors import ConfigError, ProblemError, PromptError
@@ -65,11 +65,11 @@ def test_what_is_refused_early(tmp_path: Path) -> None:
 
 def test_options_of_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with refused(ConfigError, "give one of --edges, --all and --result"):
-        named(["A0.1->MLP 1"], True, None)
+        run(tmp_path / "g.onnx", tmp_path / "p.json", ["A0.1->MLP 1"], all_edges=True)
     with refused(
         ConfigError, 'name edges with --edges, such as "A0.1->MLP 2", or take --all or --result'
     ):
-        named([], False, None)
+        run(tmp_path / "g.onnx", tmp_path / "p.json")
     with refused(ConfigError, "--head '1' must be auto, none or LAYER.HEAD, for example 2.7"):
         parse_head("1")
     assert main(["g.onnx", "--prompts", "p.json", "--limit", "0"]) == 1

@@ -173,7 +173,7 @@ def test_names() -> None:
     ("arguments", "says"),
     [
         ({"name": "poetry"}, "'poetry'.*ioi.*tracr-xproportion"),
-        ({"name": "ioi", "batch_size": 0}, "at least 1, not 0"),
+        ({"name": "ioi", "batch_size": 0}, "above 0, not 0"),
         ({"name": "docstring", "model": "bundled"}, "does not know docstring.*attn-only-4l"),
         ({"name": "induction", "model": "gpt2"}, "induction has no published prompts.*'gpt2'"),
         ({"name": "tracr-reverse", "model": "gpt2"}, "model of its own.*'gpt2'"),
