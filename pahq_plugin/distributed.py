@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 import os
 import re
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -206,10 +208,13 @@ def launched() -> Iterator[World]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(_number("LOCAL_RANK", 0) % torch.cuda.device_count())
+    meeting = _number("PAHQ_MEETING", MEETING)
     try:
+        if _number("RANK", 0) > 0 and "MASTER_ADDR" in os.environ:
+            _wait_for(os.environ["MASTER_ADDR"], _number("MASTER_PORT", 29500), meeting)
         # What is exchanged is a few numbers: gloo does for GPUs, too.
-        dist.init_process_group("gloo", timeout=timedelta(seconds=_number("PAHQ_MEETING", MEETING)))
-    except (RuntimeError, ValueError) as error:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=meeting))
+    except (RuntimeError, ValueError, OSError, OverflowError) as error:
         raise DistributedError(
             f"the processes of this run do not find each other; start all again: {one_line(error)}"
         ) from error
@@ -218,6 +223,26 @@ def launched() -> Iterator[World]:
         yield current_world()
     finally:
         dist.destroy_process_group()
+
+
+def _wait_for(host: str, port: int, seconds: float) -> None:
+    """Wait until the first process listens.
+
+    PyTorch would try twice, with a pause of half that time between, and say after more than a minute
+    that nobody is there.
+
+    Raises:
+        OSError: nobody listens within ``seconds``.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(1.0, until - time.monotonic())).close()
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.1)
 
 
 def _number(variable: str, default: int) -> int:
