@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import socket
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +21,7 @@ from safetensors.numpy import save_file
 
 from pahq_plugin.checkpoint import METADATA, _digest
 from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.distributed import World, _together, launched
+from pahq_plugin.distributed import World, _together, _wait_for, launched
 from pahq_plugin.errors import CheckpointError, ConfigError, DistributedError, MetricError
 from pahq_plugin.host.patching import loader_of
 from pahq_plugin.searching import make_engine
@@ -96,6 +98,35 @@ def test_processes_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     message = "the processes of this run do not find each other; start all again: nobody there"
     with refused(DistributedError, message), launched():
         pass
+
+
+def free_port() -> int:
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        return int(own.getsockname()[1])
+
+
+@pytest.mark.parametrize("port", [None, 99_999])
+def test_a_first_process_that_is_not_there(port: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said at the end of the meeting: PyTorch, which would wait for another one, is not asked."""
+    for name, value in {
+        "WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port or free_port()), "PAHQ_MEETING": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: pytest.fail("was asked"))
+    with refused(DistributedError, "the processes of this run do not find each other; "), launched():
+        pass
+
+
+def test_a_first_process_that_comes_later() -> None:
+    port, listening = free_port(), socket.socket()
+    listening.bind(("127.0.0.1", port))
+    later = threading.Timer(0.3, listening.listen)
+    later.start()
+    _wait_for("127.0.0.1", port, 60)
+    later.join()
+    listening.close()
 
 
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "PAHQ_MEETING"])
