@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import partial
-from types import CodeType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +37,8 @@ def _content(value: Any, depth: int) -> Any:
         return value.__module__, _contents([*parts, *cells], below)
     if isinstance(value, MethodType):
         return _contents([value.__func__, value.__self__], below)
+    if isinstance(value, BuiltinFunctionType):
+        return value.__module__, value.__qualname__
     if isinstance(value, partial):
         return _contents([value.func, value.args, value.keywords], below)
     if isinstance(value, Tensor):

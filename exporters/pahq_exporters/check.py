@@ -151,9 +151,9 @@ def check_meaning(model: PatchableModel, described: Description, seed: int) -> s
         for inputs in _feeds(patcher, seed):
             theirs = np.asarray(evaluator.run(["logits"], inputs)[0])  # type: ignore[index]
             ours = patcher.feed(inputs)
-            worst = max(worst, float(np.abs(ours - theirs).max()))
+            worst = float(np.maximum(worst, np.abs(ours - theirs).max()))  # NaN stays
             size = max(size, float(np.abs(theirs).max()))
-    if precision.activations == "high" and worst > TOLERANCE * size:
+    if precision.activations == "high" and not worst <= TOLERANCE * size:
         raise ExportError(
             f"a tiny model of this kind: ONNX Runtime and the reference evaluator differ by {worst:.1e} "
             f"in logits of up to {size:.1f}"
@@ -203,12 +203,12 @@ def check_values(
                     f"{patcher.description.start_layer}"]  # fmt: skip
         worst, size, least, equal = 0.0, 1.0, 1.0, 0
         for ours, theirs in _pairs(patcher, model, precision, tokens, corrupt, seed, trials):
-            worst = max(worst, float(np.abs(ours - theirs).max()))
+            worst = float(np.maximum(worst, np.abs(ours - theirs).max()))  # NaN stays
             size = max(size, float(np.abs(theirs).max()))
-            least = min(least, float(np.corrcoef(ours.ravel(), theirs.ravel())[0, 1]))
+            least = float(np.minimum(least, np.corrcoef(ours.ravel(), theirs.ravel())[0, 1]))
             equal += bool((ours.argmax(-1) == theirs.argmax(-1)).all())
         exact = precision.is_exact or precision.activations == "high"
-        if (exact and worst > TOLERANCE * size) or least < CORRELATION:
+        if (exact and not worst <= TOLERANCE * size) or (not exact and not least >= CORRELATION):
             raise ExportError(
                 f"{path}, mode {mode}: logits differ from PyTorch's by {worst:.1e}, relative "
                 f"{worst / size:.1e} (at most {TOLERANCE:.0e}), correlation {least:.4f}"

@@ -1,7 +1,8 @@
 """The pieces of a transformer's forward as nodes: embedding, norms, attention, MLPs, unembedding.
 
-Both graphs are put together from these. Whatever a model has that no piece knows is refused by
-`check_exportable`, before anything is built.
+Both graphs are put together from these. Numbers, masks, rotary tables and activation functions are read
+off the model's modules, so that edited ones are exported as they are. Whatever a model has that no piece
+knows is refused by `check_exportable`, before anything is built.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from pahq_exporters.builder import Builder
 from pahq_exporters.rounding import Rounding
 from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import ExportError
+from pahq_plugin.fingerprint import fingerprint
 from pahq_plugin.host import PatchableModel
-from pahq_plugin.host.changes import first_change, odd_attention
+from pahq_plugin.host.changes import Change, activation_name, changes, odd_attention
 from pahq_plugin.mlp import first_weights
 
 NORMS = ("LayerNorm", "LayerNormPre", "RMSNorm", "RMSNormPre", "Identity")
-ACTIVATIONS = ("relu", "silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "solu", "solu_ln")
+ACTIVATIONS = ("relu", "silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "solu")
+EXPORTED = {"attn_scale", "eps", "layer_id", "mask", "rotary_sin", "rotary_cos"}
+"""Numbers and buffers of modules that are written as they are."""
 POSITIONS = ("standard", "rotary", "alibi")
 
 
@@ -46,13 +50,19 @@ def check_exportable(model: PatchableModel) -> None:
         raise ExportError(
             "no graph for norms after attention (use_normalization_before_and_after is on)"
         )
-    if not cfg.attn_only and cfg.act_fn not in ACTIVATIONS:
-        raise ExportError(f"no graph for the activation {cfg.act_fn!r}; known: {', '.join(ACTIVATIONS)}")
     for layer, block in enumerate(model.blocks):
         _check_block(layer, block, cfg)
-    change = first_change(model) or odd_attention(model, cfg.n_ctx)
-    if change is not None:
-        raise ExportError(f"{change} would not be in the graph; undo that first")
+    lost = (change for change in changes(model) if not _is_exported(change))
+    odd = next(map(str, lost), None) or odd_attention(model, cfg.n_ctx)
+    if odd is not None:
+        raise ExportError(f"{odd} would not be in the graph; undo that first")
+
+
+def _is_exported(change: Change) -> bool:
+    """Whether a graph holds what was changed."""
+    if change.kind == "function":
+        return activation_name(change.value) in ACTIVATIONS
+    return change.kind in ("number", "buffer") and change.name in EXPORTED
 
 
 def _check_block(layer: int, block: Any, cfg: Any) -> None:
@@ -60,6 +70,11 @@ def _check_block(layer: int, block: Any, cfg: Any) -> None:
         raise ExportError(f"no graph for blocks.{layer}.ln1, a {type(block.ln1).__name__}")
     if not cfg.attn_only and type(block.mlp).__name__ not in ("MLP", "GatedMLP"):
         raise ExportError(f"no graph for blocks.{layer}.mlp, a {type(block.mlp).__name__}")
+    if not cfg.attn_only and activation_name(getattr(block.mlp, "act_fn", None)) not in ACTIVATIONS:
+        raise ExportError(
+            f"no graph for the activation function of blocks.{layer}.mlp; known: "
+            f"{', '.join(ACTIVATIONS)}"
+        )
     if type(block.attn).__name__ not in ("Attention", "GroupedQueryAttention"):
         raise ExportError(f"no graph for blocks.{layer}.attn, a {type(block.attn).__name__}")
     if getattr(block.attn, "q_norm", None) is not None or getattr(cfg, "use_qk_norm", False):
@@ -85,7 +100,7 @@ class Parts:
         self.precision = precision
         self.rounding = Rounding(build, precision)
         self._length = length
-        self._biases: dict[str, str | None] = {}
+        self._biases: dict[str, str] = {}
         self._rotations: dict[str, tuple[str, str]] = {}
 
     def embed(self, tokens: str) -> str:
@@ -197,12 +212,28 @@ class Parts:
         where every query sees every key."""
         if self.cfg.attention_dir != "causal":
             return None
-        kind = self.inner.blocks[layer].attn.attn_type
-        if kind not in self._biases:
-            self._biases[kind] = self._make_mask(kind)
-        return self._biases[kind]
+        attn = self.inner.blocks[layer].attn
+        edited = not torch.equal(attn.mask, self._usual_mask(attn))
+        key = f"mask.{fingerprint(attn.mask):x}" if edited else attn.attn_type
+        if key not in self._biases:
+            made = self._stored_mask(key, attn.mask) if edited else self._computed_mask(attn.attn_type)
+            self._biases[key] = made
+        return self._biases[key]
 
-    def _make_mask(self, kind: str) -> str:
+    def _usual_mask(self, attn: Any) -> torch.Tensor:
+        """Which keys each query sees where nobody edited that, ``[query_pos, key_pos]``."""
+        causal = torch.ones_like(attn.mask).tril()
+        return causal.triu(1 - self.cfg.window_size) if attn.attn_type == "local" else causal
+
+    def _stored_mask(self, name: str, mask: torch.Tensor) -> str:
+        """As TransformerLens reads a mask: from its end."""
+        build, seen = self.build, self.build.tensor(name, mask)
+        for axis in (0, 1):
+            last = build.op("Neg", self._length)
+            seen = build.op("Slice", seen, last, build.integers(2**31), build.integers(axis))
+        return build.op("Where", seen, build.constant(0.0), build.constant(-math.inf))
+
+    def _computed_mask(self, kind: str) -> str:
         build, distance = self.build, self._distances()
         hidden = build.op("Greater", distance, build.scalar(0))
         if kind == "local":
@@ -233,7 +264,7 @@ class Parts:
 
     def _rotation(self, attn: Any) -> tuple[str, str]:
         """Sines and cosines of the positions, ``[pos, rotary_dim]``; layers with one table share it."""
-        key = str(attn.rotary_sin[min(1, len(attn.rotary_sin) - 1)].tolist())
+        key = f"{fingerprint(attn.rotary_sin)} {fingerprint(attn.rotary_cos)}"
         if key not in self._rotations:
             i = len(self._rotations)
             tables = {f"rotary.sin.{i}": attn.rotary_sin, f"rotary.cos.{i}": attn.rotary_cos}
@@ -256,7 +287,7 @@ class Parts:
         b_in = build.tensor(f"{name}.b_in", mlp.b_in.float())
         gated = "W_gate" in made
         pre = made["W_gate"] if gated else build.op("Add", made["W_in"], b_in)
-        post = self._activation(pre)
+        post = self._activation(mlp.act_fn, pre)
         if self.cfg.is_layer_norm_activation():
             post = self.norm(mlp.ln, f"{name}.ln", post)
         elif gated:
@@ -265,13 +296,13 @@ class Parts:
         out = build.op("MatMul", post, self.rounding.weight(f"{name}.W_out", mlp.W_out, used))
         return build.op("Add", out, build.tensor(f"{name}.b_out", mlp.b_out.float()))
 
-    def _activation(self, x: str) -> str:
-        build, kind = self.build, self.cfg.act_fn
+    def _activation(self, function: object, x: str) -> str:
+        build, kind = self.build, activation_name(function)
         if kind == "relu":
             return build.op("Relu", x)
         if kind == "silu":
             return build.op("Mul", x, build.op("Sigmoid", x))
-        if kind in ("solu", "solu_ln"):
+        if kind == "solu":
             return build.op("Mul", x, build.op("Softmax", x, axis=-1))
         return build.op("Gelu", x, approximate="none" if kind == "gelu" else "tanh")
 

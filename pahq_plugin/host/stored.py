@@ -4,6 +4,11 @@
 this layout. ``embedding.safetensors``, ``block-000.safetensors``, ... and ``unembedding.safetensors``
 hold the weights as the model in memory has them, folded norms and all. ``tokenizer`` is Hugging Face's.
 
+What the model holds besides its configuration is found by `changes`: edited numbers (an attention
+scale, the eps of a norm) and the names of known activation functions stand in ``model.json``, edited
+buffers (masks, rotary tables) beside the weights, and a model that was changed in any other way is
+refused. Such folders are of layout 2, all others of layout 1.
+
 A weight of an opened model is mapped into memory: it is read from the disk when it is used.
 """
 
@@ -29,14 +34,24 @@ from pahq_plugin.errors import ModelError, one_line
 from pahq_plugin.files import read_json, write_text, written_whole
 from pahq_plugin.fingerprint import fingerprint
 from pahq_plugin.host.adapt import check_kind
-from pahq_plugin.host.changes import plain_name
+from pahq_plugin.host.changes import (
+    ACTIVATIONS,
+    Change,
+    activation_name,
+    changes,
+    plain_name,
+    without_weights,
+)
 from pahq_plugin.host.model import MACHINE_FIELDS
 from pahq_plugin.mapped import let_go_if_unchanged, mapped_parameter, read_mapped
 
 MODEL_FILE = "model.json"
 TOKENIZER = "tokenizer"
 WEIGHTS = re.compile(r"(un)?embedding\.safetensors|block-[0-9]{3,}\.safetensors")
-LAYOUT = 1
+LAYOUT, EDITED_LAYOUT = 1, 2
+NUMBERS, BUFFERS = (bool, int, float, str), ("mask", "IGNORE", "rotary_sin", "rotary_cos")
+"""Edited values that a folder holds: types of numbers, names of buffers."""
+
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64)}
 """What models can be stored in: those in half precision are searched by the host's forward."""
 
@@ -59,24 +74,39 @@ def save_model(model: HookedTransformer, folder: str | Path, *, force: bool = Fa
 
     Raises:
         ModelError: no `HookedTransformer`, one in half precision or with norms shared out to heads, a
-            weight that is not finite, or a folder that holds a model already.
+            weight that is not finite, hooks or replaced code, or a folder that holds a model already.
     """
     folder = Path(folder)
     _check_storable(model)
+    edits = list(changes(model))
+    _check_edits(edits)
     if (folder / MODEL_FILE).exists():
         if not force:
             raise ModelError(f"{folder} holds a model already; pass force=True (--force) to replace it")
         _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     contents: dict[str, int] = {}
-    for file, weights in _files(model):
+    buffers = {edit.path: edit.value for edit in edits if edit.kind == "buffer"}
+    for file, weights in _files(_weights(model) | buffers):
         contents |= {name: fingerprint(weight) for name, weight in weights.items()}
         with written_whole(folder / file) as temporary:
             save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary)
     tokenizer: Any = model.tokenizer
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / TOKENIZER)
-    record = {"layout": LAYOUT, "config": _config_record(model.cfg), "fingerprints": contents}
+    record = {"layout": LAYOUT, "config": _config_record(model), "fingerprints": contents}
+    side = "right" if tokenizer is None else tokenizer.padding_side
+    if edits or side != "right":
+        of_kind = {
+            kind: [edit for edit in edits if edit.kind == kind] for kind in ("number", "function")
+        }
+        record |= {
+            "layout": EDITED_LAYOUT,
+            "numbers": {edit.path: edit.value for edit in of_kind["number"]},
+            "functions": {edit.path: activation_name(edit.value) for edit in of_kind["function"]},
+            "buffers": sorted(buffers),
+            "padding_side": side,
+        }
     record["digest"] = _digest(record)
     write_text(folder / MODEL_FILE, json.dumps(record, indent=1, sort_keys=True) + "\n")
 
@@ -96,7 +126,8 @@ def open_model(folder: str | Path, *, n_ctx: int | None = None) -> HookedTransfo
         ModelError: the folder holds no model, or one that is damaged or was changed.
     """
     folder = Path(folder)
-    config, contents = _read_record(folder)
+    record = _read_record(folder)
+    config, contents = record["config"], record["fingerprints"]
     cfg = _configured(folder, config, contents, n_ctx)
     blocks = {name.split(".")[1] for name in contents if name.startswith("blocks.")}
     if blocks != {str(layer) for layer in range(cfg.n_layers)}:
@@ -104,14 +135,25 @@ def open_model(folder: str | Path, *, n_ctx: int | None = None) -> HookedTransfo
     files = _names_by_file(contents)
     found = {file: _read(folder / file, names) for file, names in files.items()}
     _check_sizes(folder / MODEL_FILE, cfg, {n: x for some in found.values() for n, x in some.items()})
-    model = _empty(folder, cfg)
-    parameters = dict(model.named_parameters())
-    if parameters.keys() != contents.keys():
-        odd = min(parameters.keys() ^ contents.keys())
+    model = _empty(folder, cfg, record.get("padding_side", "right"))
+    parameters, buffers = dict(model.named_parameters()), set(record.get("buffers", ()))
+    if parameters.keys() != contents.keys() - buffers:
+        odd = min(parameters.keys() ^ (contents.keys() - buffers))
         raise ModelError(f"{folder / MODEL_FILE} is damaged: {odd} is missing or not of this model")
     for file, weights in found.items():
         for name, x in weights.items():
-            _fill(model, name, _checked(folder / file, name, x, contents[name], parameters[name]))
+            if name in buffers:
+                _put_buffer(model, folder / file, name, x, contents[name])
+            else:
+                _put(model, name, _checked(folder / file, name, x, contents[name], parameters[name]))
+    for name, value in record.get("numbers", {}).items():
+        if name not in _numbers(model) or type(value) not in NUMBERS:
+            raise ModelError(f"{folder / MODEL_FILE} is damaged: no module holds a number {name}")
+        _put(model, name, value)
+    for name, function in record.get("functions", {}).items():
+        if not name.endswith(".mlp.act_fn") or function not in ACTIVATIONS:
+            raise ModelError(f"{folder / MODEL_FILE} is damaged: no function {function!r:.80} at {name}")
+        _put(model, name, ACTIVATIONS[function])
     return model.eval()
 
 
@@ -123,7 +165,7 @@ def stored_name(folder: str | Path) -> str | None:
     """
     if not (Path(folder) / MODEL_FILE).is_file():
         return None
-    return _read_record(Path(folder))[0].get("model_name")
+    return _read_record(Path(folder))["config"].get("model_name")
 
 
 def _clear(folder: Path) -> None:
@@ -151,9 +193,23 @@ def _check_storable(model: object) -> None:
             raise ModelError(f"weights of {name} hold NaN or infinity")
 
 
-def _files(model: HookedTransformer) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _check_edits(edits: Iterable[Change]) -> None:
+    """
+    Raises:
+        ModelError: the model was changed in a way that no file holds.
+    """
+    for edit in edits:
+        held = {
+            "number": type(edit.value) in NUMBERS,
+            "buffer": edit.name in BUFFERS,
+            "function": edit.name == "act_fn" and activation_name(edit.value) is not None,
+        }
+        if not held.get(edit.kind, False):
+            raise ModelError(f"{edit} cannot be stored; undo that first, or use the model in memory")
+
+
+def _files(weights: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Every weight by name, file by file."""
-    weights = _weights(model)
     for file, names in _names_by_file(weights).items():
         yield file, {name: weights[name].cpu() for name in names}
 
@@ -179,10 +235,13 @@ def _names_by_file(names: Iterable[str]) -> dict[str, list[str]]:
     return files
 
 
-def _config_record(cfg: Any) -> dict[str, Any]:
+def _config_record(model: HookedTransformer) -> dict[str, Any]:
     """TransformerLens' configuration as JSON values."""
     record = {}
-    for name, value in vars(cfg).items():
+    for name, value in vars(model.cfg).items():
+        if name == "n_key_value_heads" and value is not None:
+            first: Any = model.blocks[0]
+            value = len(first.attn._W_K)  # `adapt` sets another one beside KV caches
         if name in MACHINE_FIELDS:
             continue
         if isinstance(value, torch.dtype):
@@ -191,8 +250,8 @@ def _config_record(cfg: Any) -> dict[str, Any]:
     return record
 
 
-def _read_record(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Configuration and fingerprints."""
+def _read_record(folder: Path) -> dict[str, Any]:
+    """The content of a model's file: configuration, fingerprints, and what was edited."""
     file = folder / MODEL_FILE
     if not file.is_file():
         raise ModelError(
@@ -202,13 +261,17 @@ def _read_record(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
         record = read_json(file)
         layout, config, contents = record["layout"], record["config"], record["fingerprints"]
         whole = isinstance(config, dict) and all(type(value) is int for value in contents.values())
+        edits = {"numbers": dict, "functions": dict, "buffers": list}
+        whole &= all(isinstance(record.get(name, kind()), kind) for name, kind in edits.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{file} is damaged: {one_line(error)}") from error
-    if layout != LAYOUT:
-        raise ModelError(f"{file} is of layout {layout!r:.80}; this version reads layout {LAYOUT}")
+    if layout not in (LAYOUT, EDITED_LAYOUT):
+        raise ModelError(
+            f"{file} is of layout {layout!r:.80}; this version reads layout {LAYOUT} and {EDITED_LAYOUT}"
+        )
     if not whole or record.get("digest") != _digest(record):
         raise ModelError(f"{file} is damaged: it is not what was written; save the model again")
-    return config, contents
+    return record
 
 
 def _digest(record: dict[str, Any]) -> str:
@@ -269,10 +332,8 @@ def _check_sizes(file: Path, cfg: Any, weights: dict[str, Tensor]) -> None:
         )
 
 
-def _empty(folder: Path, cfg: Any) -> HookedTransformer:
+def _empty(folder: Path, cfg: Any, padding_side: Any) -> HookedTransformer:
     """The model without memory for its weights."""
-    from accelerate import init_empty_weights
-
     tokenizer = None
     if (folder / TOKENIZER).is_dir():
         from transformers import AutoTokenizer
@@ -284,10 +345,14 @@ def _empty(folder: Path, cfg: Any) -> HookedTransformer:
         except (OSError, ValueError) as error:
             raise ModelError(f"{folder / TOKENIZER} is damaged: {one_line(error)}") from error
     try:
-        with init_empty_weights(include_buffers=False):
-            return HookedTransformer(cfg, tokenizer, move_to_device=False)
-    except Exception as error:  # whatever TransformerLens makes of values from a file
-        raise ModelError(f"{folder / MODEL_FILE} is damaged: {one_line(error)}") from error
+        return without_weights(
+            lambda: HookedTransformer(
+                cfg, tokenizer, move_to_device=False, default_padding_side=padding_side
+            )
+        )
+    except ModelError as error:
+        reason = one_line(error.__cause__ or error)
+        raise ModelError(f"{folder / MODEL_FILE} is damaged: {reason}") from error
 
 
 def _read(file: Path, names: list[str]) -> dict[str, Tensor]:
@@ -319,7 +384,36 @@ def _checked(file: Path, name: str, x: Tensor, content: int, wanted: nn.Paramete
     return parameter
 
 
-def _fill(model: HookedTransformer, name: str, parameter: nn.Parameter) -> None:
-    """Put a parameter in the place of the empty one."""
+def _put_buffer(model: HookedTransformer, file: Path, name: str, x: Tensor, content: int) -> None:
+    """Put an edited buffer in the place of the one that the configuration makes.
+
+    Raises:
+        ModelError: it is not what was written.
+    """
+    if fingerprint(x) != content:
+        raise ModelError(f"{file} is damaged: {name} is not what was written; save the model again")
     path, _, last = name.rpartition(".")
-    setattr(model.get_submodule(path), last, parameter)
+    wanted = getattr(model.get_submodule(path), last)
+    if x.ndim != wanted.ndim or any(
+        size < least for size, least in zip(x.shape, wanted.shape, strict=True)
+    ):
+        raise ModelError(f"{file} is damaged: {name} is {tuple(x.shape)}, not {tuple(wanted.shape)}")
+    # Of a shorter context: TransformerLens reads masks from their end, rotary tables from their start.
+    kept = tuple(slice(-n, None) if last == "mask" else slice(n) for n in wanted.shape)
+    _put(model, name, x[kept].clone())
+
+
+def _numbers(model: HookedTransformer) -> set[str]:
+    """Full names of the numbers that modules hold."""
+    return {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if type(value) in NUMBERS and not name.startswith("_")
+    }
+
+
+def _put(model: HookedTransformer, name: str, value: Any) -> None:
+    """Put a weight, buffer or number in the place of the one that is there."""
+    path, _, last = name.rpartition(".")
+    setattr(model.get_submodule(path), last, value)

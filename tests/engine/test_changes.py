@@ -152,11 +152,10 @@ def test_screening_takes_them_or_says_no(changed: tuple[PatchableModel, str, str
 def test_no_graph_passes_over_them(changed: tuple[PatchableModel, str, str]) -> None:
     parts = pytest.importorskip("pahq_exporters.parts")
     model, kind, words = changed
-    said = (
-        "no graph for blocks.1.attn, a Mine"
-        if kind == "derived"
-        else f"{words} would not be in the graph"
-    )
+    said = {
+        "derived": "no graph for blocks.1.attn, a Mine",
+        "ignore": "the edited blocks.0.attn.IGNORE would not be in the graph",
+    }.get(kind, f"{words} would not be in the graph")
     with refused(ExportError, said):
         parts.check_exportable(model)
 

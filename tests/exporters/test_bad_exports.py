@@ -71,7 +71,11 @@ MODELS: dict[str, tuple[Callable[[], Any], type[PahqError], tuple[str, ...]]] = 
         ModelError,
         ("post-norm",),
     ),
-    "activation": (lambda: flag(act_fn="xielu"), ExportError, ("'xielu'", "gelu_new")),
+    "activation": (
+        lambda: flag(act_fn="xielu"),
+        ModelError,
+        ("configuration does not make a model", "xielu"),
+    ),
     "norm": (
         lambda: changed(lambda m: setattr(m.wrapped_model.blocks[1], "ln1", torch.nn.Tanh())),
         ExportError,

@@ -61,8 +61,8 @@ MODELS: list[tuple[Callable[[], Any], str]] = [
         "hooks on hook_embed would not be in the graph; undo that first",
     ),
     (
-        lambda: model_with(lambda m: setattr(m.cfg, "act_fn", "swish")),
-        "no graph for the activation 'swish'; known: relu, silu, gelu",
+        lambda: model_with(lambda m: setattr(m.blocks[1].mlp, "act_fn", torch.tanh)),
+        "no graph for the activation function of blocks.1.mlp; known: relu, silu, gelu",
     ),
     (
         lambda: pahq.adapt(family_model("gemma-2")),

@@ -152,7 +152,7 @@ def _without_a_weight(folder: Path) -> None:
 DAMAGES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "no json": (lambda f: (f / "model.json").write_text("{"), ("model.json", "damaged")),
     "a list": (lambda f: (f / "model.json").write_text("[]"), ("model.json",)),
-    "another layout": (lambda f: _edit(f, lambda r: r.update(layout=2)), ("layout",)),
+    "another layout": (lambda f: _edit(f, lambda r: r.update(layout=3)), ("layout",)),
     "no fingerprints": (lambda f: _edit(f, lambda r: r.pop("fingerprints")), ("model.json",)),
     "texts for fingerprints": (
         lambda f: _edit(f, lambda r: r["fingerprints"].update({"embed.W_E": "1"})),
