@@ -24,10 +24,12 @@ from pahq_plugin.early import (
 )
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.launch import launched
+from pahq_plugin.notices import never_fail_printing
 from pahq_plugin.report.command import compare
 from pahq_plugin.terminal import (
     Ablation,
     BatchSize,
+    Bos,
     Debug,
     Force,
     Json,
@@ -107,6 +109,7 @@ def discover(
     ] = None,
     n_edges: Annotated[int | None, typer.Option(help="Circuit size of score methods.")] = None,
     positional: Positional = False,
+    bos: Bos = None,
     seed: Annotated[int, typer.Option(help="Seed of prompts and of the search.")] = 0,
     checkpoint: Annotated[
         Path | None, typer.Option(help="File to go on from; default: one in the --out folder.")
@@ -146,7 +149,9 @@ def discover(
             positional=positional,
             device=device,
             on_disk=max_memory is not None,
+            bos=bos,
         )
+        say(loaded.note, shown=bool(loaded.note) and world.is_first and not as_json)
         whole = len(loaded.train_loader)
         if prompts is not None and 0 < batches < whole:
             size = loaded.train_loader.batch_size
@@ -303,6 +308,7 @@ def main() -> None:
     # OpenMP's threads wait for each other in a loop; where other processes want the cores, a search of
     # small products then took 3 to 40 times as long. Read when PyTorch is imported, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    never_fail_printing()
     for entry in entry_points(group=COMMANDS):
         try:
             app.command(entry.name)(load(entry))

@@ -6,6 +6,7 @@ unless an application asks for it.
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 
@@ -20,6 +21,14 @@ def warn(message: str) -> None:
     while frame.f_back is not None and _package(frame.f_globals) in OWN:
         frame, level = frame.f_back, level + 1
     warnings.warn(printable(message), PahqWarning, stacklevel=level)
+
+
+def never_fail_printing() -> None:
+    """Print a question mark for what the terminal's encoding cannot hold, instead of ending with an
+    error after the work is done."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _package(module: dict[str, object]) -> str:

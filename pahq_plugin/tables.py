@@ -82,12 +82,15 @@ class EdgeTable:
         decided = 0 if self._scored else len("decided on") + 3
         spare = options.max_width - (name + max(number, len("effect")) + len(str(len(shown))) + 10)
         bar = min(BAR_WIDTH, spare - decided - 3)
-        yield self._table(shown, max(bar, 0) if bar >= LEAST_BAR else 0, 0 < decided <= spare)
+        block = "#" if options.ascii_only else "█"
+        yield self._table(shown, max(bar, 0) if bar >= LEAST_BAR else 0, block, 0 < decided <= spare)
 
-    def _table(self, shown: list[dict[str, Any]], bar: int, decided: bool) -> Table:
-        """
+    def _table(self, shown: list[dict[str, Any]], bar: int, block: str, decided: bool) -> Table:
+        """Make the table.
+
         Args:
             bar: width of the longest bar; 0 for none.
+            block: what bars are made of.
             decided: whether there is room to say what each was decided on.
         """
         title = f"Strongest {len(shown)} of {len(self._kept):,} kept edges"
@@ -103,7 +106,7 @@ class EdgeTable:
         for rank, entry in enumerate(shown, start=1):
             row = [str(rank), Text(label(entry)), f"{entry['effect']:.3g}"]
             if bar:
-                row.append("█" * max(1, round(bar * abs(entry["effect"]) / largest)))
+                row.append(block * max(1, round(bar * abs(entry["effect"]) / largest)))
             if decided:
                 row.append("FP32" if entry["exact"] else "screened")
             table.add_row(*row)
@@ -159,6 +162,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     Where the terminal is too narrow for whole words, the last columns are only named.
     """
     console = Console(highlight=False, markup=False)
+    if console.options.ascii_only:
+        rows = [[cell.replace("–", "-") for cell in row] for row in rows]
     cells = [[name, *(row[place] for row in rows)] for place, name in enumerate(columns)]
     widths = [max(map(cell_len, column)) for column in cells]
     if _width(widths) > console.width:

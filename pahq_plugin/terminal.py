@@ -24,6 +24,10 @@ Model = Annotated[
 ]
 Prompts = Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")]
 BatchSize = Annotated[int | None, typer.Option(help="Prompts per batch.")]
+Bos = Annotated[
+    bool | None,
+    typer.Option("--bos/--no-bos", help="Begin text prompts with BOS; default: as the model says."),
+]
 Positional = Annotated[bool, typer.Option(help="Edges at each token position.")]
 Ablation = Annotated[str, known.option(known.ABLATIONS, "What a patched edge carries.")]
 Out = Annotated[Path | None, typer.Option(help="Folder to save the result in.")]

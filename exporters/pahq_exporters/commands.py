@@ -16,6 +16,7 @@ from pahq_plugin.early import check_folder, check_problem
 from pahq_plugin.errors import ConfigError, ResultError
 from pahq_plugin.terminal import (
     BatchSize,
+    Bos,
     Debug,
     Force,
     Json,
@@ -49,6 +50,7 @@ def export(
     prompts: Prompts = None,
     batch_size: BatchSize = None,
     positional: Positional = False,
+    bos: Bos = None,
     graph: Annotated[
         str, known.option(("dense", "sweep"), "dense: sets of edges; sweep: single edges.")
     ] = "dense",
@@ -93,6 +95,7 @@ def export(
         from pahq_exporters.run import parse_head
         from pahq_exporters.write import export_if
         from pahq_plugin import PrecisionConfig, load_problem
+        from pahq_plugin.progress import say
 
         chosen = None if head is None else parse_head(head)
         if head is not None and not isinstance(chosen, tuple):
@@ -101,8 +104,9 @@ def export(
             low=low, mlp=mlp or low, scale=scale, activations=activations, policy=policy  # type: ignore[arg-type]
         )  # fmt: skip
         loaded = load_problem(
-            problem, model=model, prompts=prompts, batch_size=batch_size, positional=positional
+            problem, model=model, prompts=prompts, batch_size=batch_size, positional=positional, bos=bos
         )
+        say(loaded.note, shown=bool(loaded.note) and not as_json)
         if result is not None:
             _write_circuit(result, loaded.model, path, as_json)
             return

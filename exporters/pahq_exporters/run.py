@@ -19,7 +19,8 @@ from pahq_exporters.description import Description
 from pahq_exporters.patcher import OnnxPatcher
 from pahq_exporters.prompt_file import PromptFile, read_prompts
 from pahq_plugin.errors import ConfigError, PahqError, counted, one_line
-from pahq_plugin.records import read_record, result_file
+from pahq_plugin.notices import never_fail_printing
+from pahq_plugin.records import read_configuration, read_record, result_file
 
 TOP = 5
 
@@ -172,9 +173,15 @@ def removed_edges(result: Path, known: Description) -> list[str]:
         ResultError: no such result, or a damaged one.
         ConfigError: it is of another model or ablation than the graph's, or keeps every edge.
     """
-    record = read_record(result_file(result))
+    file = result_file(result)
+    record, configuration = read_record(file), read_configuration(file.parent)
     if record["model"]["digest"] != known.source_digest:
         _refuse_other_model(result, record, known)
+    if configuration and known.source_configuration not in ("", configuration):
+        raise ConfigError(
+            f"{result} is of the graph's weights in another model: the positions that count, a mask, an "
+            "activation function or another part of its configuration differ; export that model"
+        )
     ablation = record["settings"]["ablation"]
     if ablation != "resample":
         raise ConfigError(f"{result} has the ablation {ablation}; graphs patch from corrupt prompts")
@@ -267,6 +274,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    never_fail_printing()
     given = parser().parse_args(arguments)
     try:
         if given.limit is not None and given.limit < 1:

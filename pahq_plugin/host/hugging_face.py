@@ -1,8 +1,10 @@
 """Models of Hugging Face's `transformers`, in memory or in a folder, as patchable host models.
 
 1. Find the model: itself, what a TransformerBridge wraps, or the one in a folder.
-2. Read its configuration (`hf_configs`) and let TransformerLens convert the weights.
-3. Compare logits of the two on random tokens, and refuse the conversion if they differ.
+2. Hold it against what its configuration makes: hooks, adapters, edited buffers and replaced parts would
+   be lost, and are refused by name.
+3. Read its configuration (`hf_configs`) and let TransformerLens convert the weights.
+4. Compare logits of the two on random tokens in FP32, and refuse the conversion if they differ.
 
 No hub is asked, no code from a folder is run, and nothing is unpickled.
 """
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from pahq_plugin.errors import ModelError, one_line
 from pahq_plugin.host.adapt import OutputSlice, adapt
+from pahq_plugin.host.changes import Change, differences, has_hooks, without_weights
 from pahq_plugin.host.hf_configs import ARCHITECTURES, MOST_POSITIONS, hooked_arguments
 from pahq_plugin.host.hf_folder import load_folder, load_tokenizer
 
@@ -30,15 +33,17 @@ if TYPE_CHECKING:
 
     from pahq_plugin.host.types import PatchableModel
 
-WRAPPED = "._original_component"
-"""In the names of weights of a model whose modules a TransformerBridge has wrapped."""
+WRAPPED = "_original_component"
+"""What a TransformerBridge calls the module of the model that it has wrapped."""
 
-CHECKED_TOKENS = 16
-LARGEST_ERROR = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.1}
-"""Of logits after conversion to FP32, in standard deviations of the logits, by the model's own dtype.
+CHECKED_TOKENS = 64
+LARGEST_ERROR = 1e-3
+"""Of logits after conversion, in standard deviations of the logits.
 
 Two right FP32 computations differ by about 1e-5 of it, and a wrong rotary base, mask or norm by 0.01 to
-1. The model itself is run in its own dtype, so that in 16 bits only gross errors are seen."""
+1. Models in 16 bits are compared as FP32 copies."""
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def from_hugging_face(
@@ -54,7 +59,8 @@ def from_hugging_face(
     """The host's factorized model with the weights of a Hugging Face model, ready for `discover`.
 
     The weights are copied, in FP32 (FP64 of an FP64 model); the given model stays as it is. Afterwards
-    the logits of both are compared on random tokens.
+    the logits of both are compared on random tokens, those of a model in 16 bits by an FP32 copy of it,
+    which is in memory for as long as the conversion lasts.
 
     Args:
         model: a causal language model of ``transformers``; a TransformerBridge of TransformerLens 3 or
@@ -69,8 +75,8 @@ def from_hugging_face(
             under resample ablation, logits differ by one number at each position.
 
     Raises:
-        ModelError: no such model or folder, an architecture or a value that cannot be converted, or
-            logits that differ.
+        ModelError: no such model or folder, an architecture or a value that cannot be converted, a model
+            with hooks, adapters or parts that its configuration does not say, or logits that differ.
     """
     inner = hooked_model(model, tokenizer, n_ctx=n_ctx, process=process)
     return adapt(inner, slice_output=slice_output, seq_len=seq_len, separate_qkv=separate_qkv)
@@ -112,10 +118,13 @@ def hooked_model(
         "dtype": dtype,
         "device": str(own_device),
     }
-    plain = _unwrapped(model, architecture)
+    plain = _as_configured(model, architecture)
+    own = _filled(plain, model) if _is_wrapped(model) else model
     with torch.no_grad():
-        hooked = _converted(plain, architecture, arguments, process)
-    _check_logits(model, hooked, own_dtype)
+        # Conversions multiply and add, which in 16 bits would round.
+        wide = own if own_dtype == dtype else _widened(own, plain)
+        hooked = _converted(wide, architecture, arguments, process)
+        _check_logits(model if own_dtype == dtype else wide, hooked)
     if tokenizer is not None:
         _give_tokenizer(hooked, tokenizer)
     if device is not None:
@@ -155,7 +164,7 @@ def _dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
     if len(devices) != 1 or "meta" in {device.type for device in devices}:
         found = ", ".join(sorted(map(str, devices))) or "nowhere"
         raise ModelError(f"the model's weights are on {found}; move it to one device first")
-    if not dtypes <= LARGEST_ERROR.keys():
+    if not dtypes <= set(DTYPES):
         raise ModelError("the model is quantised: weights are no floats; load it in its own precision")
     return min(dtypes, key=lambda dtype: torch.finfo(dtype).bits), devices.pop()
 
@@ -182,26 +191,75 @@ def _model_name(model: Any, architecture: str) -> str:
     return f"{Path(path).name} (local)"
 
 
-def _unwrapped(model: Any, architecture: str) -> Any:
-    """The model without the modules that a TransformerBridge has put around its own.
+def _as_configured(model: Any, architecture: str) -> Any:
+    """Make the model anew from its configuration, without memory for its weights.
 
     Raises:
-        ModelError: weights are missing.
+        ModelError: the given one has weights, hooks, buffers or parts that its configuration does not
+            say, or lacks some.
     """
-    state = model.state_dict()
-    if not any(WRAPPED in name for name in state):
-        return model
     import transformers
 
-    found = {name.replace(WRAPPED, ""): value for name, value in state.items()}
-    with torch.device("meta"):
-        plain = getattr(transformers, architecture)(model.config)
-    wanted = plain.state_dict().keys()
-    missing = sorted(wanted - found.keys())
-    if missing:
-        raise ModelError(f"the wrapped {architecture} lacks {', '.join(missing[:3])}")
-    plain.load_state_dict({name: found[name] for name in wanted}, assign=True)
+    made = getattr(transformers, architecture)
+    plain = without_weights(lambda: made(copy.deepcopy(model.config)))
+    hooks = (
+        Change(name, "", "hooks")
+        for name, module in model.named_modules()
+        if WRAPPED in name.split(".") and has_hooks(module)
+    )
+    changes = [*hooks, *differences(_own_modules(model), dict(plain.named_modules()))]
+    lost = [str(change) for change in changes if not _adds_nothing(change)]
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise ModelError(
+            f"the {architecture} is not what its configuration describes, and a conversion would lose "
+            f"{'; '.join(lost[:3])}{more}; undo that first (for adapters: merge_and_unload())"
+        )
     return plain
+
+
+def _own_modules(model: nn.Module, name: str = "") -> dict[str, nn.Module]:
+    """Modules by name, without those that a TransformerBridge has put around them."""
+    inner = model._modules.get(WRAPPED)
+    if inner is not None:
+        return _own_modules(inner, name)
+    found = {name: model}
+    for child_name, child in model.named_children():
+        found |= _own_modules(child, f"{name}.{child_name}".removeprefix("."))
+    return found
+
+
+def _adds_nothing(change: Change) -> bool:
+    """Whether it is a bias of zeros, which a TransformerBridge gives to heads without one."""
+    return change.kind == "weight" and change.name == "bias" and not _any(change.value)
+
+
+def _any(weight: Tensor | None) -> bool:
+    return weight is None or bool(weight.any())
+
+
+def _is_wrapped(model: nn.Module) -> bool:
+    return any(WRAPPED in module._modules for module in model.modules())
+
+
+def _filled(plain: Any, model: nn.Module) -> Any:
+    """The model as configured, with the weights of the given one."""
+    own = _own_modules(model)
+    for name, module in plain.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[key] = own[name]._parameters[key]
+    return plain.eval()
+
+
+def _widened(model: Any, plain: Any) -> Any:
+    """An FP32 copy of a model in 16 bits, whose buffers were not rounded."""
+    wide = copy.deepcopy(model).float()
+    for name, module in plain.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                wide.get_submodule(name)._buffers[key] = buffer.to(next(wide.parameters()).device)
+    return wide
 
 
 # Conversion --------------------------------------------------------------------------------------
@@ -256,8 +314,11 @@ def _load(hooked: HookedTransformer, state: dict[str, Tensor], process: bool, ce
         hooked.load_state_dict(state, strict=False)
 
 
-def _check_logits(model: Any, hooked: HookedTransformer, dtype: torch.dtype) -> None:
+def _check_logits(model: Any, hooked: HookedTransformer) -> None:
     """
+    Args:
+        model: in FP32 or FP64.
+
     Raises:
         ModelError: logits of the two differ by more than rounding.
     """
@@ -269,10 +330,10 @@ def _check_logits(model: Any, hooked: HookedTransformer, dtype: torch.dtype) -> 
         theirs = model(input_ids=tokens, use_cache=False).logits.to(torch.float64)
         ours = hooked(tokens).to(torch.float64)
     error = _largest_difference(ours, theirs)
-    if not error <= LARGEST_ERROR[dtype]:
+    if not error <= LARGEST_ERROR:
         raise ModelError(
             f"after conversion the logits of {hooked.cfg.model_name} differ by {error:.2g} of their "
-            f"standard deviation (at most {LARGEST_ERROR[dtype]:g}); this model computes something that "
+            f"standard deviation (at most {LARGEST_ERROR:g}); this model computes something that "
             "a HookedTransformer does not"
         )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pahq_plugin.errors import ModelError, ProblemError
 from pahq_plugin.host.adapt import OutputSlice, adapt
+from pahq_plugin.host.hf_folder import check_report, load_with_report
 from pahq_plugin.host.hugging_face import hooked_model
 from pahq_plugin.host.random_state import random_state_kept
 from pahq_plugin.host.types import Edge, PatchableModel, PromptDataLoader
@@ -22,6 +23,10 @@ from pahq_plugin.host.types import Edge, PatchableModel, PromptDataLoader
 if TYPE_CHECKING:
     from auto_circuit.tasks import Task
     from transformer_lens import HookedTransformer
+
+
+OWN_FORMATS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
+"""Owners on the hub whose models TransformerLens reads from files of its own."""
 
 
 @random_state_kept()
@@ -60,6 +65,7 @@ def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
 
     Raises:
         ProblemError: no such name, or neither the hub nor a local cache has the model.
+        ModelError: weights of it are missing or left over.
     """
     from transformer_lens import HookedTransformer, loading_from_pretrained
 
@@ -79,6 +85,7 @@ def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
     try:
         model = HookedTransformer.from_pretrained(
             name,
+            hf_model=_hub_weights(official),
             fold_ln="mixtral" not in official.lower(),
             center_writing_weights=True,
             center_unembed=True,
@@ -89,6 +96,28 @@ def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
             f"the model {name!r} could not be loaded ({type(error).__name__}): {_hub_advice()}"
         ) from error
     return _frozen(model)
+
+
+def _hub_weights(official: str) -> Any:
+    """Load the hub's model through `transformers`, and read what that reports about weights.
+
+    TransformerLens does not: weights that a damaged cache lacks would be random.
+
+    Returns:
+        The model; ``None`` where TransformerLens reads weights from files of its own.
+
+    Raises:
+        ModelError: weights are missing or left over.
+    """
+    import transformers
+    from transformer_lens import loading_from_pretrained as loading
+
+    others = (*OWN_FORMATS, *loading.NON_HF_HOSTED_MODEL_NAMES, *loading.NEED_REMOTE_CODE_MODELS)
+    if official.startswith(others) or any(kind in official.lower() for kind in ("bert", "t5")):
+        return None
+    model, report = load_with_report(transformers.AutoModelForCausalLM, official, torch.float32)
+    check_report(official, report)
+    return model
 
 
 def is_folder(name: str | Path) -> bool:
@@ -116,6 +145,13 @@ def folder_model(folder: str | Path, device: str = "cpu") -> HookedTransformer:
     return hooked_model(folder, process=True, device=device)
 
 
+def is_stored(name: str | Path) -> bool:
+    """Whether a folder holds a model that `save_model` wrote."""
+    from pahq_plugin.host.stored import stored_name
+
+    return stored_name(name) is not None
+
+
 def any_model(name: str | Path, device: str = "cpu") -> HookedTransformer:
     """A model by its folder, stored (then on the CPU) or Hugging Face's, or by its name on the hub.
 
@@ -123,9 +159,9 @@ def any_model(name: str | Path, device: str = "cpu") -> HookedTransformer:
         ModelError: a folder that holds no model, or a damaged one.
         ProblemError: see `hub_model`.
     """
-    from pahq_plugin.host.stored import open_model, stored_name
+    from pahq_plugin.host.stored import open_model
 
-    if stored_name(name) is not None:
+    if is_stored(name):
         return open_model(name)
     return folder_model(name, device) if is_folder(name) else hub_model(str(name), device)
 

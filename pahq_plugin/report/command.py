@@ -13,6 +13,7 @@ from pahq_plugin.launch import launched
 from pahq_plugin.terminal import (
     Ablation,
     BatchSize,
+    Bos,
     Debug,
     Json,
     Model,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from pahq_plugin.compare.plan import Plan
     from pahq_plugin.compare.sweep import Outcome
     from pahq_plugin.report.comparison_page import Report
+
+PROBLEM_OPTIONS = ("model", "prompts", "batch_size", "positional", "bos")
 
 DEFAULT_METHODS = ("pahq", "acdc", "pahq-paper", "rtn-q", "eap", "eap-ig", "act-mag", "random")
 """What is compared where nothing is said: whatever takes seconds. ``all`` adds the rest."""
@@ -51,6 +54,7 @@ def compare(
     prompts: Prompts = None,
     batch_size: BatchSize = None,
     positional: Positional = False,
+    bos: Bos = None,
     batches: Annotated[int, typer.Option(help="Batches to search with; 0 for all.")] = 1,
     test_batches: Annotated[int, typer.Option(help="Held-out batches to judge with; 0: all.")] = 0,
     ablation: Ablation = "resample",
@@ -66,7 +70,9 @@ def compare(
     """
     with one_line_errors(debug), launched() as world:
         named = {
-            "problems": [_problem(p, model, prompts, batch_size, positional) for p in problems or ()],
+            "problems": [
+                _problem(p, model, prompts, batch_size, positional, bos) for p in problems or ()
+            ],
             "methods": _methods(methods),
             "thresholds": _numbers(thresholds),
         }
@@ -75,7 +81,7 @@ def compare(
             plan,
             profile,
             {name: value for name, value in named.items() if value},
-            flags_given(context, ("seeds", *settings, "model", "prompts", "batch_size", "positional")),
+            flags_given(context, ("seeds", *settings, *PROBLEM_OPTIONS)),
             settings | {"seeds": list(range(seeds))},
         )
         from pahq_plugin.compare.sweep import run_plan
@@ -129,9 +135,14 @@ def _plan(
 
 
 def _problem(
-    name: str, model: str | None, prompts: Path | None, batch_size: int | None, positional: bool
+    name: str,
+    model: str | None,
+    prompts: Path | None,
+    batch_size: int | None,
+    positional: bool,
+    bos: bool | None,
 ) -> dict[str, Any]:
-    given = {"model": model, "prompts": prompts and str(prompts), "batch_size": batch_size}
+    given = {"model": model, "prompts": prompts and str(prompts), "batch_size": batch_size, "bos": bos}
     return {"name": name, "positional": positional} | {k: v for k, v in given.items() if v is not None}
 
 
@@ -169,6 +180,9 @@ def _tell(report: Report, out: Path, outcome: Outcome, as_json: bool) -> None:
         print_json({"report": str(page), "summary": rows} | vars(outcome))
         return
     print_table(table.title, table.columns, table.rows)
+    for label, lines in outcome.warned.items():
+        for line in lines:
+            complain(f"warning: {label}: {line}", style="yellow")
     for label, reason in outcome.refused.items():
         typer.echo(f"not possible: {label}: {reason}")
     for label, reason in outcome.failed.items():

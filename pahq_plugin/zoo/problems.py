@@ -5,14 +5,15 @@ The host is imported when a problem is loaded, not before: that takes seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 from pahq_plugin.errors import ProblemError, PromptError, one_line
-from pahq_plugin.zoo import bundled_model, tracr
+from pahq_plugin.zoo import bundled_model, tracr, vocabulary
 from pahq_plugin.zoo.prompt_files import Encoder, as_token_ids, read_prompts
 from pahq_plugin.zoo.prompts import TASKS, generate
 from pahq_plugin.zoo.templates import TEXT_TASKS, text_prompts
@@ -20,6 +21,8 @@ from pahq_plugin.zoo.templates import TEXT_TASKS, text_prompts
 if TYPE_CHECKING:
     from pahq_plugin.host.problems import HookedTransformer, Task
     from pahq_plugin.host.types import Edge, PatchableModel, PromptDataLoader
+
+log = logging.getLogger(__name__)
 
 BUNDLED = "bundled"
 TRAIN_BATCHES, TEST_BATCHES = 4, 8
@@ -39,6 +42,7 @@ class Problem:
         metric: name of the loss that suits the model's output.
         true_edges: the published circuit; None where none is.
         task: the same as a host ``Task``, which its ``TASK_DICT`` holds under ``task.key``.
+        note: how text became token ids, in one line; empty where prompts are token ids.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Problem:
     metric: Literal["kl_div", "mse"]
     true_edges: set[Edge] | None
     task: Task
+    note: str = ""
 
     def __repr__(self) -> str:
         """One line; a dataclass would print the whole model."""
@@ -70,6 +75,8 @@ class _Ingredients:
     n_batches: tuple[int, int]
     metric: Literal["kl_div", "mse"] = "kl_div"
     slice_output: Literal["last_seq", "not_first_seq"] = "last_seq"
+    published: bool = False  # whether these are the weights that the name stands for
+    note: str = ""
 
 
 def problem_names() -> list[str]:
@@ -88,6 +95,7 @@ def load_problem(
     separate_qkv: bool = True,
     device: str | None = None,
     on_disk: bool = False,
+    bos: bool | None = None,
 ) -> Problem:
     """Build a problem; each call builds a model of its own.
 
@@ -96,7 +104,7 @@ def load_problem(
         model: a model of the hub by its name in TransformerLens, such as ``"gpt2"``, or a folder:
             a Hugging Face model (`from_hugging_face`), ``"./gpt2"`` where a name would do for both, or
             one that `save_model` wrote, whose weights stay on disk until they are used. No official
-            circuit is known of a Hugging Face folder. None is the bundled model (``docstring``:
+            circuit is known of a folder. None is the bundled model (``docstring``:
             ``"attn-only-4l"``). Tracr problems take none.
         prompts: a prompt file in the host's JSON format in place of generated prompts, a third of
             its batches to find a circuit with. Text for the bundled model is split at white space.
@@ -109,6 +117,8 @@ def load_problem(
         device: where the model and the batches are; None = ``cuda`` if there is one, else ``cpu``.
         on_disk: leave the weights of a model that `save_model` wrote in their files, whatever the
             device, for ``discover(max_memory=...)``.
+        bos: whether the token that begins a sequence goes in front of text prompts; None = as the
+            model's configuration says (``default_prepend_bos``; off for Qwen).
 
     Raises:
         ProblemError: no such problem, model or device, or they do not go together.
@@ -125,15 +135,15 @@ def load_problem(
     device = _usable(device)
     with memory_shortage_named():
         if name in TRACR_BATCHES:
-            _refuse_for_tracr(name, model, prompts)
+            _refuse_for_tracr(name, model, prompts, bos)
             parts, positional = _tracr_parts(name, batch_size, seed, device), True
         else:
             model = model or ("attn-only-4l" if name == "docstring" else None)
             if model is None or model == BUNDLED or _is_bundled_copy(model):
                 _refuse_for_bundled(name)
-                parts = _bundled_parts(name, model, prompts, batch_size, seed, device)
+                parts = _bundled_parts(name, model, prompts, batch_size, seed, device, bos)
             else:
-                parts = _hub_parts(name, model, prompts, batch_size, seed, positional, device)
+                parts = _hub_parts(name, model, prompts, batch_size, seed, positional, device, bos)
         if not on_disk:
             parts.model.to(device, print_details=False)  # a stored one, the others are there
     return _assemble(name, parts, positional, separate_qkv, device)
@@ -152,7 +162,8 @@ def _assemble(
         seq_len=train.seq_len if positional else None,
         separate_qkv=separate_qkv,
     )
-    true_edges = problems.official_edges(name, patchable, parts.prompts["word_idxs"])
+    words = parts.prompts["word_idxs"]
+    true_edges = problems.official_edges(name, patchable, words) if parts.published else None
     task = problems.register_task(
         name=name,
         key=f"pahq: {name} ({parts.model_name})",
@@ -162,7 +173,9 @@ def _assemble(
         true_edges=true_edges,
         slice_output=parts.slice_output,
     )
-    return Problem(name, patchable, train, test, parts.metric, true_edges, task)
+    if parts.note:
+        log.info(parts.note)
+    return Problem(name, patchable, train, test, parts.metric, true_edges, task, parts.note)
 
 
 def _is_bundled_copy(folder: str | Path) -> bool:
@@ -179,19 +192,25 @@ def _bundled_parts(
     batch_size: int | None,
     seed: int,
     device: str,
+    bos: bool | None,
 ) -> _Ingredients:
     from pahq_plugin.host.stored import open_model
 
     batch_size = batch_size or DEFAULT_BATCH[BUNDLED]
     if prompts is None:
-        wanted = batch_size * (TRAIN_BATCHES + TEST_BATCHES)
+        if bos is not None:
+            _refuse_bos(name)
+        wanted, note = batch_size * (TRAIN_BATCHES + TEST_BATCHES), ""
         data = generate(name, wanted, seed, "test")  # the model was trained on none of these
     else:
-        data = _shuffled(as_token_ids(read_prompts(prompts), bundled_model.encoder()), seed)
-    _check_fits(data, bundled_model.config()["n_ctx"])
+        encoder = replace(bundled_model.encoder(), **({"bos": None} if bos is False else {}))
+        file = read_prompts(prompts)
+        note = _about_bos(file, encoder, vocabulary.BOS)
+        data = _shuffled(as_token_ids(file, encoder), seed)
     stored = None if folder == BUNDLED else folder
     model = bundled_model.load(device) if stored is None else open_model(stored)
-    return _Ingredients(model, BUNDLED, data, batch_size, _batches(data, batch_size))
+    _check_fits(data, model.cfg.n_ctx)
+    return _Ingredients(model, BUNDLED, data, batch_size, _batches(data, batch_size), note=note)
 
 
 def _hub_parts(
@@ -202,6 +221,7 @@ def _hub_parts(
     seed: int,
     positional: bool,
     device: str,
+    bos: bool | None,
 ) -> _Ingredients:
     from pahq_plugin.host import problems
 
@@ -214,14 +234,19 @@ def _hub_parts(
     batch_size = batch_size or DEFAULT_BATCH["hub"]
     model = problems.any_model(model_name, device)
     _check_tokenizer(model_name, model, file)
-    if problems.is_folder(model_name):
+    published = not (problems.is_folder(model_name) or problems.is_stored(model_name))
+    if not published:
         model_name = str(model.cfg.model_name)
     if file is None:
         wanted = batch_size * (TRAIN_BATCHES + TEST_BATCHES)
         file = text_prompts(name, model.tokenizer, wanted, seed, aligned=positional)
-    data = _shuffled(as_token_ids(file, _hub_encoder(model)), seed)
+    encoder = _hub_encoder(model, bos)
+    data = _shuffled(as_token_ids(file, encoder), seed)
     _check_fits(data, model.cfg.n_ctx)
-    return _Ingredients(model, str(model_name), data, batch_size, _batches(data, batch_size))
+    return _Ingredients(
+        model, str(model_name), data, batch_size, _batches(data, batch_size), published=published,
+        note=_about_bos(file, encoder, getattr(model.tokenizer, "bos_token", None)),
+    )  # fmt: skip
 
 
 def _tracr_parts(name: str, batch_size: int | None, seed: int, device: str) -> _Ingredients:
@@ -244,6 +269,7 @@ def _tracr_parts(name: str, batch_size: int | None, seed: int, device: str) -> _
         n_batches=(n, n),
         metric="mse",
         slice_output="not_first_seq",
+        published=True,
     )
 
 
@@ -284,15 +310,32 @@ def _check_tokenizer(folder: str | Path, model: HookedTransformer, file: dict[st
         )
 
 
-def _hub_encoder(model: HookedTransformer) -> Encoder:
+def _hub_encoder(model: HookedTransformer, bos: bool | None) -> Encoder:
+    """
+    Raises:
+        ProblemError: BOS is asked for, and the tokenizer has none.
+    """
     tokenizer: Any = model.tokenizer
     if tokenizer is None:  # of token ids alone
         return Encoder(encode=lambda text: [], bos=None, d_vocab=model.cfg.d_vocab)
+    if bos and tokenizer.bos_token_id is None:
+        raise ProblemError("the model's tokenizer has no BOS token; leave out bos (--bos)")
+    in_front = model.cfg.default_prepend_bos if bos is None else bos
     return Encoder(
         encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-        bos=tokenizer.bos_token_id,
+        bos=tokenizer.bos_token_id if in_front else None,
         d_vocab=model.cfg.d_vocab,
     )
+
+
+def _about_bos(file: dict[str, Any], encoder: Encoder, token: str | None) -> str:
+    """One line on whether text gets BOS in front; empty where no prompt is text."""
+    prompts = [entry.get("clean") for entry in file["prompts"] if isinstance(entry, dict)]
+    if not any(isinstance(prompt, str) for prompt in prompts):
+        return ""
+    if encoder.bos is None:
+        return "text prompts get no BOS token in front; --bos (bos=True) puts it there"
+    return f"text prompts get the BOS token {token!r} in front; --no-bos (bos=False) leaves it out"
 
 
 def _batches(data: dict[str, Any], batch_size: int) -> tuple[int, int]:
@@ -320,11 +363,25 @@ def _check_fits(data: dict[str, Any], n_ctx: int) -> None:
         raise PromptError(f"the prompts have {length} tokens; the model reads at most {n_ctx}")
 
 
-def _refuse_for_tracr(name: str, model: str | Path | None, prompts: str | Path | None) -> None:
+def _refuse_for_tracr(
+    name: str, model: str | Path | None, prompts: str | Path | None, bos: bool | None
+) -> None:
     if model is not None:
         raise ProblemError(f"{name} has a model of its own; leave model out (it was {str(model)!r})")
     if prompts is not None:
         raise ProblemError(f"{name} uses every prompt there is; leave prompts out")
+    if bos is not None:
+        _refuse_bos(name)
+
+
+def _refuse_bos(name: str) -> NoReturn:
+    """
+    Raises:
+        ProblemError: whether text begins with BOS was said of prompts that are no text.
+    """
+    raise ProblemError(
+        f"the prompts of {name} are token ids; bos (--bos, --no-bos) is for prompts of text"
+    )
 
 
 def _refuse_for_bundled(name: str) -> None:

@@ -79,4 +79,5 @@ def install(monkeypatch: pytest.MonkeyPatch, n_layers: int = 1, n_heads: int = 2
         )
 
     monkeypatch.setattr(HookedTransformer, "from_pretrained", from_pretrained)
+    monkeypatch.setattr("pahq_plugin.host.problems._hub_weights", lambda official: None)
     return calls

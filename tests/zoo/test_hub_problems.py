@@ -69,6 +69,7 @@ def test_norms_are_folded_where_transformer_lens_can(
         raise OSError("no hub")
 
     monkeypatch.setattr(HookedTransformer, "from_pretrained", load)
+    monkeypatch.setattr("pahq_plugin.host.problems._hub_weights", lambda official: None)
     with pytest.raises(ProblemError):
         load_problem("ioi", model=name)
     assert asked["fold_ln"] == folds
