@@ -65,7 +65,7 @@ from pahq_plugin.notices import warn
 from pahq_plugin.placement.place import placed
 from pahq_plugin.progress import say
 from pahq_plugin.ranking import rank
-from pahq_plugin.result import Decision, Discovery, Stats
+from pahq_plugin.result import Decision, Discovery, Searched, Stats
 from pahq_plugin.searching import (
     SearchTask,
     engine_precision,
@@ -199,7 +199,7 @@ def discover(
         "batches": batches,
         "seed": seed,
     }
-    stats = Stats()
+    stats, searched = Stats(), Searched.of(model)
     draws = chosen.kind == "host" or kind.mean_over_dataset  # the host's algorithm, or the loader again
     with seeded(seed, alone=draws), borrowed(model), memory_shortage_named():
         find = _searched if chosen.kind == "search" else _scored
@@ -210,7 +210,7 @@ def discover(
         if kind is not AblationType.RESAMPLE:
             cause = "the ablation may put in what is there already"
         warn(f"no edge has any effect: {cause}, or the metric constant")
-    return Discovery(tuple(decisions), settings | more, stats, model)
+    return Discovery(tuple(decisions), settings | more, stats, model, searched)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ def read_record(file: Path) -> dict[str, Any]:
         if not _is_entry(entry):
             raise ResultError(f"{file}: decision {number} is damaged: {json.dumps(entry)[:80]}")
     _check_complete(file, decisions, model["edges"])
-    _check_kept(file, decisions, None if scored else settings["threshold"])
+    if not scored:
+        _check_kept(file, decisions, settings["threshold"])
     return record
 
 
@@ -119,20 +120,13 @@ def _check_complete(file: Path, decisions: list[dict[str, Any]], edges: int) -> 
         )
 
 
-def _check_kept(file: Path, decisions: list[dict[str, Any]], threshold: float | None) -> None:
-    """
-    Args:
-        threshold: of the search; ``None`` where edges were scored, the largest scores kept.
+def _check_kept(file: Path, decisions: list[dict[str, Any]], threshold: float) -> None:
+    """Hold the decisions of a search against its threshold; scores may go with any circuit.
 
     Raises:
         ResultError: an edge that was kept or removed against its effect.
     """
-    if threshold is None:
-        sizes = [abs(entry["effect"]) for entry in decisions if entry["kept"]]
-        threshold = min(sizes, default=math.inf)
-        wrong = [e for e in decisions if e["kept"] != (abs(e["effect"]) >= threshold)]
-    else:
-        wrong = [e for e in decisions if e["kept"] != (e["effect"] >= threshold)]
+    wrong = [e for e in decisions if e["kept"] != (e["effect"] >= threshold)]
     if wrong:
         raise ResultError(
             f"{file}: {wrong[0]['edge']} is marked {'kept' if wrong[0]['kept'] else 'removed'} "
@@ -154,6 +148,25 @@ def _is_entry(entry: object) -> bool:
         and isinstance(entry["kept"], bool)
         and isinstance(entry["exact"], bool)
     )
+
+
+def read_configuration(folder: Path) -> str | None:
+    """The digest of the configuration that a result's model had, from ``run.json`` beside the result;
+    ``None`` where that was not kept.
+
+    Raises:
+        ResultError: the file is damaged.
+    """
+    file = folder / RUN_FILE
+    if not file.is_file():
+        return None
+    try:
+        configuration = read_json(file).get("configuration")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ResultError(f"{file} is damaged: {error}") from error
+    if not isinstance(configuration, (str, type(None))):
+        raise ResultError(f"{file} is damaged: configuration must be a digest")
+    return configuration
 
 
 def read_stats(folder: Path) -> dict[str, Any]:

@@ -24,12 +24,13 @@ from pahq_plugin.errors import ConfigError, ResultError
 from pahq_plugin.files import installed_version, write_text
 from pahq_plugin.host import Edge, PatchableModel, PruneScores
 from pahq_plugin.host.graph import find_edge
-from pahq_plugin.host.model import check_patchable, model_digest
+from pahq_plugin.host.model import check_patchable, configuration_digest, model_digest
 from pahq_plugin.labels import edge_label
 from pahq_plugin.records import (
     RESULT_FILE,
     RUN_FILE,
     SCHEMA,
+    read_configuration,
     read_record,
     read_stats,
     record_text,
@@ -97,6 +98,30 @@ SHOWN = 20
 """Edges of a table where nothing else is said."""
 
 
+@dataclass(frozen=True)
+class Searched:
+    """Which model a result is of, as it was when it was searched.
+
+    Attributes:
+        name: see `model_name`.
+        digest: of its edges and weights.
+        edges: how many it has.
+        configuration: digest of all else that decides its output; ``None`` where that is not known.
+    """
+
+    name: str
+    digest: str
+    edges: int
+    configuration: str | None
+
+    @staticmethod
+    def of(model: PatchableModel) -> Searched:
+        """The model as it is now; reads every weight."""
+        return Searched(
+            model_name(model), model_digest(model), len(model.edges), configuration_digest(model)
+        )
+
+
 @dataclass(frozen=True, repr=False)
 class Discovery:
     """A circuit and how it was found.
@@ -109,12 +134,14 @@ class Discovery:
         settings: method, threshold, metric, ablation, precision and so on, as JSON values.
         stats: what the run cost.
         model: the model the edges belong to.
+        searched: which model that was when it was searched; ``None`` for as it is now.
     """
 
     decisions: tuple[Decision, ...]
     settings: Mapping[str, Any]
     stats: Stats
     model: PatchableModel = field(repr=False)
+    searched: Searched | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def circuit(self) -> set[Edge]:
@@ -281,35 +308,47 @@ class Discovery:
             model: the model it was found on; edges are looked up in it.
 
         Raises:
-            ResultError: no such file, a damaged one, or one of another model.
+            ResultError: no such file, a damaged one, or one of another model: of other weights or edges,
+                or of the same weights in another configuration (told by ``run.json``).
             ModelError: ``model`` is none whose edges can be patched.
         """
         check_patchable(model)
         file = result_file(path)
         record = read_record(file)
-        if record["model"]["digest"] != model_digest(model):
+        now, then = Searched.of(model), record["model"]
+        if then["digest"] != now.digest:
             raise ResultError(
-                f"{file} belongs to another model ({record['model']['name']}, "
-                f"{record['model']['edges']} edges): its weights or its graph differ from this one's"
+                f"{file} belongs to another model ({then['name']}, "
+                f"{then['edges']} edges): its weights or its graph differ from this one's"
             )
+        configuration = read_configuration(file.parent)
+        if configuration not in (None, now.configuration):
+            raise ResultError(
+                f"{file} belongs to these weights in another model: the positions that count, a mask, "
+                "an activation function or another part of its configuration differ from this one's"
+            )
+        searched = Searched(then["name"], then["digest"], then["edges"], configuration)
         decisions = tuple(_decision(model, entry) for entry in record["decisions"])
-        return Discovery(decisions, record["settings"], _stats(file.parent), model)
+        return Discovery(decisions, record["settings"], _stats(file.parent), model, searched)
 
     def record(self) -> dict[str, Any]:
         """The content of ``result.json``: settings, model and decisions as JSON values."""
+        searched = self.searched or Searched.of(self.model)
         return {
             "schema": SCHEMA,
             "model": {
-                "name": model_name(self.model),
-                "digest": model_digest(self.model),
-                "edges": len(self.model.edges),
+                "name": searched.name,
+                "digest": searched.digest,
+                "edges": searched.edges,
             },
             "settings": dict(self.settings),
             "decisions": [_entry(decision) for decision in self.decisions],
         }
 
     def _run_record(self) -> dict[str, Any]:
+        searched = self.searched or Searched.of(self.model)
         return {
+            "configuration": searched.configuration,
             "stats": asdict(self.stats),
             "device": str(next(self.model.parameters()).device),
             "threads": torch.get_num_threads(),

@@ -21,6 +21,7 @@ from pahq_plugin.engine.host import HostEngine
 from pahq_plugin.engine.incremental import IncrementalEngine
 from pahq_plugin.errors import ConfigError, DistributedError
 from pahq_plugin.files import installed_version
+from pahq_plugin.fingerprint import fingerprint
 from pahq_plugin.guard import GuardBand
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader, PromptPairBatch
 from pahq_plugin.host.blocks import unsupported
@@ -127,10 +128,20 @@ def run_identity(
         "model": model_digest(task.model),
         "prompts": prompts_digest(prompts),
         "configuration": configuration_digest(task.model),
+        "prefix": _prefix_content(task.model),
         "metric_content": function_digest(task.metric[1]),
         "obstacle": None if task.placement else _objection(task.model, task.prompts),
         MEASURED: _corrupt_loss(task, everyone[0]),
     }
+
+
+def _prefix_content(model: PatchableModel) -> list[int]:
+    """Fingerprints of the keys and values of common prefixes."""
+    caches = [cache for _, cache in sorted((model.kv_caches or {}).items())]
+    pasts = [
+        x for cache in caches for entry in cache.entries for x in (entry.past_keys, entry.past_values)
+    ]
+    return [fingerprint(x) for x in pasts]
 
 
 @torch.inference_mode()

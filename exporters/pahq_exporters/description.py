@@ -57,8 +57,8 @@ class Description:
     Attributes:
         graph: ``"dense"`` or ``"sweep"``.
         id: digest of all the rest; the file of FP32 heads has the same.
-        source_model: the name of the exported model; ``source_digest`` is of its edges and weights, the
-            same as in results.
+        source_model: the name of the exported model; ``source_digest`` is of its edges and weights, and
+            ``source_configuration`` of all else that decides its output, the same as in results.
         n_layers: transformer blocks; ``n_heads``, ``d_head`` and ``d_model`` are theirs.
         n_ctx: longest prompt.
         seq_len: tokens of every prompt, in graphs with edges of single positions; ``None`` elsewhere.
@@ -98,6 +98,7 @@ class Description:
     precision: dict[str, Any] | None
     versions: dict[str, str]
     heads_file: str | None
+    source_configuration: str = ""
 
     @cached_property
     def _source_index(self) -> dict[str, int]:
@@ -262,6 +263,7 @@ def _check(known: Description) -> None:
         "id": isinstance(known.id, str),
         "source_model": isinstance(known.source_model, str),
         "source_digest": isinstance(known.source_digest, str),
+        "source_configuration": isinstance(known.source_configuration, str),
         "start_layer": _within(known.start_layer, 0, LARGEST) and known.start_layer < known.n_layers,
         "sources": _are_names(sources),
         "destinations": _are_names([dest.name for dest in dests]),

@@ -28,6 +28,7 @@ from pahq_plugin.host import Edge
 from pahq_plugin.host.patching import CleanRun, ablated_sources, clean_runs
 from pahq_plugin.labels import edge_label
 from pahq_plugin.metrics import row_losses
+from pahq_plugin.notices import warn
 
 LOOKAHEAD = 15
 """Candidates of one call, beside the present state."""
@@ -74,6 +75,10 @@ class OnnxEngine:
         export_if(None, task.model, path, graph="dense", precision=precision, positions="model")
         device = task.prompts[0].clean.device
         providers = ["cuda"] if device.type == "cuda" and _has_cuda() else None
+        if device.type == "cuda" and providers is None:
+            warn(
+                "engine='onnx' runs on the CPU: ONNX Runtime has no CUDA here (install onnxruntime-gpu)"
+            )
         self._patcher = OnnxPatcher(path, providers, threads=torch.get_num_threads())
         ablated = ablated_sources(task.model, task.loader, task.prompts, task.ablation)
         self._prompts: list[Prompts] = []

@@ -88,7 +88,8 @@ class GraphJson:
     def discovery(self, model: PatchableModel, n_edges: int | None = None) -> Discovery:
         """The file as a result of ours: it can be saved, shown, compared and run.
 
-        Its decisions are ranked by magnitude of their `values`, as those of a method that scores edges.
+        Its decisions are ranked by magnitude of their `values`; the circuit is whichever edges the file
+        marks, also where edges of larger scores were pruned because they lie on no path.
 
         Args:
             model: the one that the file was read for.
@@ -97,28 +98,18 @@ class GraphJson:
 
         Raises:
             ConfigError: ``n_edges`` is no number of edges of the model.
-            ResultError: the edges marked are not those of the largest magnitudes: results of ours are
-                ranked. Choose ``n_edges``, or use `circuit` and `scores`.
         """
         if n_edges is not None and not 1 <= n_edges <= len(self.scores):
             raise ConfigError(
                 f"n_edges={n_edges} must be from 1 to {len(self.scores)}, the model's edges"
             )
-        values = self.values
+        values, circuit = self.values, self.circuit
         ranked = sorted(values, key=lambda edge: -abs(values[edge]))
-        if n_edges is None:
-            least = min((abs(values[edge]) for edge in self.circuit), default=math.inf)
-        else:
+        if n_edges is not None:
             least = abs(values[ranked[n_edges - 1]])
-        decisions = tuple(Decision(e, values[e], abs(values[e]) >= least, exact=True) for e in ranked)
-        result = Discovery(decisions, dict(SETTINGS), Stats(), model)
-        if n_edges is None and result.circuit != self.circuit:
-            stray = next(edge for edge in ranked if edge in result.circuit - self.circuit)
-            raise ResultError(
-                f"{stray} is not in the graph, and its score {values[stray]:g} is no smaller than one "
-                "that is; a result keeps the largest magnitudes: say how many with n_edges"
-            )
-        return result
+            circuit = frozenset(edge for edge in ranked if abs(values[edge]) >= least)
+        decisions = tuple(Decision(edge, values[edge], edge in circuit, exact=True) for edge in ranked)
+        return Discovery(decisions, dict(SETTINGS), Stats(), model)
 
 
 def write_graph_json(result: Discovery, path: str | Path) -> Path:

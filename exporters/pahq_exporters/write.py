@@ -24,7 +24,7 @@ from pahq_plugin.errors import ConfigError, ExportError, one_line
 from pahq_plugin.files import installed_version
 from pahq_plugin.host import PatchableModel
 from pahq_plugin.host.graph import block, kind, slot, sources
-from pahq_plugin.host.model import check_patchable, model_digest
+from pahq_plugin.host.model import check_patchable, configuration_digest, model_digest
 from pahq_plugin.policy import check_parts
 from pahq_plugin.result import model_name
 
@@ -155,6 +155,7 @@ def describe(
         id="",
         source_model=model_name(model),
         source_digest=model_digest(model),
+        source_configuration=configuration_digest(model),
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,
         d_head=cfg.d_head,

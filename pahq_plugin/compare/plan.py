@@ -39,7 +39,7 @@ THRESHOLDS = (0.0003, 0.001, 0.003, 0.01, 0.03)
 PROFILES = ("reduced", "full")
 
 SETTINGS = ("problems", "methods", "thresholds", "seeds", "batches", "ablation", "options")
-PROBLEM_SETTINGS = ("name", "model", "prompts", "batch_size", "positional")
+PROBLEM_SETTINGS = ("name", "model", "prompts", "batch_size", "positional", "bos")
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,15 @@ class ProblemSpec:
     batch_size: int | None = None
     positional: bool = False
     content: str | None = None
+    bos: bool | None = None
+    model_content: str | None = None
 
     @property
     def label(self) -> str:
         """The name, with the hub model if there is one, and what else is not the default."""
         parts = [self.name, self.model or "", Path(self.prompts).stem if self.prompts else ""]
         parts += ["positions" if self.positional else ""]
+        parts += [{None: "", True: "BOS", False: "no BOS"}[self.bos]]
         return " ".join(filter(None, parts))
 
 
@@ -93,9 +96,13 @@ class Search:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def key(self) -> dict[str, Any]:
-        """All that its result depends on, as JSON values; the content of a prompt file included."""
+        """All that its result depends on, as JSON values; the contents of files included."""
         key: dict[str, Any] = asdict(self) | {"version": installed_version("pahq-plugin")}
-        key["problem"]["prompts"] = key["problem"].pop("content")
+        problem = key["problem"]
+        problem["prompts"] = problem.pop("content")
+        for name in ("bos", "model_content"):  # of few problems
+            if problem[name] is None:
+                del problem[name]
         return key
 
     @property
@@ -146,6 +153,29 @@ class Plan:
 def file_digest(file: str | Path) -> str:
     """SHA-256 of a file's bytes."""
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def folder_digest(model: str | Path) -> str | None:
+    """Hash the model in a folder by the names and contents of its files.
+
+    Of a folder that ``pahq store`` wrote, ``model.json`` is enough: it holds fingerprints of all
+    weights, which are checked when the model is opened.
+
+    Returns:
+        Hexadecimal digits; ``None`` for a name of the hub.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return None
+    files = [folder / "model.json"]
+    if not files[0].is_file():
+        files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors"))
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        with file.open("rb") as opened:
+            content = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16))
+        digest.update(file.name.encode() + content.digest())
+    return digest.hexdigest()
 
 
 def digest_of(value: object) -> str:
@@ -288,7 +318,9 @@ def _problem(value: object, folder: Path) -> ProblemSpec:
             raise ConfigError(f"no readable prompt file {str(file)[:200]!r}")
         given = given | {"prompts": str(file.resolve()), "content": file_digest(file)}
     if given.get("model") is not None:
-        _text(given["model"], "model")
+        given = given | {"model_content": folder_digest(_text(given["model"], "model"))}
+    if not isinstance(given.get("bos"), (bool, type(None))):
+        raise ConfigError(f"bos must be true or false, not {given['bos']!r}")
     if not isinstance(given.get("positional", False), bool):
         raise ConfigError(f"positional must be true or false, not {given['positional']!r}")
     size = given.get("batch_size")

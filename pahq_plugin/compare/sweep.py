@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import sys
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -34,7 +35,7 @@ from typing import Any
 from pahq_plugin.compare.baselines import EXACT, get_baseline
 from pahq_plugin.compare.plan import Plan, Search
 from pahq_plugin.compare.task import SEARCH_FILES, Judgement, find, judge
-from pahq_plugin.errors import ConfigError, MetricError, ModelError, PahqError, one_line
+from pahq_plugin.errors import ConfigError, MetricError, ModelError, PahqError, PahqWarning, one_line
 from pahq_plugin.files import write_text
 from pahq_plugin.launch import ALONE
 from pahq_plugin.progress import progress_bar
@@ -42,6 +43,9 @@ from pahq_plugin.records import RESULT_FILE, read_record
 
 REFUSALS = (ConfigError, ModelError, MetricError)
 """Errors that say of a method that it is not for a problem; any other means that something broke."""
+
+WARNINGS = 5
+"""Of one piece of work that are passed on."""
 
 PLAN_FILE = "plan.json"
 PRELOADED = ("pahq_plugin.discovery", "pahq_plugin.zoo.problems", "pahq_plugin.compare.task")
@@ -67,10 +71,12 @@ class Outcome:
     Attributes:
         refused: label to reason, of work that a method or problem does not allow.
         failed: label to reason, of work that broke.
+        warned: label to warnings, of work that gave some.
     """
 
     refused: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    warned: dict[str, list[str]] = field(default_factory=dict)
 
 
 def run_plan(
@@ -124,6 +130,7 @@ def run_plan(
     return Outcome(
         {label: why for one in everyone for label, why in one.refused.items()},
         {label: why for one in everyone for label, why in one.failed.items()},
+        {label: lines for one in everyone for label, lines in one.warned.items()},
     )
 
 
@@ -205,10 +212,13 @@ def _close(piece: Work, process: Any, receiver: Connection, outcome: Outcome) ->
     """Take in how a process ended."""
     process.join()
     refused, reason = False, f"its process ended with exit code {process.exitcode}"
+    warned: list[str] = []
     with suppress(EOFError):
         if receiver.poll():
-            refused, reason = receiver.recv()
+            refused, reason, warned = receiver.recv()
     receiver.close()
+    if warned:
+        outcome.warned[piece.label] = warned
     if refused:
         outcome.refused[piece.label] = reason
     elif process.exitcode != 0:
@@ -220,14 +230,19 @@ def _in_process(run: Callable[[], None], sender: Connection) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # the host draws a progress bar for every loop
     os.dup2(nowhere, 2)
-    try:
-        run()
-    except PahqError as error:
-        is_refusal = isinstance(error, REFUSALS)
-        sender.send((is_refusal, one_line(error)))  # short: nobody reads before the process has ended
-        sys.exit(0 if is_refusal else 1)
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        sender.send((False, f"{reason} ({where.name}, line {where.lineno})"))
-        sys.exit(1)
+    code, refused, reason = 0, False, ""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", PahqWarning)
+        try:
+            run()
+        except PahqError as error:
+            refused, reason = isinstance(error, REFUSALS), one_line(error)
+            code = 0 if refused else 1
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {one_line(error)} ({where.name}, line {where.lineno})"
+            code = 1
+    told = list(dict.fromkeys(one_line(warning.message) for warning in caught))
+    sender.send((refused, reason, told[:WARNINGS]))  # short: nobody reads before the process has ended
+    sys.exit(code)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pahq_plugin.compare.baselines import get_baseline
-from pahq_plugin.compare.plan import Search, digest_of, file_digest, slug
+from pahq_plugin.compare.plan import Search, digest_of, file_digest, folder_digest, slug
 from pahq_plugin.compare.stored import read_search
-from pahq_plugin.errors import ConfigError, PromptError, ResultError
+from pahq_plugin.errors import ConfigError, ModelError, PromptError, ResultError
 from pahq_plugin.files import write_text
 from pahq_plugin.records import RESULT_FILE, RUN_FILE, read_record, read_stats
 
@@ -231,10 +231,13 @@ def _load(search: Search) -> Any:
         prompts=given.prompts,
         batch_size=given.batch_size,
         positional=given.positional,
+        bos=given.bos,
         seed=search.seed,
     )
     if given.prompts and file_digest(given.prompts) != given.content:
         raise PromptError(f"{given.prompts} was changed while the comparison ran; start it again")
+    if given.model and folder_digest(given.model) != given.model_content:
+        raise ModelError(f"{given.model} was changed while the comparison ran; start it again")
     return problem
 
 

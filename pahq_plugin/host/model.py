@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from types import FunctionType
 from typing import Any
 
 import torch
 from auto_circuit.types import PatchWrapper
 from torch import nn
-from transformer_lens import HookedTransformerKeyValueCache
+from transformer_lens import HookedTransformerConfig, HookedTransformerKeyValueCache
 
 from pahq_plugin.errors import ModelError
 from pahq_plugin.fingerprint import fingerprint
-from pahq_plugin.host.changes import plain_name
+from pahq_plugin.host.changes import changes, plain_name
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.types import PatchableModel, PromptDataLoader
 from pahq_plugin.labels import edge_label
@@ -22,6 +23,15 @@ from pahq_plugin.mapped import let_go_if_unchanged
 
 MACHINE_FIELDS = ("device", "n_devices", "seed", "init_weights", "trust_remote_code", "tokenizer_name")
 """Fields of the configuration that say nothing about the model, or that a file must not decide."""
+
+UNCOMPUTED_FIELDS = (
+    "model_name", "original_architecture", "n_params", "n_ctx", "n_key_value_heads", "use_attn_result",
+    "use_attn_in", "use_split_qkv_input", "use_hook_mlp_in", "use_hook_tokens",
+    "ungroup_grouped_query_attention", "tokenizer_prepends_bos", "default_prepend_bos", "init_mode",
+    "initializer_range", "from_checkpoint", "checkpoint_index", "checkpoint_label_type",
+    "checkpoint_value",
+)  # fmt: skip
+"""Fields of the configuration that decide nothing about a model's output, or that `adapt` sets."""
 
 FINITE_ENTRIES = 2**22
 """Entries that are looked at together; what that takes is made several times over."""
@@ -284,24 +294,34 @@ def model_digest(model: PatchableModel) -> str:
 
 
 def configuration_digest(model: PatchableModel) -> str:
-    """Hash of all but weights that a model's output depends on: its configuration, the positions that
-    count, buffers, numbers and names that modules hold, and caches of common prefixes."""
-    digest = hashlib.blake2b(digest_size=16)
-    if model.is_transformer:
-        known = {k: str(v) for k, v in vars(model.cfg).items() if k not in MACHINE_FIELDS}
-        digest.update(repr(sorted(known.items())).encode())
-    digest.update(repr((model.out_slice, model.seq_len)).encode())
-    for name, module in model.wrapped_model.named_modules():
-        own = {k: v for k, v in vars(module).items() if not k.startswith("_") and _is_plain(v)}
-        calls = {k: v.__qualname__ for k, v in vars(module).items() if isinstance(v, FunctionType)}
-        digest.update(repr((name, sorted(own.items()), sorted(calls.items()))).encode())
+    """Hash of all but weights that decides a model's output: its configuration, the positions that
+    count, the length of a common prefix, and every change of its modules since they were made.
+
+    It is the same on every machine, and for a context of any length.
+    """
+    parts: list[Any] = [repr(model.out_slice)]
+    if model.kv_caches:
+        parts.append(next(iter(model.kv_caches.values())).previous_attention_mask.shape[1])
+    if model.is_transformer and hasattr(model.wrapped_model, "blocks"):
+        usual = {field.name: field.default for field in fields(HookedTransformerConfig)}
+        parts += sorted(
+            (name, str(value))
+            for name, value in vars(model.cfg).items()
+            if name not in {*MACHINE_FIELDS, *UNCOMPUTED_FIELDS} and value != usual.get(name, MISSING)
+        )
+        parts += sorted(change.record() for change in changes(model))
+    else:
+        parts += sorted(_plain_contents(model.wrapped_model))
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def _plain_contents(model: nn.Module) -> Iterator[tuple[str, str, str]]:
+    """Numbers, functions and buffers of the modules of a model without a configuration."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if not key.startswith("_") and isinstance(value, (bool, int, float, str)):
+                yield name, key, repr(value)
+            elif isinstance(value, FunctionType):
+                yield name, key, value.__qualname__
         for key, buffer in module.named_buffers(recurse=False):
-            digest.update(repr((key, tuple(buffer.shape), fingerprint(buffer))).encode())
-    for size, cache in sorted((model.kv_caches or {}).items()):
-        past = [fingerprint(x) for entry in cache.entries for x in (entry.past_keys, entry.past_values)]
-        digest.update(repr((size, past)).encode())
-    return digest.hexdigest()
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, (bool, int, float, str))
+            yield name, key, f"{tuple(buffer.shape)} {fingerprint(buffer)}"

@@ -12,6 +12,7 @@ from typing import Any
 
 from pahq_plugin.errors import ConfigError, ResultError
 from pahq_plugin.files import write_text
+from pahq_plugin.notices import warn
 from pahq_plugin.records import read_record, result_file
 from pahq_plugin.report.circuit_graph import circuit_data, graph_page
 from pahq_plugin.report.dot import circuit_dot
@@ -147,6 +148,7 @@ def check_comparable(first: dict[str, Any], second: dict[str, Any]) -> None:
             f"these results are of different models, {one['name']} with {one['edges']:,} edges and "
             f"{two['name']} with {two['edges']:,}; compare results of one model"
         )
+    warn(f"the two results are of models called {one['name']} with different weights")
 
 
 def encodable(text: str) -> str:

@@ -99,7 +99,7 @@ def test_a_wrong_field_is_refused(field: str, value: Any) -> None:
 
 
 def test_a_missing_or_strange_field_is_refused() -> None:
-    for field in json.loads(KNOWN.to_json()):
+    for field in json.loads(KNOWN.to_json()).keys() - {"source_configuration"}:  # of older files
         record = json.loads(KNOWN.to_json())
         del record[field]
         with refused(ExportError, "damaged"):
