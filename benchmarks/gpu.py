@@ -33,13 +33,14 @@ from benchmarks.models import CASES, Case, load
 from benchmarks.precision import differing
 from benchmarks.screening import search, weight_bytes
 from benchmarks.speed import SAMPLE, SMALL, context, host_loop, spread, stratified
-from pahq_plugin.config import PrecisionConfig, default_precision
-from pahq_plugin.files import write_text
-from pahq_plugin.formats import get_format
+from pahq_plugin.discovery.cost import forward_seconds
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.kernels import kernel_for, kernels_of
-from pahq_plugin.measure import forward_seconds, memory_above
-from pahq_plugin.weights import LowWeights
+from pahq_plugin.precision.config import PrecisionConfig, default_precision
+from pahq_plugin.precision.formats import get_format
+from pahq_plugin.precision.kernels import kernel_for, kernels_of
+from pahq_plugin.precision.weights import LowWeights
+from pahq_plugin.system.files import write_text
+from pahq_plugin.system.meter import memory_above
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 GPU = torch.device("cuda")

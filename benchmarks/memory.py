@@ -17,7 +17,8 @@ from auto_circuit.utils.ablation_activations import src_ablations
 
 from benchmarks.models import Case, load
 from benchmarks.speed import context
-from pahq_plugin.engine.incremental import IncrementalEngine
+from pahq_plugin.engines.incremental.engine import IncrementalEngine
+from pahq_plugin.engines.question import Question
 from pahq_plugin.metrics import kl_div
 
 XL = Case(
@@ -37,7 +38,9 @@ def main() -> None:
     batch = next(iter(loader))
     one = src_ablations(model, batch.corrupt[:1], AblationType.RESAMPLE)
     host = 2 * one.nbytes * case.prompts
-    engine = IncrementalEngine(model, loader, [batch], AblationType.RESAMPLE, ("kl_div", kl_div))
+    engine = IncrementalEngine(
+        Question(model, loader, [batch], AblationType.RESAMPLE, ("kl_div", kl_div))
+    )
     figures = {"host_bytes": host, "our_bytes": engine.cache_bytes, "ratio": host / engine.cache_bytes}
     print(json.dumps({"case": vars(case), **figures, "context": context()}, indent=1))
 

@@ -39,9 +39,10 @@ from rich.table import Table
 
 import pahq_plugin as pahq
 from benchmarks.speed import context, pin
-from pahq_plugin.config import PAPER_PRECISION, RTN_PRECISION, STREAMS
-from pahq_plugin.files import write_text
+from pahq_plugin.choices import STREAMS
 from pahq_plugin.host.lending import borrowed
+from pahq_plugin.precision.config import PAPER_PRECISION, RTN_PRECISION
+from pahq_plugin.system.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 PROBLEMS = ("ioi", "greater-than", "induction", "tracr-reverse", "tracr-xproportion")

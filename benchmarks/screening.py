@@ -29,16 +29,17 @@ import pahq_plugin as pahq
 from benchmarks.models import CASES, Case, load
 from benchmarks.precision import differing
 from benchmarks.speed import context, pin, reset_peak, resident, spread
-from pahq_plugin.config import default_precision
-from pahq_plugin.engine.incremental import IncrementalEngine
-from pahq_plugin.files import write_text
+from pahq_plugin.discovery.cost import forward_seconds
+from pahq_plugin.engines.incremental.engine import IncrementalEngine
+from pahq_plugin.engines.question import Question
 from pahq_plugin.host import AblationType
 from pahq_plugin.host.graph import block as block_of
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.graph import kind as kind_of
 from pahq_plugin.host.lending import borrowed
-from pahq_plugin.measure import forward_seconds
 from pahq_plugin.metrics import kl_div
+from pahq_plugin.precision.config import default_precision
+from pahq_plugin.system.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "screening.json"
 PASSES = 7
@@ -113,9 +114,8 @@ def single_passes(model, loader, acdc: pahq.Discovery) -> list[dict[str, Any]]:
     rows = []
     with borrowed(model):
         precision = default_precision(torch.device("cpu"))
-        engine = IncrementalEngine(
-            model, loader, [batch], AblationType.RESAMPLE, ("kl_div", kl_div), precision
-        )
+        question = Question(model, loader, [batch], AblationType.RESAMPLE, ("kl_div", kl_div))
+        engine = IncrementalEngine(question, precision)
         for layer in range(model.cfg.n_layers):
             heads = [e for e in edges if kind_of(e.dest) == "head" and block_of(e.dest) == layer]
             behind = [e for e in edges if e.dest.layer > heads[0].dest.layer and e in removed]

@@ -35,9 +35,10 @@ from rich.table import Table
 
 import pahq_plugin as pahq
 from benchmarks.models import CASES, Case, load
-from pahq_plugin.files import write_text
+from pahq_plugin.discovery.cost import forward_seconds
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.measure import cpu_name, forward_seconds
+from pahq_plugin.system.files import write_text
+from pahq_plugin.system.meter import cpu_name
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 SAMPLE = 24

@@ -27,9 +27,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-import pahq_plugin.zoo
-from pahq_plugin.zoo import vocabulary
-from pahq_plugin.zoo.prompts import TASKS, generate
+import pahq_plugin.problems
+from pahq_plugin.problems import vocabulary
+from pahq_plugin.problems.generated import TASKS, generate
 
 CONFIG: dict[str, Any] = {
     "model_name": "pahq-bundled-4l",
@@ -44,7 +44,7 @@ CONFIG: dict[str, Any] = {
     "normalization_type": "LN",
     "positional_embedding_type": "standard",
 }
-DEFAULT_FOLDER = Path(pahq_plugin.zoo.__file__).parent / "bundled"
+DEFAULT_FOLDER = Path(pahq_plugin.problems.__file__).parent / "bundled"
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,7 @@ It is of no other use.
 |---|---|
 | architecture | {_architecture()} |
 | parameters | {_new_model(0).cfg.n_params:,} without embeddings; float32 |
-| data | seeded prompts of `pahq_plugin/zoo/prompts.py`, split "train", a third of each task |
+| data | seeded prompts of `pahq_plugin/problems/generated.py`, split "train", a third of each task |
 | loss | cross-entropy at the answer (greater-than: the mean over all right years; \
 induction: every repeated position, too) |
 | optimiser | AdamW, learning rate {arguments.learning_rate:g} with warm-up and cosine decay, \

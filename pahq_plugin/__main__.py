@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pahq_plugin.cli import main
+from pahq_plugin.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from pahq_plugin.errors import MetricError, PahqError, one_line
-from pahq_plugin.heap import is_out_of_memory
 from pahq_plugin.host import PromptPairBatch
+from pahq_plugin.system.memory import is_out_of_memory
+from pahq_plugin.system.plugins import is_reference, referred
 
 Metric = Callable[[Tensor, Tensor, PromptPairBatch], Tensor]
 
@@ -108,8 +109,8 @@ def resolve_metric(metric: str | Metric | None, n_outputs: int) -> tuple[str, Me
     """Name and function of a metric.
 
     Args:
-        metric: a name, a callable, or ``None`` for ``"kl_div"`` (``"mse"`` where the model has a
-            single output, whose KL divergence is always 0).
+        metric: a name, a callable, ``"module:attribute"`` where one is, or ``None`` for ``"kl_div"``
+            (``"mse"`` where the model has a single output, whose KL divergence is always 0).
         n_outputs: width of the logits.
 
     Raises:
@@ -120,6 +121,8 @@ def resolve_metric(metric: str | Metric | None, n_outputs: int) -> tuple[str, Me
         metric = "kl_div" if n_outputs > 1 else "mse"
     if callable(metric):
         return getattr(metric, "__name__", type(metric).__name__), metric
+    if is_reference(metric):
+        return metric, _callable(metric)
     if not isinstance(metric, str) or metric not in METRICS:
         raise MetricError(
             f"unknown metric {metric!r}; known: {', '.join(METRICS)}; one of your own goes to "
@@ -129,6 +132,17 @@ def resolve_metric(metric: str | Metric | None, n_outputs: int) -> tuple[str, Me
         raise MetricError('kl_div is always 0 for a model with one output; use metric="mse"')
     return metric, METRICS[metric]
 
+
+def _callable(name: str) -> Metric:
+    """The function that a name of the form ``"module:attribute"`` stands for."""
+    found = referred(name, object)
+    if not callable(found):
+        raise MetricError(f"{name!r} is a {type(found).__name__}; expected a function")
+    return found  # type: ignore[return-value]
+
+
+DEFAULT_METRIC: tuple[str, Metric] = ("kl_div", kl_div)
+"""Of a model with several outputs."""
 
 MISFITS = (TypeError, AttributeError, LookupError, ValueError, RuntimeError)
 """What Python and PyTorch raise where a function does not fit its arguments."""

@@ -71,7 +71,7 @@ class Named:
 def commands() -> Iterator[str]:
     """Commands of ``pahq`` with arguments and options; those of `pahq_exporters` among them."""
     from pahq_exporters import commands as more
-    from pahq_plugin import cli
+    from pahq_plugin.cli import app as cli
 
     app = typer.Typer()
     app.registered_commands += cli.app.registered_commands

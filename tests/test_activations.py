@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pahq_plugin.activations import run_plain
+from pahq_plugin.engines.incremental.source_outputs import run_plain
 from pahq_plugin.host import PatchableModel
-from pahq_plugin.host.blocks import unembed
+from pahq_plugin.models.blocks import unembed
 from tests.helpers.small import KINDS, small_model, tokens
 
 LENGTHS = (1, 7, 15, 16)

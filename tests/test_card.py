@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import pahq_plugin as pahq
-from pahq_plugin import cli, files
-from pahq_plugin.card import card_text
+from pahq_plugin.cli import app as cli
 from pahq_plugin.errors import ConfigError, ResultError
-from pahq_plugin.records import record_text
-from pahq_plugin.result import Discovery
+from pahq_plugin.results.card import card_text
+from pahq_plugin.results.files import record_text
+from pahq_plugin.results.result import Discovery
+from pahq_plugin.system import files
 from tests.helpers.refused import refused
 from tests.helpers.small import loader, small_model
 

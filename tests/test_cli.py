@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import pahq_plugin as pahq
-from pahq_plugin.cli import app
+from pahq_plugin.cli.app import app
 from pahq_plugin.errors import ConfigError
 from tests.helpers.replay import sequential_acdc
 
@@ -220,7 +220,7 @@ def without_heavy_imports(*arguments: str | Path) -> str:
     """Run a command in a process of its own and find nothing heavy imported at its end."""
     code = f"""if True:
         import sys
-        from pahq_plugin.cli import app
+        from pahq_plugin.cli.app import app
         try:
             app({[str(argument) for argument in arguments]!r})
         except SystemExit as end:
@@ -257,7 +257,7 @@ def test_doctor_says_what_is_here() -> None:
 
 def test_doctor_says_what_is_missing_for_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     for present in (True, False):
-        monkeypatch.setattr("pahq_plugin.doctor.find_spec", lambda name, here=present: here or None)
+        monkeypatch.setattr("pahq_plugin.cli.doctor.find_spec", lambda name, here=present: here or None)
         assert ("pahq-plugin[onnx]" in succeeds("doctor")) is not present
 
 
@@ -279,7 +279,7 @@ def test_the_module_is_the_command() -> None:
     done = python("-X", "importtime", "-m", "pahq_plugin", "--help")
     assert done.returncode == 0 and "discover" in done.stdout
     assert not [line for line in done.stderr.splitlines() if line.endswith(("| torch", "| numpy"))]
-    assert "pahq_plugin.cli" in done.stderr
+    assert "pahq_plugin.cli.app" in done.stderr
 
 
 # Errors -------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert command("nonsense").exit_code == 2
     for error, code in ((KeyboardInterrupt(), 130), (MemoryError(), 1), (OSError("full"), 1),
                         (ZeroDivisionError("x"), 2)):  # fmt: skip
-        monkeypatch.setattr("pahq_plugin.doctor.examine", raiser(error))
+        monkeypatch.setattr("pahq_plugin.cli.doctor.examine", raiser(error))
         result = command("doctor")
         assert result.exit_code == code
         assert len(result.stderr.splitlines()) == 1 and result.stdout == ""
@@ -306,7 +306,7 @@ def raiser(error: BaseException) -> Any:
 
 
 def test_an_error_of_several_lines_is_printed_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pahq_plugin.doctor.examine", raiser(RuntimeError("one\n two\nthree")))
+    monkeypatch.setattr("pahq_plugin.cli.doctor.examine", raiser(RuntimeError("one\n two\nthree")))
     result = command("doctor")
     assert result.exit_code == 2
     assert result.stderr == "error: unexpected RuntimeError: one two three; --debug shows where\n"
@@ -336,7 +336,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path, monkeypatch: Any) -> Non
             given["checkpoint"].write_text("decisions")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pahq_plugin.discovery.discover", stopped)
+    monkeypatch.setattr("pahq_plugin.discovery.discover.discover", stopped)
     out = tmp_path / "long"
     for with_checkpoint in (False, True):
         done = CliRunner().invoke(app, ["discover", "ioi", "--out", str(out)])

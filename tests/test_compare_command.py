@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pahq_plugin.cli import app
+from pahq_plugin.cli.app import app
 
 PLAN = """
 title = "Mine"

@@ -9,31 +9,30 @@ from typing import Any
 import pytest
 import torch
 
-from pahq_plugin.config import (
+from pahq_plugin.choices import POLICIES
+from pahq_plugin.engines.question import check_numbers
+from pahq_plugin.errors import ConfigError
+from pahq_plugin.precision.config import (
     FULL_PRECISION,
     PAPER_PRECISION,
-    POLICIES,
     RTN_PRECISION,
     PrecisionConfig,
-    SearchConfig,
     cpu_has_vnni,
     default_precision,
 )
-from pahq_plugin.errors import ConfigError
-from pahq_plugin.formats import FORMATS, GRANULARITIES
+from pahq_plugin.precision.formats import FORMATS, GRANULARITIES
 
 
 def test_the_defaults_are_those_of_the_contract() -> None:
     config = PrecisionConfig()
     assert (config.low, config.mlp, config.scale) == ("fp8_e4m3", "bf16", "row")
     assert (config.policy, config.guard) == ("investigated_head", "auto")
-    assert (SearchConfig().threshold, SearchConfig().batches, SearchConfig().seed) == (0.01, 1, 0)
 
 
-@pytest.mark.parametrize("config", [PrecisionConfig(), SearchConfig()])
-def test_settings_are_frozen(config: Any) -> None:
+def test_settings_are_frozen() -> None:
+    config: Any = PrecisionConfig()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.seed = config.low = 1
+        config.low = 1
 
 
 @pytest.mark.parametrize(
@@ -87,13 +86,13 @@ def test_guards_that_are_allowed(guard: Any) -> None:
 def test_wrong_search_settings_are_refused(change: dict[str, Any]) -> None:
     (name, value) = next(iter(change.items()))
     with pytest.raises(ConfigError) as error:
-        SearchConfig(**change)
+        check_numbers(**{"threshold": 0.01, "batches": 1, "seed": 0} | change)
     assert f"{name}={value!r}" in str(error.value)
 
 
 def test_search_settings_that_are_allowed() -> None:
-    assert SearchConfig(threshold=1e-9, batches=None, seed=7).batches is None
-    assert SearchConfig(threshold=3, batches=2).threshold == 3
+    check_numbers(threshold=1e-9, batches=None, seed=7)
+    check_numbers(threshold=3, batches=2, seed=2**63 - 1)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_gpus_get_the_format_of_their_kernels(
 def test_cpus_get_the_format_of_their_kernels(
     monkeypatch: pytest.MonkeyPatch, vnni: bool, formats: tuple[str, str]
 ) -> None:
-    monkeypatch.setattr("pahq_plugin.config.cpu_has_vnni", lambda: vnni)
+    monkeypatch.setattr("pahq_plugin.precision.config.cpu_has_vnni", lambda: vnni)
     config = default_precision(torch.device("cpu"))
     assert (config.low, config.mlp) == formats
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from pahq_plugin.contents import function_digest
+from pahq_plugin.system.fingerprint import function_digest
 
 
 def source(text: str, **names: Any) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from auto_circuit.data import PromptDataLoader
 
-from pahq_plugin.discovery import discover
+from pahq_plugin.discovery.discover import discover
 from tests.helpers.small import KINDS, loader, small_model
 
 THRESHOLD = 0.003

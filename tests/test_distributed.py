@@ -16,8 +16,8 @@ import pytest
 import torch
 from auto_circuit.data import PromptPairBatch
 
-from pahq_plugin.distributed import ALONE, World, current_world
 from pahq_plugin.errors import DistributedError, MetricError
+from pahq_plugin.system.processes import ALONE, World, current_world
 
 SCRIPT = """
 import torch

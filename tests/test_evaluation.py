@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 import pahq_plugin as pahq
+from pahq_plugin.compare.held_out import MEASURES, Judge, correct, has_answers, judging
 from pahq_plugin.errors import PromptError
-from pahq_plugin.evaluation import MEASURES, Judge, correct, has_answers, judging
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.metrics import METRICS, kl_div
 from tests.helpers.lent import unusual_state

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pahq_plugin.errors import ConfigError, FormatError
-from pahq_plugin.formats import (
+from pahq_plugin.precision.formats import (
     FORMATS,
     GRANULARITIES,
     SCALE_FLOOR,

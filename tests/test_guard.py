@@ -8,13 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pahq_plugin.guard import (
-    FLOOR_OF_FP32,
-    RELATIVE,
-    GuardBand,
-    calibrated_band,
-    fixed_band,
-)
+from pahq_plugin.discovery.guard import FLOOR_OF_FP32, RELATIVE, GuardBand, calibrated_band, fixed_band
 
 EFFECTS = st.floats(-5, 5)
 THRESHOLDS = st.floats(1e-4, 1)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import pahq_plugin as pahq
-from pahq_plugin import cli
+from pahq_plugin.cli import app as cli
 from pahq_plugin.errors import ModelError, ProblemError, PromptError
-from pahq_plugin.host.hf_configs import ARCHITECTURES
+from pahq_plugin.models.hf_configs import ARCHITECTURES
 from tests.helpers.hugging_face import MODELS, VOCABULARY, hf_model
 from tests.helpers.replay import replay
 from tests.zoo.hub import small_tokenizer

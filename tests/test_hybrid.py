@@ -15,16 +15,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import pahq_plugin as pahq
-from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.engine.incremental import IncrementalEngine
+from pahq_plugin.discovery.hybrid import assign, configured
+from pahq_plugin.engines.incremental.engine import IncrementalEngine
+from pahq_plugin.engines.question import Question
 from pahq_plugin.errors import ConfigError
-from pahq_plugin.formats import get_format
 from pahq_plugin.host import AblationType
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.host.patching import collect_batches
-from pahq_plugin.hybrid import assign, configured
+from pahq_plugin.host.prompts import collect_batches
 from pahq_plugin.metrics import resolve_metric
-from pahq_plugin.searching import SearchTask
+from pahq_plugin.precision.config import PrecisionConfig
+from pahq_plugin.precision.formats import get_format
 from tests.helpers.lent import unusual_state
 from tests.helpers.small import KINDS, VOCABULARY, loader, patchable, transformer
 
@@ -328,10 +328,10 @@ def test_effects_do_not_depend_on_what_was_screened_with_before() -> None:
     def effects(*used: PrecisionConfig) -> list[float]:
         """The last one's, after all others have been used."""
         prompts = collect_batches(model, loader(), None)
-        task = SearchTask(
+        task = Question(
             model, loader(), prompts, AblationType.RESAMPLE, resolve_metric("kl_div", VOCABULARY)
         )
-        engine = IncrementalEngine(model, task.loader, task.prompts, task.ablation, task.metric, used[0])
+        engine = IncrementalEngine(task, used[0])
         found: list[float] = []
         for precision in used:
             engine.screen_with(precision)

@@ -1,4 +1,4 @@
-"""Kernels against the reference arithmetic of `pahq_plugin.formats`."""
+"""Kernels against the reference arithmetic of `pahq_plugin.precision.formats`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import ConfigError
-from pahq_plugin.formats import FORMATS, GRANULARITIES, Granularity, NumberFormat, get_format, multiply
-from pahq_plugin.kernels import cpu_has_vnni, kernel_for, product_of
-from pahq_plugin.linear import low_product
-from pahq_plugin.weights import LowWeights
+from pahq_plugin.precision.config import PrecisionConfig
+from pahq_plugin.precision.formats import (
+    FORMATS,
+    GRANULARITIES,
+    Granularity,
+    NumberFormat,
+    get_format,
+    multiply,
+)
+from pahq_plugin.precision.kernels import cpu_has_vnni, kernel_for, product_of
+from pahq_plugin.precision.linear import low_product
+from pahq_plugin.precision.weights import LowWeights
 
 CPU = torch.device("cpu")
 needs_vnni = pytest.mark.skipif(not cpu_has_vnni(), reason="this CPU has no VNNI")

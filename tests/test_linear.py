@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pahq_plugin.formats import Quantised, get_format
-from pahq_plugin.linear import high_product, low_product, project_heads
+from pahq_plugin.precision.formats import Quantised, get_format
+from pahq_plugin.precision.linear import high_product, low_product, project_heads
 
 LOW = ["bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8"]
 HEADS, D_IN, D_OUT = 4, 16, 8

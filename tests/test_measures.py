@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import auc
 
-from pahq_plugin import measures
-from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.measures import (
+from pahq_plugin.compare import measures
+from pahq_plugin.compare.measures import (
     bootstrap,
     cmd,
     completeness,
@@ -32,6 +31,7 @@ from pahq_plugin.measures import (
     roc_auc,
     roc_points,
 )
+from pahq_plugin.host.graph import canonical_edges
 from tests.helpers.small import small_model
 
 SHARES = st.floats(0, 1).map(lambda x: round(x, 3))

@@ -15,15 +15,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, mse_loss
 
 from pahq_plugin.errors import MetricError
-from pahq_plugin.metrics import (
-    METRICS,
-    kl_div,
-    logit_diff,
-    mse,
-    per_prompt,
-    resolve_metric,
-    row_losses,
-)
+from pahq_plugin.metrics import METRICS, kl_div, logit_diff, mse, per_prompt, resolve_metric, row_losses
 
 PROMPTS, VOCABULARY = 3, 7
 

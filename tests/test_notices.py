@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 import pahq_plugin as pahq
-from pahq_plugin.cli import app
-from pahq_plugin.notices import warn
+from pahq_plugin.cli.app import app
+from pahq_plugin.system.warn import warn
 from tests.helpers.small import loader, patchable, transformer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -67,12 +67,12 @@ def test_commands_print_both_as_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         warn("on another engine")
         warn("on another engine")
         warnings.warn("deprecated", DeprecationWarning, stacklevel=1)
-        logging.getLogger("pahq_plugin.engine").warning("fewer rows")
-        logging.getLogger("pahq_plugin.engine").info("a detail")
+        logging.getLogger("pahq_plugin.engines.protocol").warning("fewer rows")
+        logging.getLogger("pahq_plugin.engines.protocol").info("a detail")
         logging.getLogger("someone.else").warning("noise")
         return {}
 
-    monkeypatch.setattr("pahq_plugin.doctor.examine", examine)
+    monkeypatch.setattr("pahq_plugin.cli.doctor.examine", examine)
     result = CliRunner().invoke(app, ["doctor", "--json"])
     assert result.exit_code == 0 and result.stdout == "{}\n"
     line = "warning: on another engine\n"

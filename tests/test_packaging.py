@@ -22,7 +22,7 @@ from pahq_exporters import export_onnx
 pytestmark = [pytest.mark.full, pytest.mark.timeout(2400)]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-BUNDLED = "pahq_plugin/zoo/bundled"
+BUNDLED = "pahq_plugin/problems/bundled"
 NEEDED = (
     "pahq_plugin/__init__.py",
     "pahq_plugin/py.typed",
@@ -110,7 +110,7 @@ def test_wheel_declares_the_command(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         entries = ConfigParser()
         entries.read_string(archive.read(name).decode())
-    assert dict(entries["console_scripts"]) == {"pahq": "pahq_plugin.cli:main"}
+    assert dict(entries["console_scripts"]) == {"pahq": "pahq_plugin.cli.app:main"}
     assert set(entries["pahq.engines"]) == {"onnx"}
     assert set(entries["pahq.commands"]) == {"export", "import", "run"}
 

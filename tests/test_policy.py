@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pahq_plugin.config import POLICIES
+from pahq_plugin.choices import POLICIES
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.policy import EVERYTHING, NOTHING, HighParts, high_parts, part_of
+from pahq_plugin.precision.policy import EVERYTHING, NOTHING, HighParts, high_parts, part_of
 from tests.helpers.small import patchable, small_model, transformer
 
 MODEL = small_model()

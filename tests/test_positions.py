@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pahq_plugin.positions import PositionSets
+from pahq_plugin.engines.incremental.positions import PositionSets
 
 LENGTH = 7
 MASKS = st.lists(st.booleans(), min_size=LENGTH, max_size=LENGTH).map(np.array)

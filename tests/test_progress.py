@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pahq_plugin.progress import in_notebook, progress_bar
+from pahq_plugin.system.progress import in_notebook, progress_bar
 from tests.helpers.notebook import run_cells
 from tests.helpers.terminals import REPOSITORY, in_a_terminal
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from auto_circuit.data import PromptDataLoader
 
-from pahq_plugin.host.random_state import random_state_kept, seeded
+from pahq_plugin.system.torch_state import random_state_kept, seeded
 from tests.helpers.lent import random_states
 from tests.helpers.searches import discover
 from tests.helpers.small import loader, small_model

@@ -27,8 +27,8 @@ from auto_circuit.utils.graph_utils import edge_counts_util
 from auto_circuit.utils.patchable_model import PatchableModel
 
 import pahq_plugin as pahq
+from pahq_plugin.discovery.register import THRESHOLDS, attribution_scores, threshold_scores
 from pahq_plugin.errors import ConfigError
-from pahq_plugin.registry import THRESHOLDS, attribution_scores, threshold_scores
 from tests.helpers.replay import cleared_masks, sequential_acdc
 from tests.helpers.small import loader, small_model
 
@@ -78,7 +78,8 @@ def test_importing_alone_enters_nothing() -> None:
         from auto_circuit.prune_algos.prune_algos import PRUNE_ALGO_DICT, PRUNE_ALGOS
         before = list(PRUNE_ALGO_DICT)
         import pahq_plugin
-        from pahq_plugin import catalogue, cli, discovery, registry, zoo
+        from pahq_plugin import cli, problems
+        from pahq_plugin.discovery import methods, register
         pahq_plugin.methods()
         assert list(PRUNE_ALGO_DICT) == before == [algo.key for algo in PRUNE_ALGOS]
         pahq_plugin.register()

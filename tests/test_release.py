@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pahq_plugin.card import CITATION
+from pahq_plugin.results.card import CITATION
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SECTIONS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
@@ -80,7 +80,11 @@ def test_licence_notices_name_everything_bundled() -> None:
     """What is packaged beside Python code, and every dependency that is imported."""
     notices = (REPOSITORY / "THIRD_PARTY.md").read_text(encoding="utf-8")
     assert "THIRD_PARTY.md" in project()["license-files"] and "LICENSE" in project()["license-files"]
-    for part in ("zoo/bundled/model.safetensors", "report/assets/*", "zoo/templates.py"):
+    for part in (
+        "problems/bundled/model.safetensors",
+        "results/drawing/assets/*",
+        "problems/templates.py",
+    ):
         assert part in notices
         assert list((REPOSITORY / "pahq_plugin").glob(part))
     packages = [re.split(r"[\[<>=! ]", entry)[0] for entry in project()["dependencies"]]

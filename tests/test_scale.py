@@ -37,7 +37,8 @@ from benchmarks.scale.measure import MeasureError, alone
 from benchmarks.scale.predict import fitted, predictions, work_budget
 from benchmarks.scale.shapes import Shape, gpt2_small, gpt2_xl, llama_8b
 from benchmarks.scale.show import duration
-from pahq_plugin.engine.incremental import IncrementalEngine
+from pahq_plugin.engines.incremental.engine import IncrementalEngine
+from pahq_plugin.engines.question import Question
 from pahq_plugin.host import AblationType
 from pahq_plugin.host.lending import borrowed
 from pahq_plugin.metrics import kl_div
@@ -69,7 +70,9 @@ def test_sizes_are_those_of_the_model(gated: bool) -> None:
     assert shape.parameters + masks == sum(p.numel() for p in model.wrapped_model.parameters())
     with borrowed(model):
         batch = next(iter(loader))
-        engine = IncrementalEngine(model, loader, [batch], AblationType.RESAMPLE, ("kl_div", kl_div))
+        engine = IncrementalEngine(
+            Question(model, loader, [batch], AblationType.RESAMPLE, ("kl_div", kl_div))
+        )
         assert shape.cache_bytes == engine.cache_bytes
 
 

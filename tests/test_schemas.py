@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from pahq_exporters.commands import export, import_graph, run
-from pahq_plugin.cli import app
-from pahq_plugin.completion import WITH_JSON
+from pahq_plugin.choices import WITH_JSON
+from pahq_plugin.cli.app import app
 
 everything = typer.Typer()
 everything.registered_commands = list(app.registered_commands)

@@ -10,14 +10,16 @@ from auto_circuit.types import AblationType, Edge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pahq_plugin.engine.host import HostEngine
-from pahq_plugin.guard import AUDIT_EVERY, SAMPLE, GuardBand, fixed_band
+from pahq_plugin.discovery.guard import AUDIT_EVERY, SAMPLE, GuardBand, fixed_band, make_guard
+from pahq_plugin.discovery.screening import RECENT
+from pahq_plugin.engines.question import Question
+from pahq_plugin.engines.whole_forward import HostEngine
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.lending import borrowed
-from pahq_plugin.host.patching import collect_batches, prepare
+from pahq_plugin.host.patching import prepare
+from pahq_plugin.host.prompts import collect_batches
 from pahq_plugin.metrics import kl_div
-from pahq_plugin.result import Decision, Stats
-from pahq_plugin.search import RECENT, Sweep, make_guard
+from pahq_plugin.results.result import Decision, Stats
 from tests.helpers.fake_engine import (
     FakeEngine,
     additive_loss,
@@ -25,6 +27,7 @@ from tests.helpers.fake_engine import (
     random_loss,
     relative_noise,
     sequential,
+    swept,
 )
 from tests.helpers.small import loader, small_model
 
@@ -53,7 +56,7 @@ def test_decisions_are_those_of_the_sequential_loop(seed: int, count: int, thres
     for lookahead in {1, 2, 5, count, 2 * count}:
         for answers in (None, some(seed)):
             engine = FakeEngine(loss, lookahead=lookahead, answers=answers)
-            sweep = Sweep(engine, order, threshold)
+            sweep = swept(engine, order, threshold)
             assert outcome(sweep.run()) == expected
             assert engine.removed == {edge for edge, kept in expected if not kept}
             assert all(decision.exact for decision in sweep.decisions)
@@ -66,7 +69,7 @@ def test_recorded_effects_are_those_of_the_moment(seed: int, lookahead: int) -> 
     order = edges(12)
     loss = random_loss(order, seed)
     removed: frozenset[Edge] = frozenset()
-    for decision in Sweep(FakeEngine(loss, lookahead=lookahead), order, 0.5).run():
+    for decision in swept(FakeEngine(loss, lookahead=lookahead), order, 0.5).run():
         assert decision.effect == loss(removed | {decision.edge}) - loss(removed)
         removed = removed if decision.kept else removed | {decision.edge}
 
@@ -74,20 +77,20 @@ def test_recorded_effects_are_those_of_the_moment(seed: int, lookahead: int) -> 
 def test_an_effect_at_the_threshold_is_kept() -> None:
     order = edges(3)
     effects = dict(zip(order, (0.5, 0.5 - 2**-20, 0.5 + 2**-20), strict=True))
-    sweep = Sweep(FakeEngine(additive_loss(effects)), order, 0.5)
+    sweep = swept(FakeEngine(additive_loss(effects)), order, 0.5)
     assert [decision.kept for decision in sweep.run()] == [True, False, True]
 
 
 def test_negative_effects_are_removed() -> None:
     order = edges(2)
-    sweep = Sweep(FakeEngine(additive_loss({order[0]: -9.0, order[1]: 9.0})), order, 0.5)
+    sweep = swept(FakeEngine(additive_loss({order[0]: -9.0, order[1]: 9.0})), order, 0.5)
     assert [decision.kept for decision in sweep.run()] == [False, True]
 
 
 def test_the_order_given_is_the_order_taken() -> None:
     order = edges(9)
     random.Random(3).shuffle(order)
-    sweep = Sweep(FakeEngine(random_loss(order, 1), lookahead=4), order, 0.5)
+    sweep = swept(FakeEngine(random_loss(order, 1), lookahead=4), order, 0.5)
     assert [decision.edge for decision in sweep.run()] == order
 
 
@@ -95,7 +98,7 @@ def test_looking_ahead_saves_calls_where_all_edges_go() -> None:
     order, calls = edges(20), []
     loss = additive_loss(dict.fromkeys(order, 0.0))
     engine = FakeEngine(loss, lookahead=8, answers=lambda n: calls.append(n) or n)
-    Sweep(engine, order, 0.5).run()
+    swept(engine, order, 0.5).run()
     assert calls == [8, 8, 4] and engine.evaluations == 20
 
 
@@ -105,19 +108,19 @@ def test_a_wrong_prediction_is_not_made_twice() -> None:
     loss = additive_loss({edge: float(i in (1, 3)) for i, edge in enumerate(order)})
     calls: list[int] = []
     engine = FakeEngine(loss, lookahead=6, answers=lambda n: calls.append(n) or n)
-    Sweep(engine, order, 0.5).run()
+    swept(engine, order, 0.5).run()
     assert calls == [6, 4]
 
 
 def test_nothing_to_decide_is_no_error() -> None:
-    assert Sweep(FakeEngine(lambda removed: 0.0), [], 0.5).run() == []
+    assert swept(FakeEngine(lambda removed: 0.0), [], 0.5).run() == []
 
 
 def test_progress_counts_up_to_all_edges() -> None:
     order = edges(10)
     told: list[tuple[int, int]] = []
     engine = FakeEngine(random_loss(order, 5), lookahead=3)
-    sweep = Sweep(engine, order, 0.5, progress=lambda *numbers: told.append(numbers))
+    sweep = swept(engine, order, 0.5, progress=lambda *numbers: told.append(numbers))
     sweep.run()
     kept = sum(decision.kept for decision in sweep.decisions)
     assert told == sorted(told) and told[-1] == (10, kept)
@@ -131,8 +134,10 @@ def test_the_host_engine_runs_the_state_before_once_for_all_kept_edges() -> None
     prompts = collect_batches(model, batches, 1)
     prepared = prepare(model, batches, prompts, AblationType.RESAMPLE)
     with borrowed(model):
-        engine = HostEngine(model, prepared, ("kl_div", kl_div))
-        decisions = Sweep(engine, order, 1e-3).run()
+        engine = HostEngine(
+            Question(model, loader, [], AblationType.RESAMPLE, ("kl_div", kl_div)), prepared
+        )
+        decisions = swept(engine, order, 1e-3).run()
     assert sum(decision.kept for decision in decisions) > len(order) / 2
     starts = model.cfg.n_layers + len(order) // HostEngine.snapshot_every
     assert engine.evaluations <= len(order) + 1 + starts
@@ -149,7 +154,7 @@ def test_noise_within_the_band_changes_no_decision(seed: int, lookahead: int, si
     loss = random_loss(order, seed)
     engine = FakeEngine(loss, lookahead=lookahead, answers=some(seed), noise=relative_noise(seed, size))
     guard = GuardBand(0.5, relative=0.3, floor=1e-6)
-    sweep = Sweep(engine, order, 0.5, guard)
+    sweep = swept(engine, order, 0.5, guard)
     assert outcome(sweep.run()) == sequential(order, loss, 0.5)
     assert guard.widened == 0 and not engine.restored
     exact = [decision for decision in sweep.decisions if decision.exact]
@@ -163,7 +168,7 @@ def test_without_a_guard_decisions_are_the_noisy_ones(seed: int, lookahead: int)
     order, noise = edges(12), relative_noise(seed, 0.8)
     effects = {edge: i / 12 for i, edge in enumerate(order)}
     engine = FakeEngine(additive_loss(effects), lookahead=lookahead, noise=noise)
-    sweep = Sweep(engine, order, 0.5)
+    sweep = swept(engine, order, 0.5)
     kept = [decision.kept for decision in sweep.run()]
     effect = {d.edge: d.effect for d in sweep.decisions}
     assert kept == [effect[edge] >= 0.5 for edge in order]
@@ -178,7 +183,7 @@ def test_an_infinite_band_makes_every_decision_exact(seed: int, lookahead: int, 
     order = edges(10)
     loss = random_loss(order, seed)
     engine = FakeEngine(loss, lookahead=lookahead, noise=relative_noise(seed, size))
-    sweep = Sweep(engine, order, 0.5, fixed_band(0.5, math.inf))
+    sweep = swept(engine, order, 0.5, fixed_band(0.5, math.inf))
     assert outcome(sweep.run()) == sequential(order, loss, 0.5)
     assert all(decision.exact for decision in sweep.decisions)
     assert len(engine.asked_exactly) >= len(order)
@@ -189,7 +194,7 @@ def test_a_guard_of_zero_trusts_every_effect() -> None:
     engine = FakeEngine(random_loss(order, 2), lookahead=3, noise=relative_noise(2, 0.9))
     guard = make_guard(engine, order, 0.5, 0, seed=0)
     assert guard is None
-    decisions = Sweep(engine, order, 0.5, guard).run()
+    decisions = swept(engine, order, 0.5, guard).run()
     assert not engine.asked_exactly and not any(decision.exact for decision in decisions)
 
 
@@ -200,7 +205,7 @@ def test_no_edge_is_kept_on_a_screened_effect(seed: int, lookahead: int, size: f
     order = edges(14)
     loss = random_loss(order, seed)
     engine = FakeEngine(loss, lookahead=lookahead, noise=relative_noise(seed, size))
-    for decision in Sweep(engine, order, 0.5, GuardBand(0.5, 0.1, 1e-4), seed=seed).run():
+    for decision in swept(engine, order, 0.5, GuardBand(0.5, 0.1, 1e-4), seed=seed).run():
         assert decision.exact or not decision.kept
 
 
@@ -216,14 +221,14 @@ def test_one_effect_that_is_far_off_changes_no_decision(seed: int, lookahead: in
         return wrong if edge == victim else effect
 
     engine = FakeEngine(loss, lookahead=lookahead, noise=noise, knows_loss=True)
-    taken = Sweep(engine, order, 0.5, GuardBand(0.5, 0.1, 1e-4)).run()
+    taken = swept(engine, order, 0.5, GuardBand(0.5, 0.1, 1e-4)).run()
     assert outcome(taken) == sequential(order, loss, 0.5)
 
 
 def test_an_engine_that_does_not_screen_needs_no_guard() -> None:
     order = edges(8)
     engine = FakeEngine(random_loss(order, 2))
-    sweep = Sweep(engine, order, 0.5, fixed_band(0.5, math.inf))
+    sweep = swept(engine, order, 0.5, fixed_band(0.5, math.inf))
     assert all(decision.exact for decision in sweep.run())
     assert sweep.re_evaluations == 0 and not engine.asked_exactly
 
@@ -238,7 +243,7 @@ def test_a_widened_band_takes_back_what_it_doubts(lookahead: int) -> None:
     screened = dict(zip(order, (0.7, 0.95, 0.0), strict=True))
     engine = FakeEngine(additive_loss(exact), lookahead=lookahead, noise=lambda edge, _: screened[edge])
     guard = GuardBand(1.0, relative=0.3, floor=0.0)
-    sweep = Sweep(engine, order, 1.0, guard)
+    sweep = swept(engine, order, 1.0, guard)
     assert [decision.kept for decision in sweep.run()] == [True, True, False]
     assert engine.restored == [set()] and guard.widened == 2
     assert engine.asked_exactly[:3] == [order[1], order[0], order[1]]
@@ -252,7 +257,7 @@ def test_a_rewind_keeps_what_the_wider_band_still_trusts() -> None:
     exact = dict(zip(order, (-9.0, 1.5, 1.6), strict=True))
     screened = dict(zip(order, (-9.0, 0.7, 0.95), strict=True))
     engine = FakeEngine(additive_loss(exact), noise=lambda edge, _: screened[edge])
-    sweep = Sweep(engine, order, 1.0, GuardBand(1.0, relative=0.3, floor=0.0))
+    sweep = swept(engine, order, 1.0, GuardBand(1.0, relative=0.3, floor=0.0))
     assert [decision.kept for decision in sweep.run()] == [False, True, True]
     assert engine.restored == [{order[0]}]
     assert order[0] not in engine.asked_exactly
@@ -268,7 +273,7 @@ def test_an_error_of_one_row_that_cancels_in_the_sum_is_found_by_the_drift() -> 
     engine = FakeEngine(
         additive_loss(exact), lookahead=3, noise=lambda edge, _: screened[edge], knows_loss=True
     )
-    sweep = Sweep(engine, order, 1.0, GuardBand(1.0, relative=0.3, floor=0.0))
+    sweep = swept(engine, order, 1.0, GuardBand(1.0, relative=0.3, floor=0.0))
     assert [decision.kept for decision in sweep.run()] == [False, True, False]
     assert engine.asked_exactly[0] == order[1]
 
@@ -281,7 +286,7 @@ def test_the_sweep_ends_and_exact_decisions_are_right_whatever_the_noise(
     order = edges(14)
     effects = {edge: random.Random(f"{seed} {edge.name}").uniform(-1, 2) for edge in order}
     engine = FakeEngine(additive_loss(effects), lookahead=lookahead, noise=relative_noise(seed, size))
-    sweep = Sweep(engine, order, 0.5, GuardBand(0.5, 0.1, 1e-4), seed=seed)
+    sweep = swept(engine, order, 0.5, GuardBand(0.5, 0.1, 1e-4), seed=seed)
     assert [decision.edge for decision in sweep.run()] == order
     for decision in sweep.decisions:
         if decision.exact:
@@ -297,7 +302,7 @@ def test_a_seeded_sample_is_decided_exactly_to_watch_the_band() -> None:
 
     def watched(seed: int) -> set[Edge]:
         engine = FakeEngine(loss, lookahead=16, noise=lambda edge, effect: effect)
-        sweep = Sweep(engine, order, 0.5, GuardBand(0.5, 0.3, 1e-6), seed=seed)
+        sweep = swept(engine, order, 0.5, GuardBand(0.5, 0.3, 1e-6), seed=seed)
         return {decision.edge for decision in sweep.run() if decision.exact}
 
     assert len(watched(0)) == 4
@@ -309,7 +314,7 @@ def test_where_most_edges_are_decided_again_they_are_not_screened_first(lookahea
     order = edges(4 * RECENT)
     effects = {edge: float(i < 2 * RECENT) for i, edge in enumerate(order)}
     engine = FakeEngine(additive_loss(effects), lookahead=lookahead, noise=lambda edge, effect: effect)
-    sweep = Sweep(engine, order, 0.5, GuardBand(0.5, 0.3, 1e-6))
+    sweep = swept(engine, order, 0.5, GuardBand(0.5, 0.3, 1e-6))
     kept = [decision for decision in sweep.run() if decision.kept]
     assert [decision.edge for decision in kept] == order[: 2 * RECENT]
     assert sweep.re_evaluations < RECENT / 2
@@ -319,7 +324,7 @@ def test_where_most_edges_are_decided_again_they_are_not_screened_first(lookahea
 def test_what_a_sweep_cost_is_recorded() -> None:
     order = edges(6)
     engine = FakeEngine(random_loss(order, 4), noise=relative_noise(4, 0.05))
-    sweep = Sweep(engine, order, 0.5, fixed_band(0.5, math.inf))
+    sweep = swept(engine, order, 0.5, fixed_band(0.5, math.inf))
     sweep.run()
     stats = Stats()
     sweep.record(stats)

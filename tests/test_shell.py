@@ -11,20 +11,19 @@ from pathlib import Path
 import pytest
 
 import pahq_plugin as pahq
-from pahq_plugin import completion as known
+from pahq_plugin.choices import ENGINES, PARTS, POLICIES
+from pahq_plugin.cli import options as known
 from pahq_plugin.compare.baselines import BASELINES
 from pahq_plugin.compare.plan import PROFILES
-from pahq_plugin.config import PARTS, POLICIES
-from pahq_plugin.formats import FORMATS
+from pahq_plugin.engines.protocol import engine_names
 from pahq_plugin.host import AblationType
 from pahq_plugin.metrics import METRICS
-from pahq_plugin.plugins import engine_names
-from pahq_plugin.searching import ENGINES
-from pahq_plugin.zoo import problem_names
+from pahq_plugin.precision.formats import FORMATS
+from pahq_plugin.problems import problem_names
 from tests.helpers.terminals import REPOSITORY, in_a_terminal
 
 HEAVY = ("torch", "numpy", "pandas", "transformers", "transformer_lens", "auto_circuit", "matplotlib")
-MAIN = "import sys; from pahq_plugin.cli import main; sys.argv[0] = 'pahq'; main()"
+MAIN = "import sys; from pahq_plugin.cli.app import main; sys.argv[0] = 'pahq'; main()"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -160,7 +159,7 @@ def assert_light(code: str, *arguments: str, code_of_exit: int = 0, **environmen
     )
     assert done.returncode == code_of_exit, done.stderr[-500:]
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "pahq_plugin.cli" in imported and not imported & set(HEAVY)
+    assert "pahq_plugin.cli.app" in imported and not imported & set(HEAVY)
 
 
 @pytest.mark.parametrize(

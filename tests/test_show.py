@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from pahq_plugin.cli import app
+from pahq_plugin.cli.app import app
 from tests.helpers.records import decision, random_record, record_of, saved
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import pahq_plugin as pahq
-from pahq_plugin.discovery import discover
-from pahq_plugin.heap import release_unused
+from pahq_plugin.discovery.discover import discover
+from pahq_plugin.system.memory import release_unused
 from tests.helpers.small import loader, small_model
 
 WAYS = [

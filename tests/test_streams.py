@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import pahq_plugin as pahq
-from pahq_plugin.config import PAPER_PRECISION, RTN_PRECISION, STREAMS, PrecisionConfig
-from pahq_plugin.masters import Masters
-from pahq_plugin.streams import INLINE, Streams
+from pahq_plugin.choices import STREAMS
+from pahq_plugin.precision.config import PAPER_PRECISION, RTN_PRECISION, PrecisionConfig
+from pahq_plugin.precision.offload import Masters
+from pahq_plugin.precision.streams import INLINE, Streams
 from tests.helpers.small import LENGTH, VOCABULARY, patchable, small_model, transformer
 
 PROMPTS = torch.randint(VOCABULARY, (3, LENGTH), generator=torch.Generator().manual_seed(0))

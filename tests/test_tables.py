@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pahq_plugin.tables import print_table
+from pahq_plugin.cli.output import print_table
 
 COLUMNS = ["method", "problems", "differs from FP32", "ROC AUC", "CPR, logit diff", "MiB"]
 ROWS = [

@@ -15,7 +15,7 @@ from rich.table import Table
 from sklearn.metrics import auc
 
 import pahq_plugin as pahq
-from pahq_plugin.ranking import UNREMOVED
+from pahq_plugin.discovery.scores import UNREMOVED
 from tests.helpers.replay import canonical_order
 
 PROBLEMS = [pytest.param("tracr-reverse", marks=pytest.mark.full), "tracr-xproportion"]
@@ -58,7 +58,7 @@ def usable_thresholds(problem: pahq.Problem) -> list[float]:
 
 
 def swept_scores(problem: pahq.Problem, method: str, thresholds: list[float]) -> PruneScores:
-    """As `pahq_plugin.registry.threshold_scores`, with the problem's own metric."""
+    """As `pahq_plugin.discovery.register.threshold_scores`, with the problem's own metric."""
     scores = problem.model.new_prune_scores(init_val=UNREMOVED * max(thresholds))
     for threshold in sorted(thresholds, reverse=True):
         for decision in search(problem, method, threshold).decisions:

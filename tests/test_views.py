@@ -15,9 +15,9 @@ from rich.console import Console
 
 import pahq_plugin as pahq
 from pahq_plugin.errors import ConfigError, ResultError
-from pahq_plugin.result import Decision, Discovery, Stats
-from pahq_plugin.tables import record_view
-from pahq_plugin.views.html import result_html
+from pahq_plugin.results.notebook import result_html
+from pahq_plugin.results.result import Decision, Discovery, Stats
+from pahq_plugin.results.terminal import record_view
 from tests.helpers.records import decision, random_record, record_of
 from tests.helpers.replay import canonical_order
 from tests.helpers.small import loader, patchable, small_model, transformer
@@ -85,7 +85,7 @@ def test_the_repr_is_one_line(found: Discovery) -> None:
 
 
 def test_the_repr_reads_no_weights(found: Discovery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pahq_plugin.result.model_digest", lambda model: 1 / 0)
+    monkeypatch.setattr("pahq_plugin.results.result.model_digest", lambda model: 1 / 0)
     assert repr(found) and printed(found) and found._repr_html_()
 
 

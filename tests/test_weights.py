@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pahq_plugin import formats, weights
-from pahq_plugin.backend import mixed_precision
-from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import FormatError
-from pahq_plugin.formats import get_format
-from pahq_plugin.kernels import FP8
-from pahq_plugin.weights import LowWeights
+from pahq_plugin.precision import formats, weights
+from pahq_plugin.precision.backend import mixed_precision
+from pahq_plugin.precision.config import PrecisionConfig
+from pahq_plugin.precision.formats import get_format
+from pahq_plugin.precision.kernels import FP8
+from pahq_plugin.precision.weights import LowWeights
 from tests.helpers.small import logits, small_model, tokens
 
 NAME = "blocks.0.attn.W_Q"

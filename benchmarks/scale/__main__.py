@@ -37,8 +37,8 @@ from benchmarks.scale.predict import fitted, predictions
 from benchmarks.scale.shapes import Shape, gpt2_small, gpt2_xl, llama_8b
 from benchmarks.scale.show import draw, print_all
 from benchmarks.speed import context, pin, spread
-from pahq_plugin.files import write_text
-from pahq_plugin.progress import progress_bar
+from pahq_plugin.system.files import write_text
+from pahq_plugin.system.progress import progress_bar
 
 RESULTS = Path(__file__).parents[1] / "results" / "scale.json"
 PROCESSES = (1, 2)

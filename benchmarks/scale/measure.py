@@ -25,9 +25,10 @@ from auto_circuit.utils.patchable_model import PatchableModel
 import pahq_plugin as pahq
 from benchmarks.models import Case, load
 from benchmarks.scale.counting import Counting
-from pahq_plugin.config import default_precision
-from pahq_plugin.formats import get_format
-from pahq_plugin.measure import forward_seconds, memory_above
+from pahq_plugin.discovery.cost import forward_seconds
+from pahq_plugin.precision.config import default_precision
+from pahq_plugin.precision.formats import get_format
+from pahq_plugin.system.meter import memory_above
 
 METHODS = ("acdc", "pahq")
 MOST_TRIES = 5

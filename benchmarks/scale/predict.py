@@ -28,7 +28,7 @@ from benchmarks.scale.fit import (
 )
 from benchmarks.scale.measure import METHODS
 from benchmarks.scale.shapes import FLOAT, Shape
-from pahq_plugin.engine.budget import RELEASE_BYTES, budget_for
+from pahq_plugin.engines.incremental.budget import RELEASE_BYTES, budget_for
 
 Row = dict[str, Any]
 
@@ -117,7 +117,7 @@ def work_bytes(rows: Sequence[Row], method: str, context: Row) -> list[float]:
 
 
 def work_budget(method: str) -> float:
-    """What passes and memos may hold on a CPU, see `pahq_plugin.engine.budget`."""
+    """What passes and memos may hold on a CPU, see `pahq_plugin.engines.incremental.budget`."""
     budget = budget_for(torch.device("cpu"))
     rows = budget.screened_rows if method == "pahq" else budget.rows
     memos = budget.memo * (1.75 if method == "pahq" else 1.25)

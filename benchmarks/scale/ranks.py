@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.models import Case, load
 from benchmarks.scale.measure import MeasureError, cpu_search, search
-from pahq_plugin.distributed import launched
+from pahq_plugin.system.processes import launched
 
 PATIENCE = 600
 """Seconds that processes may take."""

@@ -136,7 +136,7 @@ class Shape:
     @property
     def cache_bytes(self) -> int:
         """Bytes of the cached source outputs, of the present and of the ablated run, see
-        `pahq_plugin.activations.Sources`."""
+        `pahq_plugin.engines.incremental.source_outputs.Sources`."""
         values = self.width + self.layers * (self.heads * self.d_head + self.width)
         return 2 * FLOAT * self.tokens * values
 

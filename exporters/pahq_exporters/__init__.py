@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pahq_exporters.export import export_onnx
-    from pahq_exporters.interchange import GraphJson, read_graph_json, write_graph_json
-    from pahq_exporters.patcher import OnnxPatcher
+    from pahq_exporters.interchange.graph_json import GraphJson, read_graph_json, write_graph_json
+    from pahq_exporters.runtime.patcher import OnnxPatcher
 
 _HOMES = {
     "export_onnx": "export",
     "GraphJson": "interchange",
-    "OnnxPatcher": "patcher",
+    "OnnxPatcher": "runtime.patcher",
     "read_graph_json": "interchange",
     "write_graph_json": "interchange",
 }

@@ -22,17 +22,18 @@ import torch
 from torch import Tensor
 
 from pahq_exporters.description import METADATA_KEY, Description, from_json
-from pahq_exporters.patcher import OnnxPatcher
-from pahq_exporters.write import export_if, read_precision
-from pahq_plugin.backend import mixed_precision
-from pahq_plugin.config import FULL_PRECISION, PrecisionConfig, part_and_layer
+from pahq_exporters.graph.write import export_if, read_precision
+from pahq_exporters.runtime.patcher import OnnxPatcher
 from pahq_plugin.errors import ExportError, one_line
 from pahq_plugin.host import Edge, PatchableModel, PromptDataLoader, patch_mode
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.graph import head as head_of
 from pahq_plugin.host.lending import borrowed
-from pahq_plugin.host.patching import collect_batches, source_outputs
-from pahq_plugin.host.problems import tiny_model
+from pahq_plugin.host.patching import source_outputs
+from pahq_plugin.host.prompts import collect_batches
+from pahq_plugin.models.load import tiny_model
+from pahq_plugin.precision.backend import mixed_precision
+from pahq_plugin.precision.config import FULL_PRECISION, PrecisionConfig, part_and_layer
 
 TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest logit, where arithmetic is FP32."""

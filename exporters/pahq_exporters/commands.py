@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pahq_plugin import completion as known
-from pahq_plugin.early import check_folder, check_problem
-from pahq_plugin.errors import ConfigError, ResultError
-from pahq_plugin.terminal import (
+from pahq_plugin import choices
+from pahq_plugin.cli import options as known
+from pahq_plugin.cli.early import check_folder, check_problem
+from pahq_plugin.cli.options import (
     BatchSize,
     Bos,
     Debug,
@@ -26,10 +26,9 @@ from pahq_plugin.terminal import (
     Prompts,
     Top,
     flags_given,
-    one_line_errors,
-    print_json,
-    print_result,
 )
+from pahq_plugin.cli.output import one_line_errors, print_json, print_result
+from pahq_plugin.errors import ConfigError, ResultError
 
 if TYPE_CHECKING:
     from pahq_plugin.host import PatchableModel, PromptDataLoader
@@ -44,7 +43,7 @@ OF_GRAPHS = (
 
 def export(
     context: typer.Context,
-    problem: Annotated[str, known.argument(known.PROBLEMS, "A problem whose model to export.")],
+    problem: Annotated[str, known.argument(choices.PROBLEMS, "A problem whose model to export.")],
     path: Annotated[Path, typer.Argument(help="File to write: .onnx, or .json with --result.")],
     model: Model = None,
     prompts: Prompts = None,
@@ -54,17 +53,19 @@ def export(
     graph: Annotated[
         str, known.option(("dense", "sweep"), "dense: sets of edges; sweep: single edges.")
     ] = "dense",
-    low: Annotated[str, known.option(known.FORMATS, "Number format of heads.")] = "fp8_e4m3",
+    low: Annotated[str, known.option(choices.FORMATS, "Number format of heads.")] = "fp8_e4m3",
     mlp: Annotated[
-        str | None, known.option(known.FORMATS, "Number format of MLPs; default: that of heads.")
+        str | None, known.option(choices.FORMATS, "Number format of MLPs; default: that of heads.")
     ] = None,
-    scale: Annotated[str, known.option(known.SCALES, "row, head, tensor or none.")] = "row",
+    scale: Annotated[str, known.option(choices.SCALES, "row, head, tensor or none.")] = "row",
     activations: Annotated[
         str, known.option(("high", "low"), "high, or low: round activations, too.")
     ] = "high",
     policy: Annotated[
         str,
-        known.option((*known.POLICIES[:1], *known.POLICIES[2:4]), "investigated_head, uniform or full."),
+        known.option(
+            (*choices.POLICIES[:1], *choices.POLICIES[2:4]), "investigated_head, uniform or full."
+        ),
     ] = "investigated_head",
     head: Annotated[str | None, typer.Option(help="LAYER.HEAD that is in FP32 for good.")] = None,
     start_layer: Annotated[int, typer.Option(help="Block that the graph starts with.")] = 0,
@@ -92,10 +93,10 @@ def export(
             raise ConfigError(f"{', '.join(useless)} goes with a graph; leave out --result")
         check_problem(problem, prompts)
         _check_ending(path, result is not None)
+        from pahq_exporters.graph.write import export_if
         from pahq_exporters.run import parse_head
-        from pahq_exporters.write import export_if
         from pahq_plugin import PrecisionConfig, load_problem
-        from pahq_plugin.progress import say
+        from pahq_plugin.system.progress import say
 
         chosen = None if head is None else parse_head(head)
         if head is not None and not isinstance(chosen, tuple):
@@ -142,7 +143,7 @@ def _write_ids(loaders: Sequence[PromptDataLoader], path: Path) -> None:
     Answers are left out where they are no tokens of one position, as in Tracr problems: `pahq run` could
     not read them.
     """
-    from pahq_plugin.files import write_text
+    from pahq_plugin.system.files import write_text
 
     prompts = []
     for batch in chain(*loaders):
@@ -181,7 +182,7 @@ def _write_circuit(result: Path, model: PatchableModel, path: Path, as_json: boo
     Raises:
         ResultError: no such result, or one of another model.
     """
-    from pahq_exporters.interchange import write_graph_json
+    from pahq_exporters.interchange.graph_json import write_graph_json
     from pahq_plugin import Discovery
 
     found = Discovery.load(result, model)
@@ -193,7 +194,7 @@ def _write_circuit(result: Path, model: PatchableModel, path: Path, as_json: boo
 
 
 def import_graph(
-    problem: Annotated[str, known.argument(known.PROBLEMS, "A problem whose model the graph is of.")],
+    problem: Annotated[str, known.argument(choices.PROBLEMS, "A problem whose model the graph is of.")],
     graph: Annotated[Path, typer.Argument(help="A JSON graph of EAP-IG or the MIB circuit track.")],
     model: Model = None,
     prompts: Prompts = None,
@@ -212,7 +213,7 @@ def import_graph(
         check_problem(problem, prompts)
         if not graph.exists():
             raise ResultError(f"no file at {graph}; expected a JSON graph")
-        from pahq_exporters.interchange import read_graph_json
+        from pahq_exporters.interchange.graph_json import read_graph_json
         from pahq_plugin import load_problem
 
         loaded = load_problem(problem, model=model, prompts=prompts)

@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from pahq_plugin.errors import ExportError, GraphError, one_line
-from pahq_plugin.files import parse_json
+from pahq_plugin.system.files import parse_json
 
 METADATA_KEY = "pahq"
 FORMAT_VERSION = 1

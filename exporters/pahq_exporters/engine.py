@@ -18,17 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from pahq_exporters.patcher import OnnxPatcher, Prompts
+from pahq_exporters.graph.write import export_if, require
+from pahq_exporters.runtime.patcher import OnnxPatcher, Prompts
 from pahq_exporters.session import PROVIDERS
-from pahq_exporters.write import export_if, require
-from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.engine import Engine
+from pahq_plugin.engines.protocol import Engine
+from pahq_plugin.engines.question import Question
 from pahq_plugin.errors import ConfigError, ExportError, MetricError
 from pahq_plugin.host import Edge
 from pahq_plugin.host.patching import CleanRun, ablated_sources, clean_runs
 from pahq_plugin.labels import edge_label
 from pahq_plugin.metrics import row_losses
-from pahq_plugin.notices import warn
+from pahq_plugin.precision.config import PrecisionConfig
+from pahq_plugin.system.warn import warn
 
 LOOKAHEAD = 15
 """Candidates of one call, beside the present state."""
@@ -38,7 +39,7 @@ class OnnxEngine:
     """Measures effects on an exported graph.
 
     Args:
-        task: model, prompts, ablation and metric, a `pahq_plugin.searching.SearchTask`.
+        question: of a borrowed model.
         precision: of the exported graph.
         exact: decides in FP32; ``None`` if the graph is FP32 itself.
 
@@ -48,39 +49,39 @@ class OnnxEngine:
 
     name = "onnx"
 
-    def __init__(self, task: Any, precision: PrecisionConfig, exact: Engine | None) -> None:
+    def __init__(self, question: Question, precision: PrecisionConfig, exact: Engine | None) -> None:
         require("onnxruntime")
-        dtype = task.model.cfg.dtype
+        dtype = question.model.cfg.dtype
         if exact is None and dtype in (torch.bfloat16, torch.float16):
             raise ExportError(
                 f"weights are in {dtype}, but graphs compute in FP32, so decisions would not be the "
                 "model's own; use engine='host', or call model.wrapped_model.to(torch.float32) first"
             )
         self._evaluations = 0
-        self._model, self._metric, self._exact = task.model, task.metric, exact
-        self._runs = clean_runs(task.model, task.prompts)
+        self._model, self._metric, self._exact = question.model, question.metric, exact
+        self._runs = clean_runs(question.model, question.prompts)
         for run in self._runs:
             _check_padding(run)
         self._folder = tempfile.TemporaryDirectory(prefix="pahq-onnx-")
         self.lookahead = LOOKAHEAD if exact is None else min(LOOKAHEAD, exact.lookahead)
         try:
-            self._load(task, precision)
+            self._load(question, precision)
             self.loss = self._losses(self._mask[None], None)[0] if exact is None else exact.loss
         except BaseException:
             self.close()
             raise
 
-    def _load(self, task: Any, precision: PrecisionConfig) -> None:
+    def _load(self, question: Question, precision: PrecisionConfig) -> None:
         path = Path(self._folder.name) / "graph.onnx"
-        export_if(None, task.model, path, graph="dense", precision=precision, positions="model")
-        device = task.prompts[0].clean.device
+        export_if(None, question.model, path, graph="dense", precision=precision, positions="model")
+        device = question.prompts[0].clean.device
         providers = ["cuda"] if device.type == "cuda" and _has_cuda() else None
         if device.type == "cuda" and providers is None:
             warn(
                 "engine='onnx' runs on the CPU: ONNX Runtime has no CUDA here (install onnxruntime-gpu)"
             )
         self._patcher = OnnxPatcher(path, providers, threads=torch.get_num_threads())
-        ablated = ablated_sources(task.model, task.loader, task.prompts, task.ablation)
+        ablated = ablated_sources(question.model, question.loader, question.prompts, question.ablation)
         self._prompts: list[Prompts] = []
         with torch.inference_mode():
             for run, sources in zip(self._runs, ablated, strict=True):
@@ -88,7 +89,7 @@ class OnnxEngine:
                 corrupt = sources.float().expand(shape).cpu().numpy()
                 self._prompts.append(self._patcher.prompts(run.batch.clean.cpu().numpy(), corrupt))
         self._mask = self._patcher.mask(())
-        self._index = {edge: self._patcher.description.index_of(edge) for edge in task.model.edges}
+        self._index = {edge: self._patcher.description.index_of(edge) for edge in question.model.edges}
 
     def close(self) -> None:
         """Delete the exported graph."""
@@ -214,15 +215,17 @@ def _has_cuda() -> bool:
 
 
 class Factory:
-    """What the entry point ``pahq.engines`` names; see `pahq_plugin.plugins.EngineFactory`."""
+    """What the entry point ``pahq.engines`` names; see `pahq_plugin.engines.protocol.EngineFactory`."""
 
     def default_precision(self, device: torch.device) -> PrecisionConfig:
         """int8 weights: E4M3's noise, ten times as large, would leave most edges to the exact engine."""
         return PrecisionConfig(low="int8", mlp="int8", activations="high")
 
-    def __call__(self, task: Any, precision: PrecisionConfig, exact: Callable[[], Engine]) -> OnnxEngine:
-        """The engine for a task."""
-        return OnnxEngine(task, precision, None if precision.is_exact else exact())
+    def __call__(
+        self, question: Question, precision: PrecisionConfig, exact: Callable[[], Engine]
+    ) -> OnnxEngine:
+        """The engine for a question."""
+        return OnnxEngine(question, precision, None if precision.is_exact else exact())
 
 
 factory = Factory()

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pahq_exporters.arrays import token_ids
 from pahq_exporters.description import GraphKind
-from pahq_exporters.write import export_if, require
-from pahq_plugin.config import PrecisionConfig
+from pahq_exporters.graph.write import export_if, require
+from pahq_exporters.runtime.arrays import token_ids
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.host import PatchableModel
-from pahq_plugin.host.model import check_patchable
+from pahq_plugin.models.checks import check_patchable
+from pahq_plugin.precision.config import PrecisionConfig
 
 
 def export_onnx(
@@ -39,8 +39,8 @@ def export_onnx(
         model: a factorized host model of a transformer.
         path: of the file to write.
         graph: ``"dense"``: any set of edges patched at once; ``"sweep"``: single edges into one
-            destination, several sources at a time. `pahq_exporters.dense` and `pahq_exporters.sweep`
-            list the inputs.
+            destination, several sources at a time. `pahq_exporters.graph.dense` and
+            `pahq_exporters.graph.sweep` list the inputs.
         precision: formats of heads and MLPs; the default is E4M3 weights throughout, activations as
             they are. ``activations="low"`` rounds those, too (``QuantizeLinear``); the policies
             ``"uniform"`` and ``"full"`` mean no investigated head.

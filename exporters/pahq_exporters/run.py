@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pahq_exporters.description import Description
-from pahq_exporters.patcher import OnnxPatcher
-from pahq_exporters.prompt_file import PromptFile, read_prompts
+from pahq_exporters.runtime.patcher import OnnxPatcher
+from pahq_exporters.runtime.prompt_file import PromptFile, read_prompts
 from pahq_plugin.errors import ConfigError, PahqError, counted, one_line
-from pahq_plugin.notices import never_fail_printing
-from pahq_plugin.records import read_configuration, read_record, result_file
+from pahq_plugin.results.files import read_configuration, read_record, result_file
+from pahq_plugin.system.warn import never_fail_printing
 
 TOP = 5
 

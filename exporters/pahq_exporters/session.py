@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pahq_plugin.errors import ConfigError, ExportError, one_line
-from pahq_plugin.notices import warn
+from pahq_plugin.system.warn import warn
 
 if TYPE_CHECKING:
     import onnxruntime

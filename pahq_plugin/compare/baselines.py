@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pahq_plugin.catalogue import OWN_METHODS, Method, get_method, methods
-from pahq_plugin.config import PrecisionConfig
+from pahq_plugin.discovery.host_algorithm import HostAlgorithm
+from pahq_plugin.discovery.method import Method
+from pahq_plugin.discovery.methods import OWN_METHODS, get_method, methods
 from pahq_plugin.errors import ConfigError
-from pahq_plugin.formats import FORMATS
 from pahq_plugin.host.algorithms import NEEDS_TRUE_EDGES, SWEEPS
+from pahq_plugin.precision.config import PrecisionConfig
+from pahq_plugin.precision.formats import FORMATS
+from pahq_plugin.system.plugins import is_reference
 
 Options = Callable[[str, float | None, bool], dict[str, Any]]
 """From the problem's metric, the threshold, and whether answers are token ids, to arguments of a host
@@ -27,7 +30,7 @@ class Baseline:
 
     Attributes:
         name: its name in plans and tables.
-        method: what `pahq_plugin.discovery.discover` runs.
+        method: what `pahq_plugin.discovery.discover.discover` runs.
         sweeps: whether it takes a threshold and gives one circuit; others rank all edges.
         precision: to search in; ``None`` for the method's own.
         options: of a host algorithm: what depends on the problem.
@@ -61,22 +64,20 @@ class Baseline:
             ConfigError: it needs token ids as answers, or takes no options.
         """
         method = self.method
-        if not token_answers and method.kind != "search" and self._reads_answers:
+        if not token_answers and not method.searches and self._reads_answers:
             if self.answers is None:
                 raise ConfigError(f"{self.name} differentiates logits of answers; these are numbers")
             method = replace(self.answers, name=method.name)
         options = self.options(metric, threshold, token_answers) | dict(changed)
-        if options and not method.key:
-            raise ConfigError(f"{self.name} is no algorithm of the host and takes no options")
-        return replace(method, options={**method.options, **options})
+        return method.with_options(options)
 
     @property
     def _reads_answers(self) -> bool:
-        return self.method.kind in ("attribution", "integrated") or self.answers is not None
+        return self.method.reads_answers or self.answers is not None
 
 
 def _host(key: str, name: str, title: str, **options: Any) -> Method:
-    return Method(name, title, "host", key=key, options=options)
+    return HostAlgorithm(name, title, key=key, options=options)
 
 
 def _at_threshold(metric: str, threshold: float | None, token_answers: bool) -> dict[str, Any]:
@@ -153,11 +154,15 @@ def get_baseline(name: str) -> Baseline:
     if name in BASELINES:
         return BASELINES[name]
     kind, at, number_format = name.partition("@")
-    if at and kind in PRECISIONS and number_format in FORMATS and number_format != "fp32":
+    in_format = number_format in FORMATS or is_reference(number_format)
+    if at and kind in PRECISIONS and in_format and number_format != "fp32":
         return _in_format(name, kind, number_format)
     if name in methods() and name not in OWN_METHODS:
         options = _SWEPT.get(name, Baseline.options)
         return Baseline(name, get_method(name), sweeps=name in SWEEPS, options=options)
+    if is_reference(name):
+        method = get_method(name)
+        return Baseline(name, method, sweeps=method.searches)
     raise ConfigError(
         f"unknown method {name!r}; known: {', '.join(baseline_names())}, or a key of the host"
     )

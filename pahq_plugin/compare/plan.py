@@ -31,9 +31,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pahq_plugin.config import LARGEST_SEED
+from pahq_plugin.engines.question import LARGEST_SEED
 from pahq_plugin.errors import ConfigError, one_line
-from pahq_plugin.files import installed_version
+from pahq_plugin.system.files import installed_version
 
 THRESHOLDS = (0.0003, 0.001, 0.003, 0.01, 0.03)
 PROFILES = ("reduced", "full")
@@ -252,8 +252,8 @@ def make_plan(content: Mapping[str, Any], folder: Path) -> Plan:
 
 def _searches(run: Mapping[str, Any], folder: Path) -> list[Search]:
     """The searches of one run."""
-    from pahq_plugin.arguments import ablation_type
     from pahq_plugin.compare.baselines import get_baseline
+    from pahq_plugin.discovery.checks import ablation_type
 
     problems = [_problem(value, folder) for value in _list(run, "problems")]
     baselines = [get_baseline(_text(name, "a method")) for name in _list(run, "methods")]
@@ -303,7 +303,7 @@ def _refuse_ambiguous(searches: Collection[Search]) -> None:
 
 def _problem(value: object, folder: Path) -> ProblemSpec:
     """A problem's name, or a table of `PROBLEM_SETTINGS`."""
-    from pahq_plugin.zoo.problems import problem_names
+    from pahq_plugin.problems.load import problem_names
 
     given: Any = {"name": value} if isinstance(value, str) else value
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pahq_plugin import measures
+from pahq_plugin.compare import measures
 from pahq_plugin.compare.baselines import EXACT, get_baseline
-from pahq_plugin.compare.frames import Finding, Judged, Material, Name
+from pahq_plugin.compare.tables import Finding, Judged, Material, Name
+from pahq_plugin.discovery.scores import UNREMOVED
 from pahq_plugin.labels import ends, kind_of
-from pahq_plugin.ranking import UNREMOVED
 
 TOP_HEADS = 5
 
@@ -103,8 +103,8 @@ def by_seed(findings: Sequence[Finding]) -> list[list[Finding]]:
 def ranking_scores(findings: Sequence[Finding]) -> dict[Name, float]:
     """A score for every edge, from one seed's searches.
 
-    Of a search, as in `pahq_plugin.registry`: the smallest threshold that removes the edge, ten times
-    the largest if none does.
+    Of a search, as in `pahq_plugin.discovery.register`: the smallest threshold that removes the edge,
+    ten times the largest if none does.
     """
     if not get_baseline(findings[0].search.method).sweeps:
         return {name: abs(score) for name, score in findings[0].scores.items()}

@@ -14,13 +14,7 @@ from auto_circuit.prune_algos.mask_gradient import mask_gradient_prune_scores
 
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.host.types import (
-    AblationType,
-    Edge,
-    PatchableModel,
-    PromptDataLoader,
-    PruneScores,
-)
+from pahq_plugin.host.types import AblationType, Edge, PatchableModel, PromptDataLoader, PruneScores
 
 NEEDS_TRUE_EDGES = prune_algos.GROUND_TRUTH_PRUNE_ALGO.key
 """The one host algorithm that cannot do without the official circuit."""

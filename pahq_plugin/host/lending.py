@@ -15,8 +15,8 @@ from torch import nn
 from transformer_lens.hook_points import HookPoint
 
 from pahq_plugin.errors import ConfigError
-from pahq_plugin.host.arithmetic import own_arithmetic
 from pahq_plugin.host.types import PatchableModel
+from pahq_plugin.system.torch_state import own_arithmetic
 
 
 @contextmanager

@@ -7,18 +7,13 @@ cached clean residual stream, as the host's own ACDC does.
 
 from __future__ import annotations
 
-import hashlib
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
 
 import torch
 from auto_circuit.utils.ablation_activations import src_ablations
 from torch import Tensor
 
-from pahq_plugin.errors import PromptError, one_line
 from pahq_plugin.host.types import (
     AblationType,
     PatchableModel,
@@ -26,8 +21,6 @@ from pahq_plugin.host.types import (
     PromptPairBatch,
     patch_mode,
 )
-
-TOKENS = (torch.int64, torch.int32)
 
 
 @dataclass(frozen=True)
@@ -62,181 +55,6 @@ class PatchBatch(CleanRun):
     residuals: list[Tensor]
 
 
-def collect_batches(
-    model: PatchableModel, loader: PromptDataLoader, count: int | None
-) -> list[PromptPairBatch]:
-    """The first ``count`` batches of ``loader`` (``None``: all), checked against the model.
-
-    Raises:
-        PromptError: no loader, no batch, clean and corrupt prompts of different length, token ids beyond
-            the vocabulary, prompts longer than the context or than the graph's ``seq_len``.
-    """
-    if not isinstance(loader, PromptDataLoader):
-        inside = (
-            "its .train_loader" if hasattr(loader, "train_loader") else "one that gives such batches"
-        )
-        raise PromptError(f"loader is a {type(loader).__name__}, not a PromptDataLoader; pass {inside}")
-    most = None if count is None else min(count, sys.maxsize)
-    try:
-        batches: list[PromptPairBatch] = list(islice(iter(loader), most))
-    except RuntimeError as error:  # torch.stack in the host's collate_fn
-        raise PromptError(f"prompts of one batch must have one length: {error}") from error
-    except (AttributeError, TypeError) as error:
-        raise PromptError(
-            f"prompts and answers must be tensors, as in the host's PromptDataset: {one_line(error)}"
-        ) from error
-    if not batches:
-        raise PromptError(
-            f"the loader is empty: {len(loader.dataset)} prompts with a batch size of "  # type: ignore[arg-type]
-            f"{loader.batch_size} make no full batch"
-        )
-    check_prefix(model, loader)
-    if count is not None and len(batches) < count:
-        raise PromptError(f"batches={count}, but the loader holds {len(batches)}")
-    for batch in batches:
-        _check_batch(model, batch)
-    return batches
-
-
-def check_prefix(model: PatchableModel, loader: PromptDataLoader) -> None:
-    """
-    Raises:
-        PromptError: the loader's prompts go on from a common prefix whose KV cache is not the model's.
-    """
-    cache = loader.kv_cache
-    if cache is None:
-        return
-    size = len(cache.previous_attention_mask)
-    own = (model.kv_caches or {}).get(size)
-    if own is None:
-        raise PromptError(
-            "the loader's prompts go on from a common prefix whose KV cache the model lacks; make the "
-            "model patchable with kv_caches=(loader.kv_cache,)"
-        )
-    if own is not cache and not _same_prefix(own, cache):
-        raise PromptError(
-            "the model's KV cache is of another prefix than the loader's prompts; make the model "
-            "patchable with kv_caches=(loader.kv_cache,)"
-        )
-
-
-def _same_prefix(own: Any, given: Any) -> bool:
-    """Whether two KV caches hold the same; that of the model may be repeated for each head."""
-    mask = given.previous_attention_mask.to(own.previous_attention_mask.device)
-    if len(own.entries) != len(given.entries) or not torch.equal(own.previous_attention_mask, mask):
-        return False
-    return all(
-        _same_heads(mine, theirs)
-        for entries in zip(own.entries, given.entries, strict=True)
-        for mine, theirs in zip(*((e.past_keys, e.past_values) for e in entries), strict=True)
-    )
-
-
-def _same_heads(mine: Tensor, theirs: Tensor) -> bool:
-    """Whether keys or values ``[batch, pos, head, d_head]`` are the same, but for repeated heads."""
-    times, rest = divmod(mine.shape[2], theirs.shape[2])
-    return not rest and torch.equal(mine, theirs.to(mine.device).repeat_interleave(times, dim=2))
-
-
-def past_length(model: PatchableModel) -> int:
-    """Positions of the common prefix that KV caches hold; 0 without any."""
-    caches = list((model.kv_caches or {}).values())
-    return caches[0][0].past_keys.shape[1] if caches else 0
-
-
-def check_one_shape(batches: Iterable[PromptPairBatch]) -> None:
-    """
-    Raises:
-        PromptError: batches of different lengths or sizes, over which no mean per position can be taken.
-    """
-    shapes = {tuple(batch.clean.shape[:2]) for batch in batches}
-    sizes, lengths = (sorted(set(axis)) for axis in zip(*shapes, strict=True))
-    if len(lengths) > 1:
-        raise PromptError(
-            f"the loader's batches have {', '.join(map(str, lengths))} tokens; a mean over the data "
-            "set needs one length; use another ablation, such as resample"
-        )
-    if len(sizes) > 1:
-        raise PromptError(
-            f"the loader's batches have {', '.join(map(str, sizes))} prompts; a mean over the data "
-            "set needs one size; use another ablation, such as resample"
-        )
-
-
-def _check_tokens(name: str, tokens: object) -> None:
-    is_tensor = isinstance(tokens, Tensor)
-    if not is_tensor or tokens.dtype not in TOKENS or tokens.ndim != 2 or tokens.numel() == 0:
-        found = f"{tokens.dtype} of shape {list(tokens.shape)}" if is_tensor else type(tokens).__name__
-        raise PromptError(f"{name} prompts are {found}; expected token ids [prompt, pos] of int64")
-
-
-def _check_batch(model: PatchableModel, batch: PromptPairBatch) -> None:
-    if not (hasattr(batch, "clean") and hasattr(batch, "corrupt")):
-        raise PromptError(f"the loader gives a {type(batch).__name__}, no PromptPairBatch of the host")
-    if model.is_transformer:
-        for name, tokens in (("clean", batch.clean), ("corrupt", batch.corrupt)):
-            _check_tokens(name, tokens)
-    clean, corrupt = batch.clean, batch.corrupt
-    if clean.shape != corrupt.shape:
-        raise PromptError(
-            f"clean and corrupt prompts differ in length: {clean.shape[1]} and {corrupt.shape[1]} "
-            "tokens; each pair must have as many"
-        )
-    if model.seq_len is not None and clean.shape[model.seq_dim] != model.seq_len:
-        raise PromptError(
-            f"the graph has edges for seq_len={model.seq_len} positions, but the prompts have "
-            f"{clean.shape[model.seq_dim]}"
-        )
-    if not model.is_transformer:
-        return
-    vocabulary, context = model.cfg.d_vocab, model.cfg.n_ctx
-    highest = int(max(clean.max(), corrupt.max()))
-    lowest = int(min(clean.min(), corrupt.min()))
-    if lowest < 0 or highest >= vocabulary:
-        wrong = lowest if lowest < 0 else highest
-        raise PromptError(f"token id {wrong} is outside the vocabulary of {vocabulary}")
-    if model.kv_caches is not None and len(clean) not in model.kv_caches:
-        known = ", ".join(str(size) for size in sorted(model.kv_caches))
-        raise PromptError(f"batch size {len(clean)} has no KV cache; there are caches for {known}")
-    past = past_length(model)
-    if past + clean.shape[1] > context:
-        after = f" after a prefix of {past}" if past else ""
-        raise PromptError(f"prompts of {clean.shape[1]} tokens{after} exceed the context of {context}")
-
-
-def prompts_digest(batches: Sequence[PromptPairBatch]) -> str:
-    """Hash of clean and corrupt prompts and of the answers."""
-    digest = hashlib.blake2b(digest_size=16)
-    for batch in batches:
-        for values in (batch.clean, batch.corrupt, batch.answers, batch.wrong_answers):
-            for tensor in values if isinstance(values, list) else [values]:
-                digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-                digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def loader_of(batches: Sequence[PromptPairBatch], loader: PromptDataLoader) -> PromptDataLoader:
-    """A loader that gives these batches of ``loader``, for host algorithms that read one whole, and
-    several times: ``loader`` itself may draw others each time."""
-    made = PromptDataLoader(
-        list(batches),
-        seq_len=loader.seq_len,
-        diverge_idx=loader.diverge_idx,
-        kv_cache=loader.kv_cache,
-        seq_labels=loader.seq_labels,
-        word_idxs=loader.word_idxs,
-        batch_size=1,
-        shuffle=False,
-    )
-    made.collate_fn = _the_batch
-    return made
-
-
-def _the_batch(batches: list[PromptPairBatch]) -> PromptPairBatch:
-    (batch,) = batches
-    return batch
-
-
 @torch.inference_mode()
 def source_outputs(model: PatchableModel, tokens: Tensor) -> Tensor:
     """What every source gives on prompts ``[batch, pos]``, ``[src, batch, pos, d_model]``."""
@@ -246,7 +64,7 @@ def source_outputs(model: PatchableModel, tokens: Tensor) -> Tensor:
 def ablated_sources(
     model: PatchableModel,
     loader: PromptDataLoader,
-    batches: list[PromptPairBatch],
+    batches: Sequence[PromptPairBatch],
     ablation: AblationType,
 ) -> Iterator[Tensor]:
     """Ablated source outputs ``[src, batch, pos, d_model]`` of each batch.
@@ -263,7 +81,7 @@ def ablated_sources(
 
 
 @torch.inference_mode()
-def clean_runs(model: PatchableModel, batches: list[PromptPairBatch]) -> list[CleanRun]:
+def clean_runs(model: PatchableModel, batches: Sequence[PromptPairBatch]) -> list[CleanRun]:
     """Run every batch once clean, in the model's own precision."""
     return [
         CleanRun(batch, model(batch.clean)[model.out_slice], _start_arguments(model, batch.clean))
@@ -275,7 +93,7 @@ def clean_runs(model: PatchableModel, batches: list[PromptPairBatch]) -> list[Cl
 def prepare(
     model: PatchableModel,
     loader: PromptDataLoader,
-    batches: list[PromptPairBatch],
+    batches: Sequence[PromptPairBatch],
     ablation: AblationType,
 ) -> list[PatchBatch]:
     """Run every batch clean and ablated, and keep the output of every source."""

@@ -12,10 +12,11 @@ from auto_circuit.utils.graph_utils import patch_mode
 from auto_circuit.utils.patchable_model import PatchableModel
 from torch import Tensor
 
-from pahq_plugin.backend import mixed_precision
-from pahq_plugin.config import POLICIES, PrecisionConfig
-from pahq_plugin.formats import get_format
+from pahq_plugin.choices import POLICIES
 from pahq_plugin.host.graph import canonical_edges
+from pahq_plugin.precision.backend import mixed_precision
+from pahq_plugin.precision.config import PrecisionConfig
+from pahq_plugin.precision.formats import get_format
 from tests.helpers import architectures
 from tests.helpers.mixed import (
     LEAST_DB,

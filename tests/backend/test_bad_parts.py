@@ -10,11 +10,11 @@ import pytest
 import torch
 from auto_circuit.utils.patchable_model import PatchableModel
 
-from pahq_plugin.backend import mixed_precision
-from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.discovery import discover
+from pahq_plugin.discovery.discover import discover
 from pahq_plugin.errors import ConfigError
-from pahq_plugin.kernels import kernels_of
+from pahq_plugin.precision.backend import mixed_precision
+from pahq_plugin.precision.config import PrecisionConfig
+from pahq_plugin.precision.kernels import kernels_of
 from tests.helpers.lent import unusual_state
 from tests.helpers.rounded_operands import MODELS, only
 from tests.helpers.small import loader, logits, patchable, small_model, tokens, transformer

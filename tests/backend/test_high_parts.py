@@ -8,10 +8,10 @@ import pytest
 import torch
 from auto_circuit.utils.patchable_model import PatchableModel
 
-from pahq_plugin.backend import mixed_precision
-from pahq_plugin.config import POLICIES
+from pahq_plugin.choices import POLICIES
 from pahq_plugin.errors import GraphError
-from pahq_plugin.policy import EVERYTHING, NOTHING, HighParts
+from pahq_plugin.precision.backend import mixed_precision
+from pahq_plugin.precision.policy import EVERYTHING, NOTHING, HighParts
 from tests.helpers.mixed import int8
 from tests.helpers.small import (
     KINDS,

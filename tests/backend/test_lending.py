@@ -12,10 +12,10 @@ from auto_circuit.utils.graph_utils import patch_mode, patchable_model
 from auto_circuit.utils.patchable_model import PatchableModel
 from torch import Tensor
 
-from pahq_plugin import attention
-from pahq_plugin.backend import Backend, mixed_precision
 from pahq_plugin.errors import ConfigError, ModelError
 from pahq_plugin.host.graph import canonical_edges
+from pahq_plugin.precision import modules as attention
+from pahq_plugin.precision.backend import Backend, mixed_precision
 from tests.helpers.mixed import ablated, int8
 from tests.helpers.small import KINDS, activations, attention_names, logits, tokens, transformer
 

@@ -10,9 +10,9 @@ from auto_circuit.utils.graph_utils import patch_mode
 from auto_circuit.utils.patchable_model import PatchableModel
 from torch import Tensor
 
-from pahq_plugin import attention
-from pahq_plugin.backend import mixed_precision
-from pahq_plugin.config import PrecisionConfig
+from pahq_plugin.precision import modules as attention
+from pahq_plugin.precision.backend import mixed_precision
+from pahq_plugin.precision.config import PrecisionConfig
 from tests.helpers.mixed import (
     LEAST_DB,
     MOST_DB,

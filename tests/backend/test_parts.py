@@ -16,9 +16,9 @@ import torch
 from auto_circuit.utils.patchable_model import PatchableModel
 from torch import Tensor
 
-from pahq_plugin.backend import mixed_precision
-from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.host.graph import canonical_edges
+from pahq_plugin.precision.backend import mixed_precision
+from pahq_plugin.precision.config import PrecisionConfig
 from tests.helpers.lent import unusual_state
 from tests.helpers.rounded_operands import MODELS, Head, both, by_block, only, oracle
 from tests.helpers.small import (

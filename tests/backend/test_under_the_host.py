@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 from transformer_lens import HookedTransformerKeyValueCache
 
-from pahq_plugin.backend import mixed_precision
-from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.host.graph import canonical_edges
+from pahq_plugin.precision.backend import mixed_precision
+from pahq_plugin.precision.config import PrecisionConfig
 from tests.helpers.mixed import LEAST_DB, MOST_DB, ablated, int8
 from tests.helpers.small import (
     activations,

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import pahq_plugin as pahq
-from pahq_plugin.cli import app
+from pahq_plugin.cli.app import app
 from pahq_plugin.errors import ResultError
 from tests.helpers.broken import BROKEN_MODELS, DAMAGED
 from tests.helpers.small import loader
@@ -88,7 +88,7 @@ def test_the_command_refuses_a_model(
     def load(name: str, **arguments: object) -> Any:
         return pahq.Problem(name, make(), loader(), loader(), "kl_div", None, None)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("pahq_plugin.zoo.load_problem", load)
+    monkeypatch.setattr("pahq_plugin.problems.load_problem", load)
     assert_refused(tmp_path, ["ioi"], *words)
 
 

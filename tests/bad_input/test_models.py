@@ -13,8 +13,8 @@ from auto_circuit.utils.graph_utils import patchable_model
 from auto_circuit.utils.patchable_model import PatchableModel
 
 import pahq_plugin as pahq
-from pahq_plugin.backend import mixed_precision
 from pahq_plugin.errors import ConfigError, ModelError, PromptError
+from pahq_plugin.precision.backend import mixed_precision
 from tests.helpers.broken import BROKEN_MODELS, unseparated
 from tests.helpers.refused import refused_untouched
 from tests.helpers.searches import discover

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pahq_plugin import search
+from pahq_plugin.discovery import acdc as search
 from tests.checkpoint.runs import run
 
 

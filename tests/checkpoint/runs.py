@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pahq_plugin.discovery import discover
-from pahq_plugin.result import Discovery
+from pahq_plugin.discovery.discover import discover
+from pahq_plugin.results.result import Discovery
 from tests.helpers.small import loader, small_model
 
 THRESHOLD = 0.003

@@ -12,7 +12,7 @@ from auto_circuit.utils.patchable_model import PatchableModel
 from torch import Tensor
 
 import pahq_plugin as pahq
-from pahq_plugin.discovery import discover
+from pahq_plugin.discovery.discover import discover
 from pahq_plugin.errors import CheckpointError
 from pahq_plugin.metrics import Metric, mse
 from tests.checkpoint.runs import THRESHOLD, run, taken

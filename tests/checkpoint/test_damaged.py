@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from pahq_plugin.checkpoint import METADATA, read_checkpoint
+from pahq_plugin.discovery.checkpoint import METADATA, read_checkpoint
 from pahq_plugin.errors import CheckpointError
 from tests.checkpoint.runs import run
 
@@ -54,7 +54,7 @@ def _content(tmp_path_factory: Any) -> bytes:
 
 def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
     """Change a checkpoint and give it the digest that belongs to what is then in it."""
-    from pahq_plugin.checkpoint import _digest
+    from pahq_plugin.discovery.checkpoint import _digest
 
     with safe_open(path, framework="numpy") as file:
         document = json.loads(file.metadata()[METADATA])

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 import pahq_plugin as pahq
-from pahq_plugin import checkpoint, search
-from pahq_plugin.checkpoint import Checkpoint, read_checkpoint
-from pahq_plugin.discovery import discover
-from pahq_plugin.engine.host import HostEngine
+from pahq_plugin.discovery import acdc as search
+from pahq_plugin.discovery import checkpoint
+from pahq_plugin.discovery.checkpoint import Checkpoint, read_checkpoint
+from pahq_plugin.discovery.discover import discover
+from pahq_plugin.engines.whole_forward import HostEngine
 from pahq_plugin.errors import CheckpointError, ConfigError, PahqError, PahqWarning
 from tests.checkpoint.runs import THRESHOLD, run, taken
 from tests.helpers.refused import refused

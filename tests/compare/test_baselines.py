@@ -14,15 +14,15 @@ from auto_circuit.prune_algos.prune_algos import PRUNE_ALGO_DICT
 from torch import Tensor
 
 import pahq_plugin as pahq
-from pahq_plugin.catalogue import OWN_METHODS, methods
 from pahq_plugin.compare import baselines
 from pahq_plugin.compare.baselines import BASELINES, baseline_names, get_baseline
 from pahq_plugin.compare.plan import ProblemSpec, Search
-from pahq_plugin.compare.task import cost, find
+from pahq_plugin.compare.work import cost, find
+from pahq_plugin.discovery.methods import OWN_METHODS, methods
 from pahq_plugin.errors import ConfigError
-from pahq_plugin.formats import FORMATS
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.records import RESULT_FILE, read_record
+from pahq_plugin.precision.formats import FORMATS
+from pahq_plugin.results.files import RESULT_FILE, read_record
 from tests.helpers.replay import canonical_order
 
 REVERSE, FRACTION, IOI = (ProblemSpec(n) for n in ("tracr-reverse", "tracr-xproportion", "ioi"))

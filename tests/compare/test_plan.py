@@ -24,7 +24,7 @@ from pahq_plugin.compare.plan import (
     read_plan,
     slug,
 )
-from pahq_plugin.compare.task import Judgement
+from pahq_plugin.compare.work import Judgement
 from pahq_plugin.errors import ConfigError
 
 SMALL = {"problems": ["ioi"], "methods": ["acdc"], "thresholds": [0.01]}

@@ -10,8 +10,7 @@ import pytest
 from pandas import DataFrame
 
 import pahq_plugin as pahq
-from pahq_plugin.compare import frames
-from pahq_plugin.compare.frames import Finding, Judged, Material
+from pahq_plugin.compare import tables as frames
 from pahq_plugin.compare.plan import ProblemSpec, Search
 from pahq_plugin.compare.summary import (
     at_threshold,
@@ -25,7 +24,8 @@ from pahq_plugin.compare.summary import (
     summary,
     top_heads,
 )
-from pahq_plugin.registry import threshold_scores
+from pahq_plugin.compare.tables import Finding, Judged, Material
+from pahq_plugin.discovery.register import threshold_scores
 from tests.helpers.small import loader, small_model
 
 NAMES = ["A0.0->MLP 0", "A0.1->A1.0.Q", "MLP 0->A1.1.K", "A1.0->Resid End", "Resid Start->A0.0.V"]

@@ -20,18 +20,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pahq_plugin.compare import frames, sweep, task
-from pahq_plugin.compare.frames import read_material
+from pahq_plugin.compare import run as sweep
+from pahq_plugin.compare import tables as frames
+from pahq_plugin.compare import work as task
+from pahq_plugin.compare.held_out import judging
 from pahq_plugin.compare.plan import Plan, ProblemSpec, Search, make_plan
+from pahq_plugin.compare.run import Outcome, judgements_of, run_plan
 from pahq_plugin.compare.summary import at_threshold, precision_study, summary
-from pahq_plugin.compare.sweep import Outcome, judgements_of, run_plan
+from pahq_plugin.compare.tables import read_material
 from pahq_plugin.errors import ConfigError, ResultError
-from pahq_plugin.evaluation import judging
 from pahq_plugin.host import AblationType
-from pahq_plugin.host.patching import collect_batches, loader_of
+from pahq_plugin.host.prompts import collect_batches, loader_of
 from pahq_plugin.metrics import kl_div
-from pahq_plugin.records import RESULT_FILE, RUN_FILE
-from pahq_plugin.zoo import load_problem
+from pahq_plugin.problems import load_problem
+from pahq_plugin.results.files import RESULT_FILE, RUN_FILE
 
 CONTENT: dict[str, Any] = {
     "problems": ["induction"],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import pahq_plugin as pahq
-from pahq_plugin.compare import task
+from pahq_plugin.compare import work as task
 from pahq_plugin.compare.plan import ProblemSpec, Search
 from pahq_plugin.errors import ConfigError, PromptError
 from tests.helpers.refused import refused
@@ -43,7 +43,7 @@ def test_a_search_that_reads_one_batch_is_not_compared_on_more(tmp_path: Path) -
 def test_prompts_that_change_meanwhile_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "mine.json"
     file.write_text("new")
-    monkeypatch.setattr("pahq_plugin.zoo.load_problem", lambda name, **options: None)
+    monkeypatch.setattr("pahq_plugin.problems.load_problem", lambda name, **options: None)
     spec = ProblemSpec("ioi", prompts=str(file), content="digest of the old")
     with refused(PromptError, f"{file} was changed while the comparison ran; start it again"):
         task.find(Search(spec, "random", None, 0), tmp_path, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from pahq_plugin.compare.sweep import Outcome, Work, run_work
+from pahq_plugin.compare.run import Outcome, Work, run_work
 from pahq_plugin.errors import ConfigError
 
 

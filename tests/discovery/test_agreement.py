@@ -11,7 +11,7 @@ from auto_circuit.types import AblationType
 from torch import Tensor
 
 import pahq_plugin as pahq
-from pahq_plugin.searching import ENGINES
+from pahq_plugin.choices import ENGINES
 from tests.helpers.architectures import build
 from tests.helpers.replay import Decision, canonical_order, sequential_acdc, threshold_for_share
 from tests.helpers.searches import case, discover, small_edges

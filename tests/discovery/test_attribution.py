@@ -14,8 +14,9 @@ from auto_circuit.utils.patchable_model import PatchableModel
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from pahq_plugin.host.attribution import integrated_gradients
-from pahq_plugin.host.patching import collect_batches, prepare
+from pahq_plugin.discovery.attribution import integrated_gradients
+from pahq_plugin.host.patching import prepare
+from pahq_plugin.host.prompts import collect_batches
 from tests.helpers.architectures import build
 from tests.helpers.replay import canonical_order
 from tests.helpers.searches import EAP, by_edge, case, discover, scores_by_edge, small_edges

@@ -12,12 +12,13 @@ from auto_circuit.prune_algos.mask_gradient import mask_gradient_prune_scores
 from auto_circuit.utils.patchable_model import PatchableModel
 from torch import Tensor
 
+from pahq_plugin.discovery.attribution import integrated_gradients
 from pahq_plugin.errors import MetricError, PromptError
 from pahq_plugin.host import AblationType
-from pahq_plugin.host.adapt import adapt
-from pahq_plugin.host.attribution import integrated_gradients
-from pahq_plugin.host.patching import loader_of, prepare
+from pahq_plugin.host.patching import prepare
+from pahq_plugin.host.prompts import loader_of
 from pahq_plugin.metrics import logit_diff
+from pahq_plugin.models.adapt import adapt
 from tests.helpers.refused import refused
 from tests.helpers.searches import discover
 from tests.helpers.small import loader, small_model, tokens, transformer

@@ -8,9 +8,9 @@ import pytest
 import torch
 from auto_circuit.prune_algos.prune_algos import PRUNE_ALGO_DICT
 
-from pahq_plugin.catalogue import Method
+from pahq_plugin import HostAlgorithm
+from pahq_plugin.discovery.scores import UNREMOVED
 from pahq_plugin.errors import ConfigError
-from pahq_plugin.ranking import UNREMOVED
 from tests.helpers.replay import canonical_order
 from tests.helpers.searches import EAP, by_edge, discover, scores_by_edge, small_edges
 from tests.helpers.small import loader
@@ -62,11 +62,11 @@ def test_the_hosts_acdc_becomes_finite() -> None:
 def test_options_of_a_host_algorithm() -> None:
     model, prompts = small_edges(), loader()
     swept = {"tao_bases": [3], "tao_exps": [-3]}
-    method = Method("one threshold", "", "host", key="ACDC", options=swept)
+    method = HostAlgorithm("one threshold", "", key="ACDC", options=swept)
     result = discover(model, prompts, method=method)
     assert result.circuit == discover(model, prompts, method="acdc", threshold=0.003).circuit
     assert result.settings["method"] == "one threshold" and result.settings["options"] == swept
-    wrong = Method("wrong", "", "host", key="ACDC", options={"taus": [3]})
+    wrong = HostAlgorithm("wrong", "", key="ACDC", options={"taus": [3]})
     with pytest.raises(ConfigError, match=r"'ACDC' has no option 'taus'; it has .*tao_bases"):
         discover(model, prompts, method=wrong)
 
@@ -76,5 +76,5 @@ def test_the_hosts_training_curves_are_not_drawn(monkeypatch: pytest.MonkeyPatch
         raise AssertionError("a browser window was opened")
 
     monkeypatch.setattr("plotly.graph_objects.Figure.show", shown)
-    quick = Method("probing", "", "host", key="Subnetwork Edge Probing", options={"epochs": 2})
+    quick = HostAlgorithm("probing", "", key="Subnetwork Edge Probing", options={"epochs": 2})
     assert discover(small_edges(), loader(), method=quick).circuit

@@ -9,8 +9,8 @@ from auto_circuit.types import PruneScores
 from auto_circuit.utils.patchable_model import PatchableModel
 from auto_circuit.utils.tensor_ops import desc_prune_scores, prune_scores_threshold
 
+from pahq_plugin.discovery.scores import rank
 from pahq_plugin.errors import MetricError
-from pahq_plugin.ranking import rank
 from tests.helpers.refused import refused
 from tests.helpers.replay import canonical_order
 from tests.helpers.searches import discover, small_edges

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,16 +14,17 @@ from auto_circuit.utils.ablation_activations import src_ablations
 from auto_circuit.utils.graph_utils import mask_fn_mode, patch_mode, set_mask_batch_size
 from auto_circuit.utils.patchable_model import PatchableModel
 
-from pahq_plugin.config import FULL_PRECISION
-from pahq_plugin.distributed import World
+from pahq_plugin.engines.choose import plan_search
+from pahq_plugin.engines.question import Question
 from pahq_plugin.errors import ConfigError, GraphError, ModelError
 from pahq_plugin.host import AblationType, Edge
-from pahq_plugin.host.arithmetic import own_arithmetic
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.lending import borrowed
 from pahq_plugin.metrics import kl_div
-from pahq_plugin.result import Discovery
-from pahq_plugin.searching import SearchTask, plan_search
+from pahq_plugin.precision.config import FULL_PRECISION
+from pahq_plugin.results.result import Discovery
+from pahq_plugin.system.processes import World
+from pahq_plugin.system.torch_state import own_arithmetic
 from tests.helpers.refused import refused
 from tests.helpers.searches import discover
 from tests.helpers.small import loader, patchable, small_model, transformer
@@ -125,11 +127,11 @@ def test_processes_with_uneven_shares_have_one_plan(size: int) -> None:
     plans = set()
     for rank in range(size):
         world = World(rank, size)
-        task = SearchTask(
+        task = Question(
             model, loader(), [world.share_of(batch) for batch in prompts], AblationType.RESAMPLE,
-            ("kl_div", kl_div), world, prompts,
+            ("kl_div", kl_div), world=world, everyone=prompts,
         )  # fmt: skip
-        plans.add(plan_search(task, "auto", FULL_PRECISION, 25_000_000)[0])
+        plans.add(plan_search(replace(task, max_memory=25_000_000), FULL_PRECISION)[0])
     assert len(plans) == 1
 
 

@@ -16,7 +16,7 @@ import click
 import pytest
 from typer.main import get_command
 
-from pahq_plugin.cli import app
+from pahq_plugin.cli.app import app
 from pahq_plugin.compare.plan import make_plan
 from tests.docs.markdown import MARKS, REPOSITORY, RUN, SHOWN, Block, blocks, name_of, pages
 

@@ -22,7 +22,7 @@ WITHOUT_WORDS: dict[tuple[str, str], str] = {
         f"at edge {GAP}: {GAP}",
     ): "test_searches.py::test_a_loss_at_an_edge",
     (
-        "pahq_plugin/zoo/prompt_files.py",
+        "pahq_plugin/problems/prompt_files.py",
         f"prompt {GAP}: {GAP}",
     ): "test_prompts.py::test_prompts_of_a_file",
     ("exporters/pahq_exporters/description.py", GAP): "test_graphs.py::test_descriptions",

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from pahq_plugin.discovery import discover
-from pahq_plugin.engine import incremental, passes
-from pahq_plugin.engine.cap import GOOD_PASSES, RowCap
-from pahq_plugin.engine.state import BatchState
+from pahq_plugin.discovery.discover import discover
+from pahq_plugin.engines.incremental import engine as incremental
+from pahq_plugin.engines.incremental import passes
+from pahq_plugin.engines.incremental.batching import GOOD_PASSES, RowCap
+from pahq_plugin.engines.incremental.state import BatchState
 from pahq_plugin.errors import ModelError
-from pahq_plugin.heap import is_out_of_memory
-from pahq_plugin.result import Discovery
+from pahq_plugin.results.result import Discovery
+from pahq_plugin.system.memory import is_out_of_memory
 from tests.helpers.small import loader, small_model
 
 ERRORS = [

@@ -15,8 +15,8 @@ from transformer_lens.components import AbstractAttention
 
 import pahq_plugin as pahq
 from pahq_plugin.errors import ConfigError, ExportError, ModelError
-from pahq_plugin.host.blocks import unsupported
-from pahq_plugin.host.changes import first_change, odd_attention
+from pahq_plugin.models.blocks import unsupported
+from pahq_plugin.models.changes import first_change, odd_attention
 from tests.helpers.families import FAMILIES, family_model
 from tests.helpers.refused import refused
 from tests.helpers.replay import replay
@@ -150,7 +150,7 @@ def test_screening_takes_them_or_says_no(changed: tuple[PatchableModel, str, str
 
 
 def test_no_graph_passes_over_them(changed: tuple[PatchableModel, str, str]) -> None:
-    parts = pytest.importorskip("pahq_exporters.parts")
+    parts = pytest.importorskip("pahq_exporters.graph.parts")
     model, kind, words = changed
     said = {
         "derived": "no graph for blocks.1.attn, a Mine",

@@ -12,21 +12,22 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
-from pahq_plugin.arguments import ablation_type
-from pahq_plugin.config import FULL_PRECISION, PrecisionConfig
-from pahq_plugin.discovery import discover
-from pahq_plugin.engine import budget
-from pahq_plugin.engine.host import HostEngine
-from pahq_plugin.engine.incremental import IncrementalEngine
+from pahq_plugin.discovery.checks import ablation_type
+from pahq_plugin.discovery.discover import discover
+from pahq_plugin.engines.incremental import budget
+from pahq_plugin.engines.incremental.engine import IncrementalEngine
+from pahq_plugin.engines.question import Question
+from pahq_plugin.engines.whole_forward import HostEngine
 from pahq_plugin.errors import PahqWarning
 from pahq_plugin.host import AblationType, Edge, PatchableModel
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.lending import borrowed
-from pahq_plugin.host.patching import collect_batches, prepare
+from pahq_plugin.host.patching import prepare
+from pahq_plugin.host.prompts import collect_batches
 from pahq_plugin.metrics import resolve_metric
-from pahq_plugin.search import Sweep
-from pahq_plugin.searching import SearchTask
+from pahq_plugin.precision.config import FULL_PRECISION, PrecisionConfig
 from tests.helpers.architectures import Architecture, architectures, build, random_architecture
+from tests.helpers.fake_engine import swept
 from tests.helpers.replay import (
     ABSOLUTE_TOLERANCE,
     RELATIVE_TOLERANCE,
@@ -90,11 +91,11 @@ def engines(
         model, loader = build(architecture)
         prompts = collect_batches(model, loader, None)
         metric = resolve_metric(architecture.metric, architecture.d_vocab)
-        made.append(SearchTask(model, loader, prompts, kind, metric))
+        made.append(Question(model, loader, prompts, kind, metric))
     slow, fast = made
     prepared = prepare(slow.model, slow.loader, slow.prompts, kind)
-    host = HostEngine(slow.model, prepared, slow.metric)
-    quick = IncrementalEngine(fast.model, fast.loader, fast.prompts, kind, fast.metric, **options)
+    host = HostEngine(slow, prepared)
+    quick = IncrementalEngine(fast, **options)
     return slow.model, host, quick
 
 
@@ -184,8 +185,8 @@ def test_decisions_do_not_depend_on_how_memory_is_used(
         prompts = collect_batches(model, loader, 1)
         kind = ablation_type(architecture.ablation)
         metric = resolve_metric(architecture.metric, architecture.d_vocab)
-        quick = IncrementalEngine(model, loader, prompts, kind, metric, memory=row_bytes)
-        taken = Sweep(quick, canonical_edges(model), threshold).run()
+        quick = IncrementalEngine(Question(model, loader, prompts, kind, metric), memory=row_bytes)
+        taken = swept(quick, canonical_edges(model), threshold).run()
     assert [(d.edge, d.kept) for d in taken] == [(d.edge, d.kept) for d in wanted]
 
 
@@ -234,8 +235,8 @@ def test_screening_never_commits_low_precision_numbers() -> None:
     prompts = collect_batches(model, loader, None)
     kind, metric = ablation_type(architecture.ablation), resolve_metric(architecture.metric, 2)
     screen = PrecisionConfig(low="fp8_e5m2", mlp="fp8_e5m2", guard=0.0)
-    quick = IncrementalEngine(model, loader, prompts, kind, metric, precision=screen)
-    decisions = Sweep(quick, canonical_edges(model), 1e-3).run()
+    quick = IncrementalEngine(Question(model, loader, prompts, kind, metric), screen)
+    decisions = swept(quick, canonical_edges(model), 1e-3).run()
     assert quick.screens and not any(d.exact for d in decisions)
     host.restore([d.edge for d in decisions if not d.kept])
     for decision in [d for d in decisions if d.kept][:10]:

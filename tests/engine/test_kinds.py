@@ -11,7 +11,7 @@ from auto_circuit.utils.patchable_model import PatchableModel
 from torch import Tensor
 from transformer_lens import HookedTransformerKeyValueCache
 
-from pahq_plugin.discovery import discover
+from pahq_plugin.discovery.discover import discover
 from pahq_plugin.errors import PahqWarning, PromptError
 from tests.helpers.replay import replay
 from tests.helpers.small import OTHER_KINDS, loader, patchable, tokens, transformer

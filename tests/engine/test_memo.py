@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pahq_plugin.engine.memo import Memo
+from pahq_plugin.engines.incremental.memo import Memo
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from pahq_plugin.engine.narrow import NarrowMlp
-from pahq_plugin.host.blocks import linear_norm, normalise
+from pahq_plugin.engines.incremental.narrow_mlp import NarrowMlp
+from pahq_plugin.models.blocks import linear_norm, normalise
 from tests.helpers.small import small_model
 
 NORMS: list[dict[str, Any]] = [

@@ -7,6 +7,7 @@ engines that sum in another order.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -15,13 +16,14 @@ import torch
 from auto_circuit.data import PromptDataLoader, PromptDataset
 from auto_circuit.types import AblationType, Edge
 
-from pahq_plugin.config import PrecisionConfig
+from pahq_plugin.engines.choose import make_engine
+from pahq_plugin.engines.question import Question
 from pahq_plugin.host import graph
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.lending import borrowed
-from pahq_plugin.host.patching import collect_batches
+from pahq_plugin.host.prompts import collect_batches
 from pahq_plugin.metrics import resolve_metric
-from pahq_plugin.searching import SearchTask, make_engine
+from pahq_plugin.precision.config import PrecisionConfig
 from tests.helpers.small import VOCABULARY, patchable, tokens, transformer
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -54,8 +56,8 @@ def screened_effects(
     with borrowed(model), ExitStack() as stack:
         prompts = collect_batches(model, everywhere_different(), None)
         metric = resolve_metric("kl_div", VOCABULARY)
-        task = SearchTask(model, everywhere_different(), prompts, AblationType.RESAMPLE, metric)
-        made = make_engine(task, engine, precision, stack)
+        task = Question(model, everywhere_different(), prompts, AblationType.RESAMPLE, metric)
+        made = make_engine(replace(task, engine=engine), precision, stack)
         assert made.name == engine and made.screens
         return {edge: made.effects([edge], [False], exact=exact)[0] for edge in edges}
 

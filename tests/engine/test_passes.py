@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from pahq_plugin.arguments import ablation_type
-from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.engine.incremental import IncrementalEngine
+from pahq_plugin.discovery.checks import ablation_type
+from pahq_plugin.engines.incremental.engine import IncrementalEngine
+from pahq_plugin.engines.question import Question
 from pahq_plugin.host import Edge
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.host.patching import collect_batches
+from pahq_plugin.host.prompts import collect_batches
 from pahq_plugin.metrics import resolve_metric
+from pahq_plugin.precision.config import PrecisionConfig
 from tests.helpers.architectures import Architecture, build, random_architecture
 
 INT8 = PrecisionConfig(low="int8", mlp="int8")
@@ -81,7 +82,7 @@ class Walk:
         return [edge for edge, kept in self._decided if not kept]
 
     def _step(self) -> None:
-        """As `pahq_plugin.search.Sweep`: screen, settle some, decide, remove."""
+        """As `pahq_plugin.discovery.acdc.Sweep`: screen, settle some, decide, remove."""
         at, draw, engine = len(self._decided), self._draw, self._engine
         candidates = self._order[at : at + engine.lookahead]
         predicted = [draw.random() < 0.3 for _ in candidates]
@@ -134,7 +135,7 @@ def _engine(
     assert len(prompts) > 1
     metric = resolve_metric(architecture.metric, architecture.d_vocab)
     kind = ablation_type(architecture.ablation)
-    return IncrementalEngine(model, loader, prompts, kind, metric, precision, memory)
+    return IncrementalEngine(Question(model, loader, prompts, kind, metric), precision, memory=memory)
 
 
 def walked(architecture: Architecture, seed: int, waits: bool | None = None, **options: Any) -> None:

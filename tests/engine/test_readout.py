@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pahq_plugin.engine import readout
-from pahq_plugin.engine.readout import Readout
+from pahq_plugin.engines.incremental import readout
+from pahq_plugin.engines.incremental.readout import Readout
 from pahq_plugin.errors import MetricError
-from pahq_plugin.host.blocks import output_positions, unembed
 from pahq_plugin.metrics import METRICS, row_losses
+from pahq_plugin.models.blocks import output_positions, unembed
 from tests.helpers.architectures import build, random_architecture
 
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pahq_plugin.engine.rows import Start
-from pahq_plugin.positions import PositionSets
+from pahq_plugin.engines.incremental.positions import PositionSets
+from pahq_plugin.engines.incremental.rows import Start
 
 
 @given(

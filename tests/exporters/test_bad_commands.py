@@ -12,11 +12,7 @@ from typer.testing import CliRunner, Result
 
 from pahq_exporters import OnnxPatcher, check, commands, export_onnx
 from pahq_exporters.run import main, parse_head
-from pahq_plugin.errors import (
-    ConfigError,
-    ExportError,
-    PahqError,
-)
+from pahq_plugin.errors import ConfigError, ExportError, PahqError
 from tests.helpers.refused import Interrupted, refused, untouched
 from tests.helpers.small import small_model
 

@@ -17,7 +17,6 @@ from auto_circuit.utils.patchable_model import PatchableModel
 
 import pahq_plugin as pahq
 from pahq_exporters import OnnxPatcher, export_onnx
-from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import (
     ConfigError,
     ExportError,
@@ -27,6 +26,7 @@ from pahq_plugin.errors import (
     PahqError,
     PromptError,
 )
+from pahq_plugin.precision.config import PrecisionConfig
 from tests.helpers.refused import refused, untouched
 from tests.helpers.small import loader, patchable, small_model, tokens, transformer
 

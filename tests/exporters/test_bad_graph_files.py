@@ -14,8 +14,8 @@ import pytest
 from pahq_exporters import OnnxPatcher, export_onnx
 from pahq_exporters.description import METADATA_KEY
 from pahq_exporters.session import default_threads
-from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import ExportError, PahqError
+from pahq_plugin.precision.config import PrecisionConfig
 from tests.helpers.refused import refused
 from tests.helpers.small import small_model
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pahq_exporters import OnnxPatcher, export_onnx
-from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import ConfigError, ExportError, GraphError, PromptError
+from pahq_plugin.precision.config import PrecisionConfig
 from tests.helpers.refused import refused
 from tests.helpers.small import VOCABULARY, patchable, small_model, tokens, transformer
 

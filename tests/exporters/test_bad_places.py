@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 
-from pahq_exporters import OnnxPatcher, check, export_onnx, heads, write
-from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.errors import (
-    ExportError,
-)
+from pahq_exporters import OnnxPatcher, check, export_onnx
+from pahq_exporters.graph import write
+from pahq_exporters.runtime import heads
+from pahq_plugin.errors import ExportError
+from pahq_plugin.precision.config import PrecisionConfig
 from tests.helpers.refused import Interrupted, contents, refused, untouched
 from tests.helpers.small import small_model, tokens
 

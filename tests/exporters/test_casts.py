@@ -12,11 +12,11 @@ import torch
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from pahq_exporters.builder import Builder
-from pahq_exporters.rounding import Rounding
+from pahq_exporters.graph.builder import Builder
+from pahq_exporters.graph.rounding import Rounding
 from pahq_exporters.session import open_session
 from pahq_plugin import PrecisionConfig
-from pahq_plugin.formats import get_format
+from pahq_plugin.precision.formats import get_format
 
 FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 import pahq_plugin as pahq
 from pahq_exporters.commands import export, import_graph, run
-from pahq_exporters.interchange import read_graph_json, write_graph_json
+from pahq_exporters.interchange.graph_json import read_graph_json, write_graph_json
 
 app = typer.Typer()
 app.command("export")(export)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pahq_exporters.description import SLOTS, Description, from_json
+from pahq_exporters.graph.write import DEFAULT, describe
 from pahq_exporters.inputs import inputs, outputs
-from pahq_exporters.write import DEFAULT, describe
 from pahq_plugin.errors import ExportError, GraphError, PahqError
 from tests.helpers.refused import refused
 from tests.helpers.small import patchable, small_model, transformer

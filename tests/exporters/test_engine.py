@@ -13,7 +13,7 @@ from auto_circuit.utils.ablation_activations import src_ablations
 
 import pahq_plugin as pahq
 from pahq_exporters import OnnxPatcher, export_onnx
-from pahq_exporters.write import DEFAULT
+from pahq_exporters.graph.write import DEFAULT
 from pahq_plugin.errors import PahqError
 from pahq_plugin.host.graph import canonical_edges
 from tests.helpers.architectures import build, random_architecture

@@ -17,7 +17,7 @@ from auto_circuit.utils.patchable_model import PatchableModel
 import pahq_plugin as pahq
 from pahq_exporters import OnnxPatcher, export_onnx
 from pahq_exporters.check import check
-from pahq_exporters.write import DEFAULT
+from pahq_exporters.graph.write import DEFAULT
 from pahq_plugin.host.graph import canonical_edges
 from tests.helpers.architectures import Architecture, build, random_architecture
 from tests.helpers.rounded import patched_logits, rounded_weights

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pahq_exporters.description import Description
-from pahq_exporters.heads import Heads, write_heads
-from pahq_exporters.high import packed_weights
-from pahq_exporters.write import DEFAULT, describe
+from pahq_exporters.graph.high import packed_weights
+from pahq_exporters.graph.write import DEFAULT, describe
+from pahq_exporters.runtime.heads import Heads, write_heads
 from pahq_plugin.errors import ExportError
 from tests.helpers.refused import refused
 from tests.helpers.small import small_model

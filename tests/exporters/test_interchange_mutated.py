@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pahq_exporters.interchange import GraphJson, read_graph_json
+from pahq_exporters.interchange.graph_json import GraphJson, read_graph_json
 from pahq_plugin.errors import PahqError, ResultError
 from tests.helpers.interchange import EDGE, TODAYS, changed, one_block
 

@@ -11,9 +11,9 @@ import pytest
 from auto_circuit.types import Edge
 
 import pahq_plugin as pahq
-from pahq_exporters.interchange import GraphJson, read_graph_json, write_graph_json
+from pahq_exporters.interchange.graph_json import GraphJson, read_graph_json, write_graph_json
 from pahq_plugin.errors import ConfigError
-from pahq_plugin.result import Discovery
+from pahq_plugin.results.result import Discovery
 from tests.helpers.interchange import (
     TODAYS,
     assert_runs_as_the_circuit,

@@ -14,9 +14,9 @@ from auto_circuit.model_utils.micro_model_utils import MicroModel
 from auto_circuit.utils.graph_utils import patchable_model
 from auto_circuit.utils.patchable_model import PatchableModel
 
-from pahq_exporters.interchange import read_graph_json, write_graph_json
+from pahq_exporters.interchange.graph_json import read_graph_json, write_graph_json
 from pahq_plugin.errors import GraphError, ModelError, PahqError, ResultError
-from pahq_plugin.result import Discovery, Stats
+from pahq_plugin.results.result import Discovery, Stats
 from tests.helpers.interchange import (
     EDGE,
     SEARCH,

@@ -15,8 +15,8 @@ import torch
 from auto_circuit.types import Edge
 
 import pahq_plugin as pahq
-from pahq_exporters.interchange import read_graph_json, write_graph_json
-from pahq_plugin.result import Stats
+from pahq_exporters.interchange.graph_json import read_graph_json, write_graph_json
+from pahq_plugin.results.result import Stats
 from tests.helpers.architectures import build, random_architecture
 from tests.helpers.interchange import assert_runs_as_the_circuit, made_up, random_result, two_blocks
 from tests.helpers.small import loader, patchable, small_model, transformer

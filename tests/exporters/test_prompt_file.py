@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pahq_exporters.prompt_file import PromptFile, read_prompts
+from pahq_exporters.runtime.prompt_file import PromptFile, read_prompts
 from pahq_plugin.errors import ConfigError, PahqError, PromptError
 from tests.helpers.refused import refused
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from pahq_plugin.checkpoint import METADATA, Checkpoint, _digest
+from pahq_plugin.discovery.acdc import Snapshot
+from pahq_plugin.discovery.checkpoint import METADATA, Checkpoint, _digest
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.search import Snapshot
 from tests.fuzz.bench import Bench, holds
 from tests.fuzz.hostile import damaged
 from tests.fuzz.octets import damaged_bytes

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from pahq_exporters import commands as exporters
 from pahq_exporters.run import main as light
-from pahq_plugin.cli import app
-from pahq_plugin.compare import sweep
-from pahq_plugin.zoo import bundled_model, vocabulary
+from pahq_plugin.cli.app import app
+from pahq_plugin.compare import run as sweep
+from pahq_plugin.problems import bundled_model, vocabulary
 from tests.fuzz.bench import Bench, Refused, check_message, holds
 from tests.fuzz.graphs import EDGES, exported
 from tests.fuzz.hostile import TEXTS, json_text

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from pahq_exporters import OnnxPatcher, export_onnx
 from pahq_exporters.description import METADATA_KEY, from_json
-from pahq_exporters.heads import Heads
-from pahq_exporters.interchange import read_graph_json, write_graph_json
+from pahq_exporters.interchange.graph_json import read_graph_json, write_graph_json
+from pahq_exporters.runtime.heads import Heads
 from tests.fuzz.bench import Bench, Refused, holds
 from tests.fuzz.hostile import NUMBERS, TEXTS, VALUES, json_text, written
 from tests.fuzz.octets import damaged_bytes

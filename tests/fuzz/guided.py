@@ -19,16 +19,16 @@ from tests.fuzz.bench import Bench
 from tests.fuzz.target import Target, attempt, targets
 
 READERS = (
-    "pahq_plugin.files",
-    "pahq_plugin.records",
+    "pahq_plugin.system.files",
+    "pahq_plugin.results.files",
     "pahq_plugin.compare.plan",
-    "pahq_plugin.compare.stored",
-    "pahq_plugin.checkpoint",
-    "pahq_plugin.zoo.prompt_files",
-    "pahq_exporters.prompt_file",
-    "pahq_exporters.interchange",
+    "pahq_plugin.compare.files",
+    "pahq_plugin.discovery.checkpoint",
+    "pahq_plugin.problems.prompt_files",
+    "pahq_exporters.runtime.prompt_file",
+    "pahq_exporters.interchange.graph_json",
     "pahq_exporters.description",
-    "pahq_exporters.heads",
+    "pahq_exporters.runtime.heads",
 )
 """Modules whose branches guide it; a new reader belongs here, too."""
 

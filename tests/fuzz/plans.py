@@ -8,12 +8,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from pahq_plugin.compare.frames import read_material
+from pahq_plugin.compare.page.page import Report
+from pahq_plugin.compare.page.write import make_frames, reductions, shown_tables, write_tables
 from pahq_plugin.compare.plan import Plan, read_plan
-from pahq_plugin.compare.sweep import Outcome, judgements_of
-from pahq_plugin.records import record_text
-from pahq_plugin.report.comparison_page import Report
-from pahq_plugin.report.write import make_frames, reductions, shown_tables, write_tables
+from pahq_plugin.compare.run import Outcome, judgements_of
+from pahq_plugin.compare.tables import read_material
+from pahq_plugin.results.files import record_text
 from tests.fuzz.bench import Bench, holds
 from tests.fuzz.hostile import TEXTS, json_text, toml_text, written
 from tests.fuzz.octets import damaged_bytes

@@ -6,10 +6,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from pahq_exporters.prompt_file import read_prompts as read_light
-from pahq_plugin.host.problems import loaders
-from pahq_plugin.zoo import bundled_model
-from pahq_plugin.zoo.prompt_files import as_token_ids, read_prompts
+from pahq_exporters.runtime.prompt_file import read_prompts as read_light
+from pahq_plugin.host.tasks import loaders
+from pahq_plugin.problems import bundled_model
+from pahq_plugin.problems.prompt_files import as_token_ids, read_prompts
 from tests.fuzz.bench import Bench, holds
 from tests.fuzz.hostile import json_text, written
 from tests.fuzz.octets import damaged_bytes

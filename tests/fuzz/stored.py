@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from pahq_plugin.host.stored import MODEL_FILE, _digest, open_model, save_model
+from pahq_plugin.models.on_disk import MODEL_FILE, _digest, open_model, save_model
 from tests.fuzz.bench import Bench, holds
 from tests.fuzz.hostile import written
 from tests.fuzz.octets import damaged_bytes

@@ -10,9 +10,9 @@ import torch
 
 import pahq_plugin as pahq
 from pahq_plugin.compare.plan import Plan, make_plan
-from pahq_plugin.compare.sweep import run_plan
+from pahq_plugin.compare.run import run_plan
 from pahq_plugin.errors import ConfigError
-from pahq_plugin.report.drawing import difference_of
+from pahq_plugin.results.drawing.write import difference_of
 from tests.helpers.small import LENGTH, VOCABULARY, loader, small_model, transformer
 
 

@@ -18,8 +18,8 @@ from transformer_lens.components import AbstractAttention, LayerNormPre
 
 import pahq_plugin as pahq
 from pahq_plugin.errors import ConfigError, ExportError, ModelError, ResultError
-from pahq_plugin.host.changes import changes, first_change
-from pahq_plugin.host.model import configuration_digest
+from pahq_plugin.models.changes import changes, first_change
+from pahq_plugin.models.checks import configuration_digest
 from tests.helpers.edited import EDITS, Edit
 from tests.helpers.families import FAMILIES, family_model
 from tests.helpers.replay import replay
@@ -95,7 +95,7 @@ def test_unedited_models_are_stored_as_before(tmp_path: Path) -> None:
     ],
 )
 def test_edits_that_no_model_has_are_damage(values: dict[str, Any], tmp_path: Path) -> None:
-    from pahq_plugin.host.stored import _digest
+    from pahq_plugin.models.on_disk import _digest
 
     pahq.save_model(EDITS["eps"].model(), tmp_path)
     record = json.loads((tmp_path / "model.json").read_text()) | values
@@ -318,7 +318,7 @@ def test_models_of_other_threads_keep_their_memory() -> None:
 
     from torch import nn
 
-    from pahq_plugin.host.changes import without_weights
+    from pahq_plugin.models.changes import without_weights
 
     def make() -> nn.Module:
         with ThreadPoolExecutor(1) as elsewhere:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 import pahq_plugin as pahq
 from pahq_plugin.errors import ModelError, ProblemError
-from pahq_plugin.host.hugging_face import hooked_model
-from pahq_plugin.host.problems import hub_model
+from pahq_plugin.models.hugging_face import hooked_model
+from pahq_plugin.models.load import hub_model
 from tests.helpers.hugging_face import MODELS, VOCABULARY, hf_model
 
 Weights = dict[str, Tensor]

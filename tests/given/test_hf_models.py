@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize, prune
 
 import pahq_plugin as pahq
 from pahq_plugin.errors import ModelError
-from pahq_plugin.host.hugging_face import hooked_model
+from pahq_plugin.models.hugging_face import hooked_model
 from tests.helpers.hugging_face import MODELS, VOCABULARY, hf_model
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -16,7 +16,7 @@ import torch
 import pahq_plugin
 from tests.test_distributed import arguments, ends, start
 
-RUN = "from pahq_plugin.cli import main; main()"
+RUN = "from pahq_plugin.cli.app import main; main()"
 
 
 def pahq(*arguments: object, **variables: str) -> Any:

@@ -9,7 +9,7 @@ import torch
 from auto_circuit.types import AblationType
 
 import pahq_plugin as pahq
-from pahq_plugin.config import default_precision
+from pahq_plugin.precision.config import default_precision
 from tests.helpers.families import FAMILIES, family_loader
 from tests.helpers.gpu import DEVICE, family_on_gpu, prompts_on_gpu, taken
 from tests.helpers.replay import replay

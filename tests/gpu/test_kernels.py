@@ -1,4 +1,4 @@
-"""The GPU's products in few bits against the reference arithmetic of `pahq_plugin.formats`."""
+"""The GPU's products in few bits against the reference arithmetic of `pahq_plugin.precision.formats`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pahq_plugin.formats import get_format
+from pahq_plugin.precision.formats import get_format
 from tests.helpers.gpu import DEVICE
 from tests.test_kernels import both, values
 

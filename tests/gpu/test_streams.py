@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import pahq_plugin as pahq
-from pahq_plugin.config import STREAMS, PrecisionConfig
-from pahq_plugin.streams import Streams
+from pahq_plugin.choices import STREAMS
+from pahq_plugin.precision.config import PrecisionConfig
+from pahq_plugin.precision.streams import Streams
 from tests.helpers.gpu import DEVICE
 from tests.helpers.small import LENGTH, VOCABULARY, small_model
 

@@ -8,7 +8,10 @@ from typing import Any
 
 from auto_circuit.types import DestNode, Edge, SrcNode
 
-from pahq_plugin.config import PrecisionConfig
+from pahq_plugin.discovery.acdc import Sweep
+from pahq_plugin.discovery.guard import GuardBand
+from pahq_plugin.discovery.screening import Screening
+from pahq_plugin.precision.config import PrecisionConfig
 
 Loss = Callable[[frozenset[Edge]], float]
 """Loss of the model from which a set of edges is removed."""
@@ -52,6 +55,19 @@ def random_loss(order: Sequence[Edge], seed: int, interaction: float = 0.5) -> L
 def additive_loss(effects: dict[Edge, float]) -> Loss:
     """Every edge has its own effect, whatever else is gone."""
     return lambda removed: sum(effects[edge] for edge in removed)
+
+
+def swept(
+    engine: Any,
+    order: Sequence[Edge],
+    threshold: float,
+    guard: GuardBand | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Sweep:
+    """A sweep of an engine, with screening where the engine screens."""
+    screening = Screening(engine, order, threshold, guard, seed=seed) if engine.screens else None
+    return Sweep(engine, order, threshold, screening, **options)
 
 
 def sequential(order: Sequence[Edge], loss: Loss, threshold: float) -> list[tuple[Edge, bool]]:
@@ -106,7 +122,7 @@ class FakeEngine:
     def effects(
         self, candidates: Sequence[Edge], predicted_kept: Sequence[bool], *, exact: bool
     ) -> list[float]:
-        """As `pahq_plugin.engine.Engine.effects` says; checks what it is asked."""
+        """As `pahq_plugin.engines.protocol.Engine.effects` says; checks what it is asked."""
         assert len(candidates) == len(predicted_kept) >= 1
         assert len(candidates) <= self.lookahead or exact
         assert len(set(candidates)) == len(candidates)
@@ -124,7 +140,7 @@ class FakeEngine:
     def settle(
         self, candidates: Sequence[Edge], predicted_kept: Sequence[bool], wanted: Sequence[bool]
     ) -> list[float]:
-        """As `pahq_plugin.engine.Engine.settle` says."""
+        """As `pahq_plugin.engines.protocol.Engine.settle` says."""
         assert len(candidates) == len(predicted_kept) == len(wanted) and any(wanted)
         state, effects = self.removed, []
         count = max(1, self._answers(sum(wanted)))

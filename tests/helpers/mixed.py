@@ -9,8 +9,8 @@ from auto_circuit.utils.graph_utils import patch_mode
 from auto_circuit.utils.patchable_model import PatchableModel
 from torch import Tensor
 
-from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.host.graph import canonical_edges
+from pahq_plugin.precision.config import PrecisionConfig
 from tests.helpers.small import activations, attention_names, tokens
 
 LEAST_DB = {

@@ -13,7 +13,7 @@ from auto_circuit.utils.patchable_model import PatchableModel
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from pahq_plugin.config import PrecisionConfig
+from pahq_plugin.precision.config import PrecisionConfig
 from tests.helpers.small import KINDS, patchable, transformer
 
 MODELS: dict[str, dict[str, Any]] = {

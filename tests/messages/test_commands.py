@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from pahq_exporters import commands
 from pahq_exporters.run import main, parse_head, run
-from pahq_plugin import cli
-from pahq_plugin.early import check_folder, check_problem
+from pahq_plugin.cli import app as cli
+from pahq_plugin.cli.early import check_folder, check_problem
 from pahq_plugin.errors import ConfigError, ProblemError, PromptError
 from tests.helpers.records import random_record, saved
 from tests.helpers.refused import refused

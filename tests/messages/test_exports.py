@@ -12,8 +12,8 @@ from transformer_lens import HookedTransformerKeyValueCache
 
 import pahq_plugin as pahq
 from pahq_exporters import export_onnx
-from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import ConfigError, ExportError
+from pahq_plugin.precision.config import PrecisionConfig
 from tests.helpers.families import family_model
 from tests.helpers.refused import refused
 from tests.helpers.small import small_model, tokens

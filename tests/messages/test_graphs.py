@@ -14,17 +14,17 @@ import onnx
 import pytest
 import torch
 
-import pahq_exporters.heads
+import pahq_exporters.runtime.heads
 from pahq_exporters import OnnxPatcher, check, export_onnx
 from pahq_exporters.description import from_json
 from pahq_exporters.engine import _check_padding
-from pahq_exporters.heads import Heads, write_heads
-from pahq_exporters.prompt_file import read_prompts
+from pahq_exporters.graph.write import DEFAULT, describe
 from pahq_exporters.run import run
+from pahq_exporters.runtime.heads import Heads, write_heads
+from pahq_exporters.runtime.prompt_file import read_prompts
 from pahq_exporters.session import LEVELS, MODES, open_session
-from pahq_exporters.write import DEFAULT, describe
-from pahq_plugin.config import PrecisionConfig
 from pahq_plugin.errors import ConfigError, ExportError, GraphError, PahqError, PromptError
+from pahq_plugin.precision.config import PrecisionConfig
 from tests.helpers.refused import refused
 from tests.helpers.small import patchable, small_model, tokens, transformer
 
@@ -279,7 +279,7 @@ def test_files_of_heads(edit: Callable[[bytes], bytes], message: str, tmp_path: 
 
 def test_heads_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file or directory"):
-        pahq_exporters.heads.write_heads(small_model(), KNOWN, tmp_path / "none" / "heads")
+        pahq_exporters.runtime.heads.write_heads(small_model(), KNOWN, tmp_path / "none" / "heads")
 
 
 # Prompts ------------------------------------------------------------------------------------------

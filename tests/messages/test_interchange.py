@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pahq_exporters.interchange import read_graph_json, write_graph_json
+from pahq_exporters.interchange.graph_json import read_graph_json, write_graph_json
 from pahq_plugin.errors import GraphError, PahqError, ResultError
 from tests.helpers.interchange import TODAYS, changed, one_block, random_result, read_text
 from tests.helpers.refused import refused

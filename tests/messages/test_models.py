@@ -15,23 +15,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pahq_plugin as pahq
-from pahq_plugin.arguments import check_device, check_world
-from pahq_plugin.catalogue import get_method
-from pahq_plugin.distributed import World
-from pahq_plugin.errors import (
-    ConfigError,
-    DistributedError,
-    GraphError,
-    MetricError,
-    ModelError,
-)
-from pahq_plugin.host import AblationType, hf_configs, hugging_face
+from pahq_plugin.discovery.checks import check_device, check_world
+from pahq_plugin.discovery.methods import get_method
+from pahq_plugin.errors import ConfigError, DistributedError, GraphError, MetricError, ModelError
+from pahq_plugin.host import AblationType
 from pahq_plugin.host.graph import check_order, find_edge
-from pahq_plugin.host.hf_folder import load_folder
-from pahq_plugin.host.model import check_patchable
-from pahq_plugin.host.problems import language_model
-from pahq_plugin.host.stored import _digest
-from pahq_plugin.plugins import load
+from pahq_plugin.models import hf_configs, hugging_face
+from pahq_plugin.models.checks import check_patchable
+from pahq_plugin.models.hf_folder import load_folder
+from pahq_plugin.models.load import language_model
+from pahq_plugin.models.on_disk import _digest
+from pahq_plugin.system.plugins import load
+from pahq_plugin.system.processes import World
 from tests.helpers.families import family_model
 from tests.helpers.refused import refused
 from tests.helpers.replay import canonical_order

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from pahq_plugin.compare import frames, task
+from pahq_plugin.compare import tables as frames
+from pahq_plugin.compare import work as task
 from pahq_plugin.compare.baselines import get_baseline
+from pahq_plugin.compare.files import read_judged, read_search
 from pahq_plugin.compare.plan import make_plan, profile, read_plan
-from pahq_plugin.compare.stored import read_judged, read_search
-from pahq_plugin.compare.sweep import run_plan
+from pahq_plugin.compare.run import run_plan
 from pahq_plugin.errors import ConfigError, ResultError
 from tests.helpers.refused import refused
 

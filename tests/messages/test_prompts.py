@@ -15,10 +15,11 @@ from auto_circuit.data import PromptDataLoader, PromptDataset
 from transformer_lens import HookedTransformer
 
 from pahq_plugin.errors import ModelError, ProblemError, PromptError
-from pahq_plugin.host.patching import check_one_shape, collect_batches, loader_of
-from pahq_plugin.zoo import load_problem, prompts, templates, vocabulary
-from pahq_plugin.zoo.prompt_files import Encoder, as_token_ids, read_prompts
-from pahq_plugin.zoo.tracr import tracr_prompts
+from pahq_plugin.host.prompts import check_one_shape, collect_batches, loader_of
+from pahq_plugin.problems import generated as prompts
+from pahq_plugin.problems import load_problem, templates, vocabulary
+from pahq_plugin.problems.prompt_files import Encoder, as_token_ids, read_prompts
+from pahq_plugin.problems.tracr import tracr_prompts
 from tests.helpers.refused import refused
 from tests.helpers.small import loader, patchable, small_model, tokens, transformer
 

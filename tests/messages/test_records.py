@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pahq_plugin.card import card_text, write_card
 from pahq_plugin.errors import ConfigError, ResultError
-from pahq_plugin.files import parse_json
-from pahq_plugin.records import read_record, read_stats, result_file
+from pahq_plugin.results.card import card_text, write_card
+from pahq_plugin.results.files import read_record, read_stats, result_file
+from pahq_plugin.system.files import parse_json
 from tests.helpers.records import decision, random_record, record_of, saved
 from tests.helpers.refused import refused
 
@@ -90,7 +90,7 @@ def test_what_a_run_cost(content: str, message: str, tmp_path: Path) -> None:
 def test_costs_below_nothing(tmp_path: Path) -> None:
     from dataclasses import asdict
 
-    from pahq_plugin.result import Stats
+    from pahq_plugin.results.result import Stats
 
     stats = asdict(Stats())
     (tmp_path / "run.json").write_text(json.dumps({"stats": stats}))

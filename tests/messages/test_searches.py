@@ -19,12 +19,12 @@ from attr import evolve
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from pahq_plugin.checkpoint import METADATA, _digest
-from pahq_plugin.config import PrecisionConfig
-from pahq_plugin.distributed import World, _together, _wait_for, launched
+from pahq_plugin.discovery.checkpoint import METADATA, _digest
+from pahq_plugin.engines.choose import make_engine
 from pahq_plugin.errors import CheckpointError, ConfigError, DistributedError, MetricError
-from pahq_plugin.host.patching import loader_of
-from pahq_plugin.searching import make_engine
+from pahq_plugin.host.prompts import loader_of
+from pahq_plugin.precision.config import PrecisionConfig
+from pahq_plugin.system.processes import World, _together, _wait_for, launched
 from tests.helpers.refused import refused
 from tests.helpers.searches import discover
 from tests.helpers.small import loader, small_model, tokens
@@ -80,10 +80,10 @@ def test_batches_that_no_budget_fits() -> None:
 
 
 def test_an_engine_of_one_process() -> None:
-    task: Any = SimpleNamespace(world=World(0, 2))
+    question: Any = SimpleNamespace(world=World(0, 2), engine="onnx")
     message = "engine='onnx' works in one process; use engine='incremental'"
     with ExitStack() as stack, refused(DistributedError, message):
-        make_engine(task, "onnx", INT8, stack)
+        make_engine(question, INT8, stack)
 
 
 # Processes ----------------------------------------------------------------------------------------

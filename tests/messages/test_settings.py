@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from pahq_plugin.config import PrecisionConfig, SearchConfig, parse_bytes
+from pahq_plugin.engines.placement.plan import parse_bytes
+from pahq_plugin.engines.question import check_numbers
 from pahq_plugin.errors import ConfigError, FormatError, GraphError, MetricError
-from pahq_plugin.formats import get_format
 from pahq_plugin.metrics import check_answers, resolve_metric
-from pahq_plugin.policy import check_parts
+from pahq_plugin.precision.config import PrecisionConfig
+from pahq_plugin.precision.formats import get_format
+from pahq_plugin.precision.policy import check_parts
 from tests.helpers.refused import refused
 from tests.helpers.searches import discover
 from tests.helpers.small import loader, small_model
@@ -61,7 +63,7 @@ def test_settings_of_precision(settings: dict[str, Any], message: str) -> None:
 )
 def test_settings_of_a_search(settings: dict[str, Any], message: str) -> None:
     with refused(ConfigError, message):
-        SearchConfig(**settings)
+        check_numbers(**{"threshold": 0.01, "batches": 1, "seed": 0} | settings)
 
 
 def test_sizes_of_memory() -> None:

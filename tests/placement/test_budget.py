@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pahq_plugin as pahq
-from pahq_plugin import discovery
+from pahq_plugin.discovery import search as discovery
 from pahq_plugin.errors import ConfigError
 from tests.helpers.families import family_loader, family_model
 from tests.helpers.refused import refused

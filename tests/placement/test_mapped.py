@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pahq_plugin.fingerprint import fingerprint
-from pahq_plugin.mapped import (
+from pahq_plugin.system.fingerprint import fingerprint
+from pahq_plugin.system.mapped import (
     is_mapped,
     let_go,
     let_go_if_unchanged,

@@ -11,17 +11,18 @@ import pytest
 import torch
 
 import pahq_plugin as pahq
-from pahq_plugin.engine.budget import budget_for
-from pahq_plugin.engine.incremental import IncrementalEngine
+from pahq_plugin.engines.incremental.budget import budget_for
+from pahq_plugin.engines.incremental.engine import IncrementalEngine
+from pahq_plugin.engines.placement import place
+from pahq_plugin.engines.placement.place import placed
+from pahq_plugin.engines.placement.plan import Plan, plan_memory, units_of
+from pahq_plugin.engines.question import Question
 from pahq_plugin.host import AblationType
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.lending import borrowed
-from pahq_plugin.host.model import weight_parameters
-from pahq_plugin.host.patching import collect_batches
+from pahq_plugin.host.prompts import collect_batches
 from pahq_plugin.metrics import resolve_metric
-from pahq_plugin.placement import place
-from pahq_plugin.placement.place import placed
-from pahq_plugin.placement.plan import Plan, plan_memory, units_of
+from pahq_plugin.models.checks import weight_parameters
 from tests.helpers.architectures import build, random_architecture
 from tests.helpers.families import FAMILIES, family_loader, family_model
 
@@ -46,7 +47,9 @@ def effects(
     with ExitStack() as stack:
         stack.enter_context(borrowed(model))
         at = None if plan is None else stack.enter_context(placed(model, plan, CPU, copies=copies))
-        engine = IncrementalEngine(model, loader, prompts, ablation, metric, precision, placement=at)
+        engine = IncrementalEngine(
+            Question(model, loader, prompts, ablation, metric, placement=at), precision
+        )
         return _walk(engine, edges)
 
 

@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pahq_plugin as pahq
-from pahq_plugin.config import parse_bytes
-from pahq_plugin.engine.budget import budget_for, budget_within
+from pahq_plugin.engines.incremental.budget import budget_for, budget_within
+from pahq_plugin.engines.placement.plan import LEAST_PASSES, Plan, parse_bytes, plan_memory, units_of
 from pahq_plugin.errors import ConfigError
-from pahq_plugin.host.model import weight_parameters
-from pahq_plugin.host.patching import collect_batches
-from pahq_plugin.placement.plan import LEAST_PASSES, Plan, plan_memory, units_of
+from pahq_plugin.host.prompts import collect_batches
+from pahq_plugin.models.checks import weight_parameters
 from tests.helpers.architectures import build, random_architecture
 from tests.helpers.families import FAMILIES, family_loader, family_model
 from tests.helpers.refused import refused

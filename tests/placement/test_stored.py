@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import pahq_plugin as pahq
 from pahq_plugin.errors import ModelError, PromptError
-from pahq_plugin.host.stored import _digest, stored_name
+from pahq_plugin.models.on_disk import _digest, stored_name
 from tests.helpers.families import FAMILIES, family_model, tokens
 from tests.helpers.refused import refused
 from tests.helpers.small import transformer
@@ -219,10 +219,10 @@ def test_the_file_decides_neither_device_nor_code(tmp_path: Path) -> None:
 
 
 def test_the_stored_bundled_model_solves_the_same_problem(tmp_path: Path) -> None:
-    from pahq_plugin.zoo.problems import store_model
+    from pahq_plugin.problems.load import store_model
 
     nbytes = store_model("bundled", tmp_path / "bundled")
-    assert nbytes == sum(p.nbytes for p in pahq.zoo.bundled_model.load().parameters())
+    assert nbytes == sum(p.nbytes for p in pahq.problems.bundled_model.load().parameters())
     found = {}
     for model in (None, str(tmp_path / "bundled")):
         problem = pahq.load_problem("greater-than", model=model)

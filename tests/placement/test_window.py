@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pahq_plugin.placement.window import Copied, Lent, Shelf, Spilled, Window
+from pahq_plugin.engines.placement.window import Copied, Lent, Shelf, Spilled, Window
 
 
 @dataclass(eq=False)

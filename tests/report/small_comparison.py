@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pahq_plugin.compare.page.page import Report
+from pahq_plugin.compare.page.write import write_report
 from pahq_plugin.compare.plan import Plan, make_plan
-from pahq_plugin.compare.sweep import run_plan
-from pahq_plugin.report.comparison_page import Report
-from pahq_plugin.report.write import write_report
+from pahq_plugin.compare.run import run_plan
 
 SETTINGS = {
     "title": "A small <comparison> & more",

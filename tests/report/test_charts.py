@@ -10,13 +10,13 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from pahq_plugin.compare.frames import Finding, Material
+from pahq_plugin.compare.page import interactive
+from pahq_plugin.compare.page.chart import Chart, Series
+from pahq_plugin.compare.page.charts import Frames, faithfulness_chart, memory_chart, time_chart
+from pahq_plugin.compare.page.page import circuits_to_show, reference_threshold
+from pahq_plugin.compare.page.static import write_chart
 from pahq_plugin.compare.plan import ProblemSpec, Search
-from pahq_plugin.report import interactive
-from pahq_plugin.report.chart import Chart, Series
-from pahq_plugin.report.charts import Frames, faithfulness_chart, memory_chart, time_chart
-from pahq_plugin.report.comparison_page import circuits_to_show, reference_threshold
-from pahq_plugin.report.static import write_chart
+from pahq_plugin.compare.tables import Finding, Material
 
 BEHAVIOUR = "faithfulness_loss"
 EDGES = 100

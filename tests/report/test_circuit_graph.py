@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 
 from pahq_plugin.errors import ResultError
-from pahq_plugin.report.circuit_graph import circuit_data, graph_page, viewer, viewer_assets
-from pahq_plugin.report.page import asset, json_text
-from pahq_plugin.report.scale import EffectScale
-from pahq_plugin.tables import label
+from pahq_plugin.results.drawing.circuit_graph import circuit_data, graph_page, viewer, viewer_assets
+from pahq_plugin.results.drawing.page import asset, json_text
+from pahq_plugin.results.drawing.scale import EffectScale
+from pahq_plugin.results.terminal import label
 from tests.helpers.records import acyclic_records, decision, random_record, record_of
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&amp;\u2028\u2029\ud800"

@@ -16,17 +16,17 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
 from pahq_plugin.compare.baselines import BASELINES
+from pahq_plugin.compare.page.chart import STYLES, Chart, Series, style
+from pahq_plugin.compare.page.charts import Frames, precision_charts, problem_charts
+from pahq_plugin.compare.page.interactive import figure
+from pahq_plugin.compare.page.page import Report, reference_threshold
+from pahq_plugin.compare.page.readable import Table, decimals, interval, number
+from pahq_plugin.compare.page.sentences import findings, rates, same_circuits, small_end
+from pahq_plugin.compare.page.static import write_chart
+from pahq_plugin.compare.page.write import reductions, troubles, write_report
 from pahq_plugin.compare.plan import Plan, profile
-from pahq_plugin.compare.sweep import Outcome
+from pahq_plugin.compare.run import Outcome
 from pahq_plugin.errors import ConfigError
-from pahq_plugin.report.chart import STYLES, Chart, Series, style
-from pahq_plugin.report.charts import Frames, precision_charts, problem_charts
-from pahq_plugin.report.comparison_page import Report, reference_threshold
-from pahq_plugin.report.findings import findings, rates, same_circuits, small_end
-from pahq_plugin.report.interactive import figure
-from pahq_plugin.report.shown import Table, decimals, interval, number
-from pahq_plugin.report.static import write_chart
-from pahq_plugin.report.write import reductions, troubles, write_report
 from tests.helpers.browser import browser, opened
 from tests.report.small_comparison import compare
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from pahq_plugin.labels import ends
-from pahq_plugin.report.dot import circuit_dot, quoted
+from pahq_plugin.results.drawing.dot import circuit_dot, quoted
 from tests.helpers.records import acyclic_records, decision, random_record, record_of
 
 TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|->|[{}\[\];,=]|#?[\w.+-]+)', re.DOTALL)

@@ -11,7 +11,7 @@ from hypothesis import given
 
 from pahq_plugin.errors import ResultError
 from pahq_plugin.labels import block_of, ends, kind_of
-from pahq_plugin.report.nodes import ROW_HEIGHT, layout, natural_order
+from pahq_plugin.results.drawing.nodes import ROW_HEIGHT, layout, natural_order
 from tests.helpers.records import acyclic_records, transformer_edges
 
 

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pahq_plugin.report.scale import NEGATIVE, POSITIVE, THICKEST, THINNEST, EffectScale, between
+from pahq_plugin.results.drawing.scale import (
+    NEGATIVE,
+    POSITIVE,
+    THICKEST,
+    THINNEST,
+    EffectScale,
+    between,
+)
 from tests.helpers.records import EFFECTS
 
 

@@ -16,7 +16,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from pahq_plugin.report.circuit_graph import circuit_data, graph_page
+from pahq_plugin.results.drawing.circuit_graph import circuit_data, graph_page
 from tests.helpers.browser import browser, opened
 from tests.helpers.records import decision, random_record, record_of
 

@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from transformer_lens import HookedTransformer, loading_from_pretrained
 from transformers import PreTrainedTokenizerFast
 
-from pahq_plugin.zoo import templates, vocabulary
+from pahq_plugin.problems import templates, vocabulary
 
 END = "<|endoftext|>"
 TEXTS = (
@@ -79,5 +79,5 @@ def install(monkeypatch: pytest.MonkeyPatch, n_layers: int = 1, n_heads: int = 2
         )
 
     monkeypatch.setattr(HookedTransformer, "from_pretrained", from_pretrained)
-    monkeypatch.setattr("pahq_plugin.host.problems._hub_weights", lambda official: None)
+    monkeypatch.setattr("pahq_plugin.models.load._hub_weights", lambda official: None)
     return calls

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pahq_plugin as pahq
-from pahq_plugin.zoo.vocabulary import WORDS
+from pahq_plugin.problems.vocabulary import WORDS
 
 TEXT = {
     "clean": "When Mary and John went to the park , John gave a ball to",

@@ -11,7 +11,7 @@ import pytest
 from transformer_lens import HookedTransformer
 
 from pahq_plugin.errors import ProblemError
-from pahq_plugin.zoo import bundled_model, load_problem
+from pahq_plugin.problems import bundled_model, load_problem
 from tests.helpers.problems import prompts_of, text_pair, user_file
 from tests.zoo import hub
 
@@ -69,7 +69,7 @@ def test_norms_are_folded_where_transformer_lens_can(
         raise OSError("no hub")
 
     monkeypatch.setattr(HookedTransformer, "from_pretrained", load)
-    monkeypatch.setattr("pahq_plugin.host.problems._hub_weights", lambda official: None)
+    monkeypatch.setattr("pahq_plugin.models.load._hub_weights", lambda official: None)
     with pytest.raises(ProblemError):
         load_problem("ioi", model=name)
     assert asked["fold_ln"] == folds
@@ -92,7 +92,7 @@ def test_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, offline: s
 def test_offline_without_a_cache_is_one_error(tmp_path: Path) -> None:
     """What TransformerLens itself raises then, not a stand-in for it."""
     code = (
-        "from pahq_plugin.zoo import load_problem\n"
+        "from pahq_plugin.problems import load_problem\n"
         "from pahq_plugin.errors import ProblemError\n"
         "for name, model in (('ioi', 'gpt2'), ('docstring', None)):\n"
         "    try: load_problem(name, model=model)\n"

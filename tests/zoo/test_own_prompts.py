@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pahq_plugin.errors import PromptError
-from pahq_plugin.zoo import load_problem, vocabulary
-from pahq_plugin.zoo.prompts import generate
+from pahq_plugin.problems import load_problem, vocabulary
+from pahq_plugin.problems.generated import generate
 from tests.helpers.problems import outputs, prompts_of, text_pair, user_file
 
 

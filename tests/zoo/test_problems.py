@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from pahq_plugin.errors import ModelError, ProblemError
-from pahq_plugin.host import problems as host_problems
-from pahq_plugin.zoo import bundled_model, load_problem, problem_names, vocabulary
-from pahq_plugin.zoo.prompts import TASKS, generate
-from pahq_plugin.zoo.tracr import TOKEN_IDS
+from pahq_plugin.models import load as host_problems
+from pahq_plugin.problems import bundled_model, load_problem, problem_names, vocabulary
+from pahq_plugin.problems.generated import TASKS, generate
+from pahq_plugin.problems.tracr import TOKEN_IDS
 from tests.helpers.problems import outputs, prompts_of
 
 
@@ -204,7 +204,9 @@ def test_another_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_importing_the_zoo_is_light() -> None:
-    code = "import sys, pahq_plugin.zoo; print({'torch', 'transformer_lens', 'jax'} & {*sys.modules})"
+    code = (
+        "import sys, pahq_plugin.problems; print({'torch', 'transformer_lens', 'jax'} & {*sys.modules})"
+    )
     source = str(Path(bundled_model.__file__).parents[2])
     ran = subprocess.run(
         [sys.executable, "-c", code],

@@ -15,9 +15,9 @@ import pytest
 
 import pahq_plugin
 from pahq_plugin.errors import ProblemError, PromptError
-from pahq_plugin.zoo import vocabulary
-from pahq_plugin.zoo.prompts import TASKS, generate, split_of
-from pahq_plugin.zoo.tracr import TOKEN_IDS, tracr_prompts
+from pahq_plugin.problems import vocabulary
+from pahq_plugin.problems.generated import TASKS, generate, split_of
+from pahq_plugin.problems.tracr import TOKEN_IDS, tracr_prompts
 
 SOURCES = str(Path(pahq_plugin.__file__).parents[1])
 LENGTHS = {"ioi": 15, "greater-than": 16, "induction": 16}
@@ -164,7 +164,7 @@ def test_the_same_prompts_in_every_process() -> None:
     assert digest(generate("ioi", 20, 0, "test")) == IOI_DIGEST
     assert digest(tracr_prompts("reverse", 0)) == REVERSE_DIGEST
     code = (
-        "import hashlib, json; from pahq_plugin.zoo.prompts import generate; "
+        "import hashlib, json; from pahq_plugin.problems.generated import generate; "
         "print(hashlib.sha256(json.dumps(generate('ioi', 20, 0, 'test'), sort_keys=True)"
         ".encode()).hexdigest())"
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pahq_plugin.errors import ProblemError, PromptError
-from pahq_plugin.zoo.templates import TEXT_TASKS, text_prompts
+from pahq_plugin.problems.templates import TEXT_TASKS, text_prompts
 from tests.zoo.hub import small_tokenizer
 
 TOKENIZER = small_tokenizer()

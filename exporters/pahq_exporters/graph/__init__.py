@@ -1,0 +1,1 @@
+"""A host model as an ONNX graph."""

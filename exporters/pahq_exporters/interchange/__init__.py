@@ -1,0 +1,5 @@
+"""Circuits as the JSON graphs of EAP-IG and the MIB circuit track."""
+
+from pahq_exporters.interchange.graph_json import GraphJson, read_graph_json, write_graph_json
+
+__all__ = ["GraphJson", "read_graph_json", "write_graph_json"]

@@ -1,0 +1,1 @@
+"""Run an exported graph with numpy and ONNX Runtime alone."""

@@ -1,0 +1,103 @@
+"""A loaded graph: what it is, and one output of it from inputs by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pahq_exporters.description import METADATA_KEY, Description, from_json
+from pahq_exporters.inputs import misfits
+from pahq_exporters.runtime.arrays import Array
+from pahq_exporters.session import SILENT, default_threads, open_session
+from pahq_plugin.errors import ExportError, one_line
+
+TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+"""ONNX Runtime's names of types."""
+
+
+class GraphRunner:
+    """Runs a graph in ONNX Runtime; buffers of outputs are used again while their shapes stay.
+
+    Attributes:
+        description: what the graph is.
+        providers: the execution providers that it really runs on.
+
+    Args:
+        path: the graph.
+        providers, mode, level: as of `pahq_exporters.session.open_session`.
+        threads: of one operation; ``None`` for ``OMP_NUM_THREADS``, or else ONNX Runtime's choice.
+
+    Raises:
+        ExportError: a missing, damaged or foreign file, or ONNX Runtime is not installed.
+        ConfigError: an unknown provider, mode, level or number of threads.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        providers: Sequence[str] | None,
+        mode: str,
+        threads: int | None,
+        level: str | None,
+    ) -> None:
+        self._path = path
+        used = default_threads() if threads is None else threads
+        self._session = open_session(path, providers, mode, used, level)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.description: Description = from_json(metadata.get(METADATA_KEY), path)
+        self._check_inputs()
+        self.providers: list[str] = list(self._session.get_providers())
+        self._outputs: dict[tuple[str, tuple[int, ...]], Any] = {}
+
+    def _check_inputs(self) -> None:
+        """
+        Raises:
+            ExportError: the inputs are not those of the description.
+        """
+        found = {
+            each.name: (TYPES.get(str(each.type), str(each.type)), each.shape)
+            for each in self._session.get_inputs()
+        }
+        misfit = misfits(self.description, found)
+        if misfit:
+            raise ExportError(f"{self._path} does not fit its description: {misfit[0]}; export it again")
+
+    def run(self, output: str, inputs: dict[str, Any], shape: tuple[int, ...]) -> Array:
+        """One output of the graph, of that shape. Only what it depends on is computed.
+
+        Raises:
+            ExportError: the graph cannot be run, or gives numbers that are not finite.
+        """
+        import onnxruntime as ort
+
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_cpu_input(name, typed(value))
+        buffer = self._outputs.get((output, shape))
+        if buffer is None:
+            self._outputs = {k: v for k, v in self._outputs.items() if k[0] != output}
+            buffer = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float32)
+            self._outputs[output, shape] = buffer
+        binding.bind_ortvalue_output(output, buffer)
+        options = ort.RunOptions()
+        options.only_execute_path_to_fetches = True
+        options.log_severity_level = SILENT
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:  # of several kinds, all from ONNX Runtime's own errors
+            raise ExportError(f"{self._path} cannot be run ({one_line(error)})") from None
+        found = np.array(buffer.numpy())
+        if not np.isfinite(found).all():
+            raise ExportError(
+                f"{self._path} gives {output} that are not finite: its weights are damaged"
+            )
+        return found
+
+
+def typed(value: Any) -> Array:
+    """As a graph wants it: integers of 64 bits, rows one behind the other."""
+    array = np.asarray(value, order="C")
+    return array.astype(np.int64) if array.dtype.kind in "iu" else array

@@ -1,0 +1,42 @@
+"""Names that options take, and the defaults that a command shares with the function behind it.
+
+They are written out here, because looking them up would import PyTorch and the host at each press of the
+key that completes them; a test holds every list against what the commands accept. Host methods whose
+keys have spaces are left out: shells would take each word for an argument of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+PROBLEMS = ("ioi", "greater-than", "induction", "docstring", "tracr-reverse", "tracr-xproportion")
+METHODS = ("pahq", "pahq-paper", "rtn-q", "acdc", "eap", "eap-ig", "Random", "ACDC")
+COMPARED = (
+    "pahq", "acdc", "pahq-paper", "rtn-q", "host-acdc", "eap", "eap-ig", "ig", "edge-probing",
+    "subnetwork-probing", "act-mag", "random", "ground-truth", "all",
+)  # fmt: skip
+METRICS = ("kl_div", "mse", "logit_diff")
+ABLATIONS = (
+    "resample", "zero", "tokenwise_mean_clean", "tokenwise_mean_corrupt",
+    "tokenwise_mean_clean_and_corrupt", "batch_tokenwise_mean", "batch_all_tok_mean",
+)  # fmt: skip
+ENGINES = ("auto", "incremental", "host")
+FORMATS = ("fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8")
+SCALES = ("row", "head", "tensor", "none")
+KERNELS = ("auto", "eager", "native")
+WITH_JSON = ("discover", "show", "compare", "store", "doctor", "export", "import", "run")
+PROFILES = ("reduced", "full")
+
+Policy = Literal["investigated_head", "investigated_path", "uniform", "full", "hybrid"]
+POLICIES: tuple[Policy, ...] = ("investigated_head", "investigated_path", "uniform", "full", "hybrid")
+
+Part = Literal["qkv", "output", "scores", "values", "unembed"]
+PARTS: tuple[Part, ...] = ("qkv", "output", "scores", "values", "unembed")
+
+StreamName = Literal["load", "low", "high"]
+STREAMS: tuple[StreamName, ...] = ("load", "low", "high")
+
+DEFAULT_THRESHOLD = 0.01
+
+CHECKPOINT_EVERY = 30.0
+"""Seconds between two writes of a checkpoint."""

@@ -1,0 +1,190 @@
+"""The command ``pahq compare``: methods side by side, and a report of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pahq_plugin import choices
+from pahq_plugin.cli import options as known
+from pahq_plugin.cli.options import (
+    Ablation,
+    BatchSize,
+    Bos,
+    Debug,
+    Json,
+    Model,
+    Positional,
+    Prompts,
+    flags_given,
+)
+from pahq_plugin.cli.output import complain, one_line_errors, print_json
+from pahq_plugin.errors import ConfigError, counted
+from pahq_plugin.system.launch import launched
+
+if TYPE_CHECKING:
+    from pahq_plugin.compare.page.page import Report
+    from pahq_plugin.compare.plan import Plan
+    from pahq_plugin.compare.run import Outcome
+
+PROBLEM_OPTIONS = ("model", "prompts", "batch_size", "positional", "bos")
+
+DEFAULT_METHODS = ("pahq", "acdc", "pahq-paper", "rtn-q", "eap", "eap-ig", "act-mag", "random")
+"""What is compared where nothing is said: whatever takes seconds. ``all`` adds the rest."""
+
+
+def compare(
+    context: typer.Context,
+    problems: Annotated[
+        list[str] | None, known.argument(choices.PROBLEMS, "Problems, for example ioi.")
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="A TOML file with problems, methods, ...")] = None,
+    profile: Annotated[
+        str | None, known.option(choices.PROFILES, "A plan that comes along: reduced, full.")
+    ] = None,
+    methods: Annotated[
+        str | None,
+        known.list_option(choices.COMPARED, "pahq,acdc,eap,..., host keys, pahq@int8; or all."),
+    ] = None,
+    thresholds: Annotated[str | None, typer.Option(help="Of searches, for example 0.01,0.001.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds of prompts.", min=1)] = 1,
+    model: Model = None,
+    prompts: Prompts = None,
+    batch_size: BatchSize = None,
+    positional: Positional = False,
+    bos: Bos = None,
+    batches: Annotated[int, typer.Option(help="Batches to search with; 0 for all.")] = 1,
+    test_batches: Annotated[int, typer.Option(help="Held-out batches to judge with; 0: all.")] = 0,
+    ablation: Ablation = "resample",
+    out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("runs/compare"),
+    processes: Annotated[int, typer.Option(help="Runs at a time; 1 for clean timings.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of each run.", min=1)] = 1,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare methods on PROBLEMS (or a plan) and write tables, plots and a page.
+
+    What is in the folder already is not done again: start the same command to go on.
+    """
+    with one_line_errors(debug), launched() as world:
+        named = {
+            "problems": [
+                _problem(p, model, prompts, batch_size, positional, bos) for p in problems or ()
+            ],
+            "methods": _methods(methods),
+            "thresholds": _numbers(thresholds),
+        }
+        settings = {"batches": batches, "test_batches": test_batches, "ablation": ablation}
+        chosen = _plan(
+            plan,
+            profile,
+            {name: value for name, value in named.items() if value},
+            flags_given(context, ("seeds", *settings, *PROBLEM_OPTIONS)),
+            settings | {"seeds": list(range(seeds))},
+        )
+        from pahq_plugin.compare.page.write import write_report
+        from pahq_plugin.compare.run import run_plan
+
+        outcome = run_plan(chosen, out, processes, threads, not as_json and world.is_first, world)
+        if not world.is_first:
+            return
+        at_a_time = counted(processes * world.size, "process", "processes")
+        how = f"{at_a_time} at a time, {counted(threads, 'thread')} each"
+        report = write_report(chosen, out, outcome, how, progress=not as_json)
+        _tell(report, out, outcome, as_json)
+        if outcome.failed:
+            raise typer.Exit(1)
+
+
+def _plan(
+    file: Path | None,
+    profile: str | None,
+    named: dict[str, Any],
+    given: list[str],
+    settings: dict[str, Any],
+) -> Plan:
+    """The plan that the flags name or make up.
+
+    Args:
+        file: of a plan.
+        profile: a bundled plan's name.
+        named: what was said of problems, methods and thresholds.
+        given: flags besides these that somebody has set.
+        settings: the rest, with defaults.
+
+    Raises:
+        ConfigError: two sources at once, or none.
+    """
+    from pahq_plugin.compare.plan import make_plan, read_plan
+    from pahq_plugin.compare.plan import profile as bundled
+
+    sources = [name for name, value in (("--plan", file), ("--profile", profile)) if value]
+    beside = [*sources[1:], *named, *given]
+    if sources and beside:
+        other = beside[0]
+        raise ConfigError(f"{sources[0]} says what to compare; {other} cannot be given beside it")
+    if file is not None:
+        return read_plan(file)
+    if profile is not None:
+        return bundled(profile)
+    if "problems" not in named:
+        raise ConfigError("name a problem (pahq compare ioi), a --plan FILE or a --profile")
+    return make_plan({"methods": list(DEFAULT_METHODS)} | named | settings, Path())
+
+
+def _problem(
+    name: str,
+    model: str | None,
+    prompts: Path | None,
+    batch_size: int | None,
+    positional: bool,
+    bos: bool | None,
+) -> dict[str, Any]:
+    given = {"model": model, "prompts": prompts and str(prompts), "batch_size": batch_size, "bos": bos}
+    return {"name": name, "positional": positional} | {k: v for k, v in given.items() if v is not None}
+
+
+def _methods(text: str | None) -> list[str]:
+    """Names separated by commas; ``all`` is every baseline."""
+    from pahq_plugin.compare.baselines import BASELINES
+
+    return list(BASELINES) if text == "all" else _parts(text)
+
+
+def _numbers(text: str | None) -> list[float]:
+    """
+    Raises:
+        ConfigError: an entry is no number.
+    """
+    try:
+        return [float(part) for part in _parts(text)]
+    except ValueError:
+        raise ConfigError(f"--thresholds {text!r} must be numbers separated by commas") from None
+
+
+def _parts(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _tell(report: Report, out: Path, outcome: Outcome, as_json: bool) -> None:
+    """Print the summary, what was left out, and where the page is."""
+    from pahq_plugin.cli.output import print_table
+    from pahq_plugin.compare.page.readable import across
+    from pahq_plugin.compare.page.write import REPORT_FILE
+
+    page, table = out / REPORT_FILE, across(report.frames)
+    if as_json:
+        rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        print_json({"report": str(page), "summary": rows} | vars(outcome))
+        return
+    print_table(table.title, table.columns, table.rows)
+    for label, lines in outcome.warned.items():
+        for line in lines:
+            complain(f"warning: {label}: {line}", style="yellow")
+    for label, reason in outcome.refused.items():
+        typer.echo(f"not possible: {label}: {reason}")
+    for label, reason in outcome.failed.items():
+        complain(f"failed: {label}: {reason}")
+    typer.echo(f"report: {page}")

@@ -1,0 +1,216 @@
+"""The command ``pahq discover``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pahq_plugin import choices
+from pahq_plugin.choices import CHECKPOINT_EVERY, DEFAULT_THRESHOLD
+from pahq_plugin.cli import options as known
+from pahq_plugin.cli.early import CHECKPOINT, check_folder, check_problem, how_to_go_on
+from pahq_plugin.cli.options import (
+    Ablation,
+    BatchSize,
+    Bos,
+    Debug,
+    Force,
+    Json,
+    Model,
+    Out,
+    Positional,
+    Prompts,
+    Top,
+    flags_given,
+)
+from pahq_plugin.cli.output import one_line_errors, print_result
+from pahq_plugin.errors import ConfigError
+from pahq_plugin.system.launch import launched
+
+
+def discover(
+    context: typer.Context,
+    problem: Annotated[str, known.argument(choices.PROBLEMS, "A bundled problem, for example ioi.")],
+    model: Model = None,
+    prompts: Prompts = None,
+    method: Annotated[
+        str, known.option(choices.METHODS, "pahq, acdc, eap, ... or a host key.")
+    ] = "pahq",
+    threshold: Annotated[float, typer.Option(help="Edges of a smaller effect go.")] = DEFAULT_THRESHOLD,
+    metric: Annotated[
+        str | None,
+        known.option(choices.METRICS, "kl_div, mse or logit_diff; default: the problem's own."),
+    ] = None,
+    ablation: Ablation = "resample",
+    engine: Annotated[
+        str, known.option((*choices.ENGINES, "onnx"), "auto, incremental, host or onnx.")
+    ] = "auto",
+    low: Annotated[str | None, known.option(choices.FORMATS, "Number format of heads.")] = None,
+    mlp: Annotated[str | None, known.option(choices.FORMATS, "Number format of MLPs.")] = None,
+    scale: Annotated[str | None, known.option(choices.SCALES, "row, head, tensor or none.")] = None,
+    policy: Annotated[str | None, known.option(choices.POLICIES, "Which parts stay in FP32.")] = None,
+    parts: Annotated[
+        str | None,
+        known.list_option(choices.PARTS, "What --low applies to: qkv,output,scores,values,unembed."),
+    ] = None,
+    weights: Annotated[
+        str | None, known.option(("int4",), "int4: weights of int8 parts in 4 bits.")
+    ] = None,
+    activations: Annotated[
+        str | None, known.option(("high", "low"), "high: round weights only.")
+    ] = None,
+    budget: Annotated[float | None, typer.Option(help="Error budget of --policy hybrid.")] = None,
+    guard: Annotated[str | None, typer.Option(help="auto, or a number; inf re-decides all.")] = None,
+    kernel: Annotated[
+        str | None, known.option(choices.KERNELS, "auto, eager or native products.")
+    ] = None,
+    batches: Annotated[int, typer.Option(help="Loader batches to average over; 0 for all.")] = 1,
+    batch_size: BatchSize = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if there is one.")
+    ] = None,
+    n_edges: Annotated[int | None, typer.Option(help="Circuit size of score methods.")] = None,
+    positional: Positional = False,
+    bos: Bos = None,
+    seed: Annotated[int, typer.Option(help="Seed of prompts and of the search.")] = 0,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="File to go on from; default: one in the --out folder.")
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between two writes.", min=0)
+    ] = CHECKPOINT_EVERY,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(help="What a search may take, for example 8GB; the rest comes from disk."),
+    ] = None,
+    out: Out = None,
+    force: Force = False,
+    top: Top = 20,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Find the circuit of PROBLEM and print its strongest edges."""
+    with one_line_errors(debug, how_to_go_on(checkpoint, out)), launched() as world:
+        check_folder(out, force)
+        check_problem(problem, prompts)
+        if batches < 0:
+            raise ConfigError(f"--batches={batches} must be 0 (all batches) or a number above 0")
+        from pahq_plugin.discovery.discover import discover as run
+        from pahq_plugin.discovery.methods import get_method
+        from pahq_plugin.problems import load_problem
+        from pahq_plugin.system.progress import say
+
+        uses = get_method(method).uses
+        _refuse_unused(context, method, uses)
+        loaded = load_problem(
+            problem,
+            model=model,
+            prompts=prompts,
+            batch_size=batch_size,
+            seed=seed,
+            positional=positional,
+            device=device,
+            on_disk=max_memory is not None,
+            bos=bos,
+        )
+        say(loaded.note, shown=bool(loaded.note) and world.is_first and not as_json)
+        whole = len(loaded.train_loader)
+        if prompts is not None and 0 < batches < whole:
+            size = loaded.train_loader.batch_size
+            say(
+                f"taking {batches} of {whole} batches of {size}; --batches 0 takes all",
+                shown=world.is_first and not as_json,
+            )
+        own = out / CHECKPOINT if out is not None and "checkpoint" in uses else None
+        result = run(
+            loaded.model,
+            loaded.train_loader,
+            method=method,
+            threshold=threshold,
+            metric=metric or (loaded.metric if "metric" in uses else None),
+            ablation=ablation,
+            precision=_precision(
+                loaded.model,
+                low=low,
+                mlp=mlp,
+                scale=scale,
+                policy=policy,
+                parts=None if parts is None else tuple(filter(None, parts.split(","))),
+                weights=weights,
+                activations=activations,
+                budget=budget,
+                guard=_guard(guard),
+                kernel=kernel,
+            ),
+            engine=engine,
+            batches=batches or None,
+            true_edges=loaded.true_edges if "true_edges" in uses else None,
+            n_edges=n_edges,
+            checkpoint=checkpoint or own,
+            progress=not as_json,
+            seed=seed,
+            checkpoint_every=checkpoint_every,
+            max_memory=max_memory,
+        )
+        if not world.is_first:
+            return
+        if out is not None:
+            result.save(out, force=force)
+            if own is not None and checkpoint is None:
+                own.unlink(missing_ok=True)
+        from dataclasses import asdict
+
+        print_result(result.record(), asdict(result.stats), top, as_json, saved=out)
+
+
+OPTIONS = {
+    "precision": (
+        "low", "mlp", "scale", "policy", "parts", "weights", "activations", "budget", "guard", "kernel",
+    ),
+    "checkpoint": ("checkpoint", "checkpoint_every"),
+    **{name: (name,) for name in ("threshold", "metric", "ablation", "engine", "n_edges", "max_memory")},
+}  # fmt: skip
+"""Options of `discover` by the argument that they make, where not every method uses it."""
+
+
+def _refuse_unused(context: typer.Context, method: str, uses: Collection[str]) -> None:
+    """
+    Raises:
+        ConfigError: an option was given that the method cannot use.
+    """
+    useless = [option for name, options in OPTIONS.items() if name not in uses for option in options]
+    given = flags_given(context, useless)
+    if given:
+        others = [option for name, options in OPTIONS.items() if name in uses for option in options]
+        usable = ", ".join(sorted(f"--{option.replace('_', '-')}" for option in others))
+        raise ConfigError(f"method {method!r} cannot use {', '.join(given)}; it uses {usable}")
+
+
+def _precision(model: Any, **flags: Any) -> Any:
+    """The device's default precision with the given flags changed; ``None`` if none is given."""
+    changes = {name: value for name, value in flags.items() if value is not None}
+    if not changes:
+        return None
+    from dataclasses import replace
+
+    from pahq_plugin.models.checks import model_device
+    from pahq_plugin.precision.config import default_precision
+
+    return replace(default_precision(model_device(model)), **changes)
+
+
+def _guard(text: str | None) -> str | float | None:
+    """``auto`` or a number.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--guard {text!r} must be auto or a number, for example 0.3") from None

@@ -1,0 +1,192 @@
+"""What commands share: options that several have, errors of one line, results in a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pahq_plugin.errors import PahqError, PahqWarning, one_line
+from pahq_plugin.system.warn import OWN
+
+
+@contextmanager
+def one_line_errors(debug: bool, how_to_go_on: Callable[[], str] = str) -> Iterator[None]:
+    """Inside the ``with`` block, an error raised on purpose becomes one line and exit code 1.
+
+    Warnings and log lines of this package are one line each on standard error, and those of other
+    libraries are not printed.
+
+    Args:
+        debug: let errors through, with their traceback.
+        how_to_go_on: asked for the end of the line about an interrupt.
+    """
+    with _one_line_notices():
+        try:
+            yield
+        except (typer.Exit, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:
+            if debug:
+                raise
+            raise typer.Exit(_told(error, how_to_go_on)) from None
+
+
+def _told(error: BaseException, how_to_go_on: Callable[[], str]) -> int:
+    """Say in one line what was wrong; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        complain(f"interrupted{how_to_go_on()}", style="")
+        return 130
+    if isinstance(error, (PahqError, OSError, MemoryError)):
+        message = str(error) if isinstance(error, PahqError) else one_line(error)
+        complain(f"error: {message or type(error).__name__}")
+        return 1
+    complain(f"error: unexpected {type(error).__name__}: {one_line(error)}; --debug shows where")
+    return 2
+
+
+@contextmanager
+def _one_line_notices() -> Iterator[None]:
+    """Warnings and log records as `one_line_errors` says; afterwards as they were."""
+    handler = _OneLine(logging.WARNING)
+    loggers = {name: logging.getLogger(name) for name in ("", *OWN)}
+    levels = {name: logger.level for name, logger in loggers.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(?!pahq_plugin)")
+        warnings.filterwarnings("always", category=PahqWarning)
+        warnings.showwarning = partial(_show, warnings.showwarning)
+        try:
+            for name, logger in loggers.items():
+                logger.setLevel(logging.WARNING if name else logging.ERROR)
+                if name:
+                    logger.addHandler(handler)
+            yield
+        finally:
+            for name, logger in loggers.items():
+                logger.setLevel(levels[name])
+                logger.removeHandler(handler)
+
+
+def _show(
+    otherwise: Callable[..., None],
+    message: Any,
+    category: type[Warning],
+    *where: Any,
+    **others: Any,
+) -> None:
+    """Our warnings as one line; others as before."""
+    if issubclass(category, PahqWarning):
+        complain(f"warning: {message}", style="yellow")
+    else:
+        otherwise(message, category, *where, **others)
+
+
+class _OneLine(logging.Handler):
+    """Log records as lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(f"{record.levelname.lower()}: {record.getMessage()}", style="yellow")
+
+
+def complain(line: str, style: str = "red") -> None:
+    """One line on standard error, coloured as rich colours: on a terminal, ``NO_COLOR`` unset, or where
+    ``FORCE_COLOR`` asks for it."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    console.print(line, style=style, soft_wrap=True)
+
+
+def print_json(record: object) -> None:
+    """Print one JSON document."""
+    sys.stdout.write(json.dumps(record, indent=1) + "\n")
+
+
+def print_result(
+    record: dict[str, Any], stats: dict[str, Any], top: int, as_json: bool, saved: Path | None = None
+) -> None:
+    """Print a result and what it cost: one JSON document, or its ``top`` edges and where it is saved."""
+    if as_json:
+        print_json(record | {"stats": stats})
+        return
+    from pahq_plugin.results.terminal import print_record
+
+    print_record(record, stats, top)
+    if saved is not None:
+        typer.echo(f"saved in {saved}; look at it again with: pahq show {saved}")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose cells are text already; the first column names the row.
+
+    Where the terminal is too narrow for whole words, the last columns are only named.
+    """
+    console = Console(highlight=False, markup=False)
+    if console.options.ascii_only:
+        rows = [[cell.replace("–", "-") for cell in row] for row in rows]
+    cells = [[name, *(row[place] for row in rows)] for place, name in enumerate(columns)]
+    widths = [max(map(cell_len, column)) for column in cells]
+    if _width(widths) > console.width:
+        words = [[word for text in column for word in text.split()] for column in cells[1:]]
+        widths[1:] = [max(map(cell_len, some), default=0) for some in words]
+    count = len(columns)
+    while count > 2 and _width(widths[:count]) > console.width:
+        count -= 1
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name, width in zip(columns[:count], widths, strict=False):
+        justify: Any = "right" if table.columns else "left"
+        table.add_column(name, justify=justify, no_wrap=not table.columns, width=width)
+    for row in rows:
+        table.add_row(*row[:count])
+    console.print(table)
+    if count < len(columns):
+        console.print(f"A wider terminal shows: {'; '.join(columns[count:])}")
+
+
+def _width(columns: Sequence[int]) -> int:
+    """Of a table: each column has a space on both sides and a rule after it."""
+    return sum(columns) + 3 * len(columns) + 1
+
+
+def print_examination(found: dict[str, Any]) -> None:
+    """Print what ``pahq doctor`` found."""
+    console = Console(highlight=False)
+    versions = Table(title="Installed", title_justify="left", title_style="bold")
+    versions.add_column("package")
+    versions.add_column("version")
+    for name, version in found["versions"].items():
+        versions.add_row(name, Text(version or "not installed", style="" if version else "dim"))
+    console.print(versions)
+    formats = Table(title=f"Number formats on {found['device']}", title_justify="left",
+                    title_style="bold")  # fmt: skip
+    formats.add_column("format")
+    formats.add_column("this hardware multiplies it")
+    formats.add_column("kernel used")
+    for name, fast in found["formats"].items():
+        formats.add_row(name, "yes" if fast else "no", found["kernels"].get(name, ""))
+    console.print(formats)
+    console.print(
+        "A format without a kernel is computed in FP32: exact in its numerics, and not faster."
+    )
+    console.print(f"Default precision here: {found['default_precision']}")
+    uses = Table(title="What for, and what it takes", title_justify="left", title_style="bold")
+    for name in ("use", "ready", "takes"):
+        uses.add_column(name)
+    for entry in found["uses"]:
+        ready = {True: "yes", False: "no", None: "not tried"}[entry["ready"]]
+        uses.add_row(entry["use"], ready, Text("" if entry["ready"] else entry["takes"]))
+    console.print(uses)
+    for advice in found["advice"]:
+        console.print(f"- {advice}", markup=False)

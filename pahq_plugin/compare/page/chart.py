@@ -1,0 +1,112 @@
+"""A chart as a value: what is drawn, apart from who draws it.
+
+`pahq_plugin.compare.page.interactive` draws charts for the page, `pahq_plugin.compare.page.static` for
+papers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["lines", "dots"]
+Step = Literal["straight", "stairs"]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one method looks everywhere: colour, dash and marker all differ, for those who do not see
+    colours."""
+
+    color: str
+    dash: Literal["solid", "dash", "dot", "dashdot"]
+    marker: Literal["circle", "square", "diamond", "x", "triangle-up", "cross"]
+    width: float = 2
+
+
+@dataclass(frozen=True)
+class Series:
+    """One method's points.
+
+    Attributes:
+        name: of the method.
+        x: numbers.
+        y: numbers; of dots, the names of their rows.
+        low, high: ends of intervals around y (of dots: around x); empty for none.
+        step: how points are joined.
+        notes: what to say about each point.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float] | Sequence[str]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    step: Step = "straight"
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart.
+
+    Attributes:
+        ident: names its files and its place in the page.
+        title: what it shows.
+        caption: how to read it.
+        x_label, y_label: with units.
+        series: one per method.
+        kind: lines with points, or a dot in a row for each method.
+        spread: what the intervals are.
+        x_log: whether the horizontal axis is logarithmic.
+        y_range: of the vertical axis; ``None`` for all data.
+    """
+
+    ident: str
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series] = field(default_factory=tuple)
+    kind: Kind = "lines"
+    spread: str = "95 % interval"
+    x_log: bool = False
+    y_range: tuple[float, float] | None = None
+
+
+# Okabe & Ito's palette, dark enough on white; black for FP32, which everything is held against.
+STYLES: dict[str, Style] = {
+    "pahq": Style("#c2410c", "solid", "circle"),
+    "acdc": Style("#111111", "dash", "x", width=6),  # seen under a curve that lies on it
+    "host-acdc": Style("#6b7280", "dot", "cross"),
+    "pahq-paper": Style("#a16207", "dashdot", "triangle-up"),
+    "rtn-q": Style("#b0186f", "dot", "square"),
+    "eap": Style("#0063a6", "solid", "square"),
+    "eap-ig": Style("#0284c7", "dash", "diamond"),
+    "ig": Style("#0f766e", "dashdot", "circle"),
+    "edge-probing": Style("#4d7c0f", "solid", "triangle-up"),
+    "subnetwork-probing": Style("#15803d", "dash", "cross"),
+    "act-mag": Style("#7c3aed", "dot", "diamond"),
+    "random": Style("#9ca3af", "dash", "circle"),
+    "ground-truth": Style("#be123c", "dashdot", "x"),
+}
+ON_TOP = "pahq"
+"""The method that is drawn over others of the same points."""
+
+_OTHERS = (
+    Style("#0063a6", "solid", "circle"),
+    Style("#c2410c", "dash", "square"),
+    Style("#15803d", "dot", "diamond"),
+    Style("#7c3aed", "dashdot", "triangle-up"),
+    Style("#b0186f", "solid", "x"),
+    Style("#a16207", "dash", "cross"),
+    Style("#111111", "dot", "circle"),
+    Style("#0f766e", "dashdot", "square"),
+    Style("#6b7280", "solid", "diamond"),
+)
+
+
+def style(name: str, place: int = 0) -> Style:
+    """The style of a method; of one that has none of its own, by its place in the chart."""
+    return STYLES.get(name) or _OTHERS[place % len(_OTHERS)]

@@ -1,0 +1,174 @@
+"""The report as one HTML page that fetches nothing.
+
+What was found comes first, in sentences; then what was compared and left out; then each problem with
+its charts, tables and circuits; then what precision changes; then definitions.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pahq_plugin.compare.page import interactive
+from pahq_plugin.compare.page import readable as shown
+from pahq_plugin.compare.page.charts import Frames, plain, precision_charts, problem_charts
+from pahq_plugin.compare.page.definitions import DEFINITIONS
+from pahq_plugin.compare.page.sentences import findings
+from pahq_plugin.compare.plan import Plan, slug
+from pahq_plugin.compare.tables import Finding, Material
+from pahq_plugin.results.drawing.circuit_graph import circuit_data, viewer, viewer_assets
+from pahq_plugin.results.drawing.page import asset, page
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a page is made of.
+
+    Attributes:
+        plan: what was compared.
+        material: results.
+        frames: tables of them.
+        left_out: sentences on what was reduced, refused or failed.
+        facts: name and value of what the figures depend on: machine, versions, processes.
+    """
+
+    plan: Plan
+    material: Material
+    frames: Frames
+    left_out: Sequence[str]
+    facts: Sequence[tuple[str, str]]
+
+    @property
+    def problems(self) -> list[str]:
+        """Labels, in the order of the plan."""
+        return list(dict.fromkeys(self.frames.searches["problem"]))
+
+
+def comparison_page(report: Report) -> str:
+    """The whole page."""
+    css, script = viewer_assets()
+    return page(
+        report.plan.title,
+        _navigation(report) + _body(report),
+        css=css + asset("report.css"),
+        js=interactive.library() + interactive.SCRIPT + script,
+    )
+
+
+def _navigation(report: Report) -> str:
+    links = [("found", "What was found"), ("compared", "What was compared")]
+    links += [(slug(problem), problem) for problem in report.problems]
+    links += [("precision", "Precision")] if not report.frames.study.empty else []
+    links += [("definitions", "Definitions")]
+    items = "".join(f'<li><a href="#{ident}">{html.escape(name)}</a></li>' for ident, name in links)
+    return f'<nav class="sections" aria-label="Sections"><ul>{items}</ul></nav>'
+
+
+def _body(report: Report) -> str:
+    sections = [
+        _section("found", "What was found", _list(findings(report.frames)) + _summary(report)),
+        _section("compared", "What was compared", _compared(report)),
+        *(_problem(problem, report) for problem in report.problems),
+        _precision(report),
+        _section("definitions", "Definitions", _definitions()),
+    ]
+    return "\n".join(filter(None, sections))
+
+
+def _section(ident: str, title: str, content: str) -> str:
+    heading = f'<h2 id="{ident}-title">{html.escape(title)}</h2>'
+    opening = f'<section class="report-section" id="{ident}" aria-labelledby="{ident}-title">'
+    return f"{opening}{heading}{content}</section>"
+
+
+def _list(sentences: Iterable[str]) -> str:
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+    return f"<ul>{items}</ul>" if items else "<p>Nothing.</p>"
+
+
+def _summary(report: Report) -> str:
+    return shown.across(report.frames).html()
+
+
+def _compared(report: Report) -> str:
+    facts = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
+        for name, value in report.facts
+    )
+    note = f"<p>{html.escape(report.plan.note)}</p>" if report.plan.note else ""
+    left_out = "<h3>Reduced or left out</h3>" + note + _list(report.left_out)
+    return f'<dl class="facts">{facts}</dl>{left_out if note or report.left_out else ""}'
+
+
+def _problem(problem: str, report: Report) -> str:
+    frames = report.frames
+    charts = "".join(map(interactive.figure, problem_charts(problem, report.material, frames)))
+    threshold = reference_threshold(problem, report)
+    content = f'<div class="plots">{charts}</div>' + shown.overview(problem, frames).html()
+    if threshold is not None:
+        content += shown.circuits_at(problem, threshold, frames).html()
+        circuits = circuits_to_show(problem, threshold, report.material)
+        content += f"<h3>Circuits at {threshold:g}</h3>" + viewer(circuits, f"graph-{slug(problem)}")
+    return _section(slug(problem), problem, content)
+
+
+def reference_threshold(problem: str, report: Report) -> float | None:
+    """The middle one of the thresholds that circuits were judged at, those of the precision study aside;
+    ``None`` if there is none."""
+    points = report.frames.points
+    own = points[(points["problem"] == problem) & points["method"].isin(plain(points["method"]))]
+    values = sorted(set(own["threshold"]))
+    return values[(len(values) - 1) // 2] if values else None
+
+
+def circuits_to_show(problem: str, threshold: float, material: Material) -> list[dict[str, Any]]:
+    """One circuit per method, of its first seed; rankings are cut at the size of FP32's, and left out
+    where there is none."""
+    own = [f for f in material.findings if f.search.problem.label == problem]
+    names = plain(finding.search.method for finding in own)
+    chosen: dict[str, Finding] = {}
+    for finding in sorted(own, key=lambda finding: finding.search.seed):
+        search = finding.search
+        there = material.exact_for(replace(search, threshold=threshold)) is not None
+        if search.threshold == threshold or (search.threshold is None and there):
+            chosen.setdefault(search.method, finding)
+    return [
+        circuit_data(_cut(chosen[method], threshold, material)) for method in names if method in chosen
+    ]
+
+
+def _cut(finding: Finding, threshold: float, material: Material) -> dict[str, Any]:
+    """The record of a search as it is; of a ranking, with the edges kept that the judge kept."""
+    record = dict(finding.record)
+    kept = material.cut_at(finding, threshold)
+    if kept is not None:
+        record["decisions"] = [
+            d | {"kept": (d["edge"], d["seq_idx"]) in kept} for d in record["decisions"]
+        ]
+    return record
+
+
+def _precision(report: Report) -> str:
+    if report.frames.study.empty:
+        return ""
+    charts = "".join(map(interactive.figure, precision_charts(report.frames)))
+    tables = "".join(
+        f"<details><summary>{html.escape(problem)}, by threshold</summary>"
+        f"{shown.study(report.frames, problem).html()}</details>"
+        for problem in report.problems
+        if (report.frames.study["problem"] == problem).any()
+    )
+    content = shown.study(report.frames).html() + f'<div class="plots">{charts}</div>' + tables
+    return _section("precision", "What precision changes", content)
+
+
+def _definitions() -> str:
+    items = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(text)}"
+        + (f' <span class="source">{html.escape(source)}.</span>' if source else "")
+        + "</dd></div>"
+        for name, text, source in DEFINITIONS
+    )
+    return f'<dl class="definitions">{items}</dl>'

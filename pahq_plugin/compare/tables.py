@@ -1,0 +1,249 @@
+"""What a sweep left in its folder, as tidy tables: one row per search, one per judged circuit.
+
+Everything but `costs` is the same for equal plans, however often the sweep was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pahq_plugin.compare import measures
+from pahq_plugin.compare.baselines import EXACT, get_baseline
+from pahq_plugin.compare.files import read_judged
+from pahq_plugin.compare.plan import Plan, Search
+from pahq_plugin.compare.run import is_found, judgements_of
+from pahq_plugin.compare.work import Judgement, cost, cut
+from pahq_plugin.errors import ResultError
+from pahq_plugin.results.files import RESULT_FILE, read_record
+
+Name = tuple[str, int | None]
+MIB = 2**20
+CIRCUIT_COLUMNS = ["problem", "method", "threshold", "seed", "size", "share", "metric", "loss"]
+"""Those that `circuits` always has."""
+
+BEHAVIOURS = ("loss", "logit_diff")
+"""Measures in which faithfulness is stated: what searches keep low, and what MIB measures."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one search found.
+
+    Attributes:
+        search: what was run.
+        record: content of its ``result.json``.
+        cost: its stats, and bytes above those of the loaded model.
+    """
+
+    search: Search
+    record: Mapping[str, Any]
+    cost: Mapping[str, Any]
+
+    @cached_property
+    def circuit(self) -> frozenset[Name]:
+        """The edges kept."""
+        return frozenset((d["edge"], d["seq_idx"]) for d in self.record["decisions"] if d["kept"])
+
+    @cached_property
+    def scores(self) -> dict[Name, float]:
+        """Effect or score of every edge."""
+        return {(d["edge"], d["seq_idx"]): d["effect"] for d in self.record["decisions"]}
+
+    @property
+    def edges(self) -> int:
+        """Edges of the model."""
+        return len(self.record["decisions"])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Circuits of one method on held-out prompts, see `pahq_plugin.compare.work.judge`."""
+
+    record: Mapping[str, Any]
+
+    @property
+    def behaviours(self) -> list[str]:
+        """What faithfulness can be measured in: minus the loss, and the logit difference."""
+        return [name for name in BEHAVIOURS if name in self.record["measures"]]
+
+    def behaviour(self, name: str, rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+        """The behaviour of each prompt, larger = more of it, ``[prompt]``."""
+        column = np.array(rows)[:, self.record["measures"].index(name)]
+        return -column if name == "loss" else column
+
+    def faithfulness(self, name: str, rows: Sequence[Sequence[float]]) -> float:
+        """Of a circuit's rows, in one of `behaviours`."""
+        means = [
+            self.behaviour(name, r).mean() for r in (rows, self.record["empty"], self.record["whole"])
+        ]
+        return float(measures.faithfulness(*means))
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything that tables are made of."""
+
+    findings: tuple[Finding, ...]
+    judged: tuple[Judged, ...]
+
+    def exact_for(self, search: Search) -> Finding | None:
+        """The FP32 search of the same prompts, threshold and ablation, if there is one."""
+        return self._exact.get(_task(search))
+
+    @cached_property
+    def _exact(self) -> dict[tuple[Any, ...], Finding]:
+        return {_task(f.search): f for f in self.findings if f.search.method == EXACT}
+
+    def cut_at(self, finding: Finding, threshold: float) -> frozenset[Name] | None:
+        """Of a ranking, the edges kept at the size of the FP32 circuit; ``None`` for a search."""
+        search = finding.search
+        if get_baseline(search.method).sweeps:
+            return None
+        exact = self.exact_for(replace(search, threshold=threshold))
+        if exact is None:
+            return finding.circuit
+        return frozenset(cut(finding.record["decisions"], len(exact.circuit)))
+
+    @cached_property
+    def true_edges(self) -> dict[str, frozenset[Name]]:
+        """Official circuits by problem label, where known."""
+        return {
+            judged.record["problem"]: frozenset((n, p) for n, p in judged.record["true_edges"])
+            for judged in self.judged
+            if judged.record["true_edges"] is not None
+        }
+
+
+def _task(search: Search) -> tuple[Any, ...]:
+    """All of a search but how it is done."""
+    return search.problem, search.threshold, search.seed, search.batches, search.ablation
+
+
+def read_material(plan: Plan, folder: Path) -> Material:
+    """Read what a sweep left.
+
+    Raises:
+        ResultError: a file is damaged; says which one to delete.
+    """
+    found, judged = folder / "found", folder / "judged"
+    findings = tuple(_finding(s, found / s.folder) for s in plan.searches if is_found(s, found))
+    files = {judged / judgement.file: judgement for judgement in judgements_of(plan, found)}
+    return Material(
+        findings,
+        tuple(Judged(read_judged(file, _expected(j))) for file, j in files.items() if file.is_file()),
+    )
+
+
+def _finding(search: Search, folder: Path) -> Finding:
+    try:
+        return Finding(search, read_record(folder / RESULT_FILE), cost(folder))
+    except ResultError as error:
+        raise ResultError(f"{error}; delete {folder} and run again") from error
+
+
+def _expected(judgement: Judgement) -> dict[str, Any]:
+    first = judgement.searches[0]
+    return {"problem": first.problem.label, "method": first.method, "seed": first.seed}
+
+
+def searches(material: Material) -> pd.DataFrame:
+    """One row per search: what it kept, against the FP32 search and the official circuit.
+
+    ``differing`` counts edges that only one of the two keeps, ``exact_share`` the share of decisions
+    taken on FP32 numbers; both are of searches only.
+    """
+    return pd.DataFrame([_search_row(finding, material) for finding in material.findings])
+
+
+def _search_row(finding: Finding, material: Material) -> dict[str, Any]:
+    search, circuit = finding.search, finding.circuit
+    sweeps = get_baseline(search.method).sweeps
+    exact = material.exact_for(search) if sweeps else None
+    true = material.true_edges.get(search.problem.label)
+    false_rate, true_rate = (
+        measures.rates(circuit, true, finding.edges) if true and sweeps else (None, None)
+    )
+    return {
+        **_keys(search),
+        "edges": finding.edges,
+        "kept": len(circuit),
+        "differing": len(circuit ^ exact.circuit) if exact else None,
+        "jaccard": measures.jaccard(circuit, exact.circuit) if exact else None,
+        "exact_share": np.mean([d["exact"] for d in finding.record["decisions"]]) if sweeps else None,
+        "false_rate": false_rate,
+        "true_rate": true_rate,
+    }
+
+
+def costs(material: Material) -> pd.DataFrame:
+    """One row per search: what it cost."""
+    rows = []
+    for finding in material.findings:
+        spent = finding.cost
+        rows.append(
+            {
+                **_keys(finding.search),
+                "seconds": spent["seconds"],
+                "forward_equivalents": spent["forward_equivalents"],
+                "evaluations": spent["evaluations"],
+                "re_evaluations": spent["re_evaluations"],
+                "extra_mib": spent["extra_bytes"] / MIB,
+                "peak_mib": spent["peak_bytes"] / MIB,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def circuits(material: Material) -> pd.DataFrame:
+    """One row per judged circuit, averaged over held-out prompts.
+
+    Faithfulness and completeness are stated in minus the loss and in the logit difference. A row of a
+    ranking with a threshold is its circuit of the size that the FP32 search has there.
+    """
+    rows = []
+    for judged in material.judged:
+        record = judged.record
+        for circuit in record["circuits"]:
+            means = np.array(circuit["inside"]).mean(axis=0)
+            outside = circuit.get("outside")
+            rows.append(
+                {
+                    "problem": record["problem"],
+                    "method": record["method"],
+                    "threshold": circuit["threshold"],
+                    "seed": record["seed"],
+                    "size": circuit["size"],
+                    "share": circuit["size"] / record["edges"],
+                    "metric": record["metric"],
+                    "loss": means[0],
+                    "logit_diff": means[1] if len(means) > 1 else None,
+                    "accuracy": means[2] if len(means) > 1 else None,
+                    **{
+                        f"faithfulness_{name}": judged.faithfulness(name, circuit["inside"])
+                        for name in judged.behaviours
+                    },
+                    **{
+                        f"completeness_{name}": 1 - judged.faithfulness(name, outside)
+                        for name in judged.behaviours
+                        if outside
+                    },
+                }
+            )
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=CIRCUIT_COLUMNS)
+
+
+def _keys(search: Search) -> dict[str, Any]:
+    return {
+        "problem": search.problem.label,
+        "method": search.method,
+        "threshold": search.threshold,
+        "seed": search.seed,
+    }

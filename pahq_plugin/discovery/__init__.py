@@ -1,0 +1,1 @@
+"""From a model, prompts and a method to a result."""

@@ -1,0 +1,190 @@
+"""``discover``: one call from a model and prompts to a circuit, by any method.
+
+1. Check everything before anything changes.
+2. Borrow the model and have the method answer the `Question`.
+3. Give the model back and return a `Discovery`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pahq_plugin.choices import CHECKPOINT_EVERY, DEFAULT_THRESHOLD
+from pahq_plugin.discovery.checks import (
+    ablation_type,
+    check_checkpoint,
+    check_circuit_size,
+    check_device,
+    check_engine,
+    check_model,
+    check_true_edges,
+    check_world,
+    refuse_unused,
+)
+from pahq_plugin.discovery.method import Method
+from pahq_plugin.discovery.methods import get_method
+from pahq_plugin.engines.placement.plan import parse_bytes
+from pahq_plugin.engines.question import Question, check_numbers
+from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader
+from pahq_plugin.host.graph import canonical_edges, check_order
+from pahq_plugin.host.lending import borrowed
+from pahq_plugin.host.prompts import check_one_shape, collect_batches
+from pahq_plugin.metrics import DEFAULT_METRIC, Metric, resolve_metric
+from pahq_plugin.models.checks import output_width
+from pahq_plugin.precision.config import PrecisionConfig, check_precision
+from pahq_plugin.results.result import Decision, Discovery, Searched, Stats
+from pahq_plugin.system.memory import memory_shortage_named
+from pahq_plugin.system.processes import current_world
+from pahq_plugin.system.torch_state import seeded
+from pahq_plugin.system.warn import warn
+
+
+def discover(
+    model: PatchableModel,
+    loader: PromptDataLoader,
+    *,
+    method: str | Method = "pahq",
+    threshold: float = DEFAULT_THRESHOLD,
+    metric: str | Metric | None = None,
+    ablation: str | AblationType = "resample",
+    precision: PrecisionConfig | None = None,
+    engine: str = "auto",
+    batches: int | None = 1,
+    order: Sequence[Edge] | None = None,
+    true_edges: set[Edge] | None = None,
+    n_edges: int | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+    seed: int = 0,
+    checkpoint_every: float = CHECKPOINT_EVERY,
+    max_memory: int | str | None = None,
+) -> Discovery:
+    """Find the circuit of a behaviour.
+
+    Args:
+        model: a factorized host model.
+        loader: clean and corrupt prompts of that behaviour.
+        method: one of `methods`, or a `Method` of your own: a host algorithm with other options.
+        threshold: a searched edge is removed if and only if its effect is below this (> 0).
+        metric: ``"kl_div"`` (default; ``"mse"`` for a model with one output), ``"mse"``,
+            ``"logit_diff"``, or a callable ``(logits, clean_logits, batch) -> [prompt]``.
+        ablation: what a patched edge carries: a host ``AblationType`` or its name.
+        precision: formats and policy of ``"pahq"``; ``None`` chooses for the device.
+        engine: ``"incremental"`` (recomputes only what an edge can change), ``"host"`` (one host
+            forward per edge), ``"auto"``: the first where it applies, else the second; or one that
+            another package adds, such as ``"onnx"``.
+        batches: how many batches of the loader count; ``None`` for all.
+        order: all edges in the order in which to test them; ``None`` for the canonical order.
+        true_edges: the official circuit, for host algorithms that need it.
+        n_edges: circuit size for methods that score edges: the top ``n_edges`` by magnitude and
+            whatever ties with the last; ``None`` for every edge whose score is not 0, and with the
+            host's ACDC for every edge that none of its thresholds removes.
+        checkpoint: a file to which a search writes how far it is, and from which it goes on if the
+            file is there: to the same decisions, bit for bit, at equal settings and threads.
+        progress: show a progress bar when a terminal is attached.
+        seed: seeds the watch on the guard band and algorithms that draw random numbers. Python's and
+            torch's generators, which all threads share, are seeded meanwhile and put back.
+        checkpoint_every: seconds between two writes; one more is made when the run is interrupted.
+        max_memory: bytes, or a text such as ``"8GB"``, that weights, caches and passes of a search may
+            take on the device of the prompts, above what the process holds without the model's
+            weights. What does not fit comes from disk (on a GPU: from host memory) when it is needed.
+            ``None`` for no limit. Give the model on the CPU (`open_model`), the prompts on the device.
+
+    Returns:
+        The circuit, its decisions and prune scores. The model is given back as it was.
+
+    Raises:
+        ConfigError: an unknown name, a value out of range, an argument the method cannot use, or a
+            model that a `mixed_precision` block holds.
+        ModelError: a model whose edges cannot be patched truthfully.
+        PromptError: no prompts, or prompts that do not fit the model.
+        GraphError: an ``order`` that is no permutation of the model's edges.
+        CheckpointError: a checkpoint that is damaged, of another run, or in use.
+        DistributedError: inside a group of processes, what these cannot share, or one that is gone.
+        MetricError: an unknown metric, or one that returns another shape than ``[prompt]`` or
+            values that are not finite.
+    """
+    chosen = method if isinstance(method, Method) else get_method(method)
+    check_numbers(threshold=threshold, batches=batches, seed=seed)
+    kind = ablation_type(ablation)
+    given = {
+        "threshold": threshold != DEFAULT_THRESHOLD,
+        "metric": metric is not None,
+        "ablation": kind is not AblationType.RESAMPLE,
+        "precision": precision is not None,
+        "engine": engine != "auto",
+        "order": order is not None,
+        "true_edges": true_edges is not None,
+        "n_edges": n_edges is not None,
+        "checkpoint": checkpoint is not None,
+        "max_memory": max_memory is not None,
+    }
+    refuse_unused(chosen, given)
+    check_precision(precision)
+    most = None if max_memory is None else parse_bytes(max_memory)
+    check_checkpoint(checkpoint, checkpoint_every)
+    check_engine(engine)
+    check_model(chosen, model, precision)
+    if n_edges is not None:
+        check_circuit_size(n_edges, len(model.edges))
+    check_true_edges(chosen, model, true_edges)
+    edges = canonical_edges(model) if order is None else check_order(model, order)
+    with seeded(seed, alone=True), torch.inference_mode(False):  # a loader may draw its order
+        everyone = collect_batches(model, loader, batches)
+        if kind.mean_over_dataset:
+            check_one_shape(collect_batches(model, loader, None))
+    world = current_world()
+    check_world(chosen, model, kind, world)
+    check_device(model, everyone[0].clean.device, most)
+    question = Question(
+        model=model,
+        loader=loader,
+        prompts=[world.share_of(batch) for batch in everyone],
+        everyone=everyone,
+        ablation=kind,
+        metric=DEFAULT_METRIC,
+        edges=edges,
+        order="canonical" if order is None else "given",
+        threshold=threshold,
+        batches=batches,
+        n_edges=n_edges,
+        true_edges=true_edges,
+        precision=precision,
+        engine=engine,
+        world=world,
+        max_memory=most,
+        checkpoint=None if checkpoint is None else (Path(checkpoint), checkpoint_every),
+        seed=seed,
+        progress=progress and world.is_first,
+    )
+    settings = {
+        "method": chosen.name,
+        "scored": not chosen.searches,
+        "ablation": kind.name.lower(),
+        "batches": batches,
+        "seed": seed,
+    }
+    stats, searched = Stats(), Searched.of(model)
+    draws = chosen.draws or kind.mean_over_dataset  # the method, or the loader again
+    with seeded(seed, alone=draws), borrowed(model), memory_shortage_named():
+        if "metric" in chosen.uses:
+            width = output_width(model, everyone[0].clean)
+            question = replace(question, metric=resolve_metric(metric, width))
+        decisions, more = chosen.run(question, stats)
+    if world.is_first and not chosen.draws:
+        _warn_of_no_effect(decisions, kind)
+    return Discovery(tuple(decisions), settings | more, stats, model, searched)
+
+
+def _warn_of_no_effect(decisions: Sequence[Decision], ablation: AblationType) -> None:
+    """Say what may be the cause where patching changes nothing at all."""
+    if not decisions or any(decision.effect for decision in decisions):
+        return
+    cause = "clean and corrupt prompts may be the same"
+    if ablation is not AblationType.RESAMPLE:
+        cause = "the ablation may put in what is there already"
+    warn(f"no edge has any effect: {cause}, or the metric constant")

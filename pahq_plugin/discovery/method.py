@@ -1,0 +1,139 @@
+"""What a method is: a value that runs itself.
+
+A method that scores all edges at once is a `ScoringMethod`: a name and a function. `Search` (in
+`search`) tests edge after edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from pahq_plugin.discovery.cost import forward_seconds, measured
+from pahq_plugin.discovery.scores import rank
+from pahq_plugin.engines.question import Question
+from pahq_plugin.errors import ConfigError
+from pahq_plugin.host import PruneScores
+from pahq_plugin.metrics import check_answers
+from pahq_plugin.models.checks import output_width
+from pahq_plugin.results.result import Decision, Stats
+
+Found = tuple[list[Decision], dict[str, Any]]
+"""Decisions, and settings that are known only after the run."""
+
+SCORING = frozenset({"ablation", "batches", "n_edges"})
+"""Arguments of ``discover`` that a method that scores edges can use."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to find a circuit. Derive from `ScoringMethod` rather than from this.
+
+    Attributes:
+        name: what ``method=`` calls it.
+        title: a few words for tables.
+    """
+
+    name: str
+    title: str = ""
+
+    uses = frozenset[str]()
+    """Arguments of `discover` that it can use; the others are refused."""
+
+    searches = False
+    """Whether it tests edges against a threshold; otherwise it scores all edges at once."""
+
+    needs_heads = False
+    """Whether it works on transformers only."""
+
+    reads_answers = False
+    """Whether it differentiates the logits of the prompts' answers, which must then be token ids."""
+
+    key = ""
+    """Of an algorithm of the host: its key in ``PRUNE_ALGO_DICT``."""
+
+    options = MappingProxyType[str, Any]({})
+    """Of an algorithm of the host: arguments of its function that are changed."""
+
+    draws = True
+    """Whether it draws random numbers, so that nothing else may run in another thread meanwhile."""
+
+    @property
+    def fixed_precision(self) -> Any:
+        """The `PrecisionConfig` that it always runs in; ``None`` where the user or the device
+        chooses."""
+        return None
+
+    def check_without_true_edges(self) -> None:
+        """Refuse to run where no official circuit is given.
+
+        Raises:
+            ConfigError: it needs one.
+        """
+
+    def with_options(self, options: dict[str, Any]) -> Method:
+        """The same method with arguments of its own changed.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        if options:
+            raise ConfigError(f"{self.name} is no algorithm of the host and takes no options")
+        return self
+
+    def run(self, question: Question, stats: Stats) -> Found:
+        """Answer a question.
+
+        Args:
+            question: checked; its model is borrowed.
+            stats: added to.
+
+        Returns:
+            One decision for each edge, and settings that are known only now.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ScoringMethod(Method):
+    """A method that scores all edges at once; the circuit is the edges of largest magnitude.
+
+    Attributes:
+        scores: from a question to host prune scores, one tensor for each destination module, of the
+            shape of its patch mask.
+        reads_answers: whether it differentiates the logits of the prompts' answers.
+        needs_heads: whether it works on transformers only.
+    """
+
+    scores: Callable[[Question], PruneScores] | None = None
+    reads_answers: bool = False
+    needs_heads: bool = False
+    draws: bool = field(default=True, repr=False)
+
+    uses = SCORING
+
+    def run(self, question: Question, stats: Stats) -> Found:
+        """See `Method.run`."""
+        if self.reads_answers:
+            check_answers(question.prompts, output_width(question.model, question.prompts[0].clean))
+        scores = self.scored(question, stats)
+        return rank(scores, question.edges, question.n_edges), {"n_edges": question.n_edges}
+
+    def measure(self, question: Question) -> PruneScores:
+        """Call `scores`."""
+        assert self.scores is not None
+        return self.scores(question)
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def scored(self, question: Question, stats: Stats) -> PruneScores:
+        """Scores of all edges; adds what they cost to ``stats``."""
+        prompts = question.prompts
+        with measured(stats, prompts[0].clean.device):
+            scores = self.measure(question)
+        stats.forward_equivalents = stats.seconds / forward_seconds(question.model, prompts)
+        return scores

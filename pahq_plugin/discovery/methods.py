@@ -1,0 +1,50 @@
+"""The methods that ``method=`` takes, by name. A new one of ours is one line here."""
+
+from __future__ import annotations
+
+from pahq_plugin.discovery.attribution import eap_ig_scores, eap_scores
+from pahq_plugin.discovery.host_algorithm import HostAlgorithm
+from pahq_plugin.discovery.method import Method, ScoringMethod
+from pahq_plugin.discovery.search import Search
+from pahq_plugin.errors import ConfigError
+from pahq_plugin.host.algorithms import host_keys
+from pahq_plugin.precision.config import FULL_PRECISION, PAPER_PRECISION, RTN_PRECISION
+from pahq_plugin.system.plugins import is_reference, referred
+
+OWN_METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Search("pahq", "PAHQ with FP32 decisions"),
+        Search("pahq-paper", "PAHQ as in the paper", PAPER_PRECISION),
+        Search("rtn-q", "ACDC in round-to-nearest E4M3", RTN_PRECISION),
+        Search("acdc", "ACDC in FP32", FULL_PRECISION),
+        ScoringMethod("eap", "edge attribution patching", eap_scores, reads_answers=True, draws=False),
+        ScoringMethod(
+            "eap-ig", "EAP with integrated gradients", eap_ig_scores,
+            reads_answers=True, needs_heads=True, draws=False,
+        ),
+    )
+}  # fmt: skip
+
+
+def methods() -> tuple[str, ...]:
+    """Names that ``method=`` takes: ours, then every key of the host's ``PRUNE_ALGO_DICT``."""
+    return (*OWN_METHODS, *(key for key in host_keys() if key not in OWN_METHODS))
+
+
+def get_method(name: str) -> Method:
+    """The method of that name.
+
+    Args:
+        name: one of `methods`, or ``"module:attribute"`` where a `Method` of your own is.
+
+    Raises:
+        ConfigError: no such method; the message lists the known ones.
+    """
+    if isinstance(name, str) and name in OWN_METHODS:
+        return OWN_METHODS[name]
+    if isinstance(name, str) and name in host_keys():
+        return HostAlgorithm(name, name)
+    if is_reference(name):
+        return referred(name, Method)
+    raise ConfigError(f"unknown method {name!r}; known: {', '.join(methods())}")

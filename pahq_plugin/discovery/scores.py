@@ -1,0 +1,45 @@
+"""From scores of all edges to a circuit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pahq_plugin.errors import MetricError
+from pahq_plugin.host import Edge, PruneScores
+from pahq_plugin.labels import edge_label
+from pahq_plugin.results.result import Decision
+
+UNREMOVED = 10.0
+"""A score that a host algorithm leaves at infinity becomes this many times the largest finite one."""
+
+
+def rank(scores: PruneScores, edges: Sequence[Edge], n_edges: int | None) -> list[Decision]:
+    """Decisions from scores, largest magnitude first, ties in the order of ``edges``.
+
+    Kept are the top ``n_edges`` by magnitude and, as in the host's ``run_circuits``, whatever ties
+    with the last of them; for ``None`` every edge whose score is not 0.
+
+    Raises:
+        MetricError: a score that is no number.
+    """
+    finite = _finite({edge: float(edge.prune_score(scores)) for edge in edges})
+    ranked = sorted(edges, key=lambda edge: -abs(finite[edge]))
+    if n_edges is None:
+        least = min((abs(v) for v in finite.values() if v != 0), default=float("inf"))
+    else:
+        least = abs(finite[ranked[n_edges - 1]]) if n_edges else float("inf")
+    return [Decision(e, finite[e], abs(finite[e]) >= least, exact=True) for e in ranked]
+
+
+def _finite(values: dict[Edge, float]) -> dict[Edge, float]:
+    """Scores with infinities (the host's ACDC: never removed) at ten times the largest finite."""
+    unknown = next((edge for edge, value in values.items() if math.isnan(value)), None)
+    if unknown is not None:
+        raise MetricError(
+            f"the score of edge {edge_label(unknown)} is not a number: the loss or its gradient is not "
+            "finite on these prompts"
+        )
+    largest = max((abs(v) for v in values.values() if abs(v) != float("inf")), default=0.0)
+    limit = UNREMOVED * (largest or 1.0)
+    return {edge: max(-limit, min(limit, value)) for edge, value in values.items()}

@@ -1,0 +1,169 @@
+"""A search as a method: the engine made, the guard calibrated, the sweep run or gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from pahq_plugin.discovery.acdc import Snapshot, Sweep
+from pahq_plugin.discovery.checkpoint import Checkpoint, held_by_first
+from pahq_plugin.discovery.cost import forward_seconds, held_to, measured
+from pahq_plugin.discovery.guard import GuardBand, make_guard
+from pahq_plugin.discovery.hybrid import calibrate, configured
+from pahq_plugin.discovery.identity import run_identity
+from pahq_plugin.discovery.method import Found, Method
+from pahq_plugin.discovery.screening import Screening
+from pahq_plugin.engines.choose import engine_precision, make_engine, plan_search
+from pahq_plugin.engines.placement.place import placed
+from pahq_plugin.engines.protocol import Engine
+from pahq_plugin.engines.question import Question
+from pahq_plugin.precision.config import FULL_PRECISION, PrecisionConfig
+from pahq_plugin.results.result import Decision, Stats
+from pahq_plugin.system.progress import progress_bar, say
+
+SEARCHING = frozenset(
+    {"threshold", "metric", "ablation", "engine", "order", "batches", "checkpoint", "max_memory"}
+)
+"""Arguments of `discover` that every search can use."""
+
+
+@dataclass(frozen=True)
+class Search(Method):
+    """ACDC: edge after edge is tested against a threshold.
+
+    Attributes:
+        precision: in which it always screens; ``None`` where the user or the device chooses.
+    """
+
+    precision: PrecisionConfig | None = None
+
+    searches = True
+    draws = False
+
+    @property
+    def uses(self) -> frozenset[str]:  # type: ignore[override]
+        """See `Method.uses`."""
+        return SEARCHING | (frozenset() if self.precision else {"precision"})
+
+    @property
+    def needs_heads(self) -> bool:  # type: ignore[override]
+        """See `Method.needs_heads`: it chooses the precision of heads."""
+        return self.precision is not FULL_PRECISION
+
+    @property
+    def fixed_precision(self) -> PrecisionConfig | None:
+        """See `Method.fixed_precision`."""
+        return self.precision
+
+    def run(self, question: Question, stats: Stats) -> Found:
+        """Search within the budget of memory, going on from a checkpoint if there is one."""
+        model, engine = question.model, question.engine
+        everyone = question.everyone or question.prompts
+        precision = self.precision or question.precision or engine_precision(engine, model)
+        device = everyone[0].clean.device
+        with ExitStack() as places, ExitStack() as stack:
+            if question.max_memory is not None:
+                plan, precision = plan_search(question, precision)
+                say(str(plan), question.progress)
+                placement = places.enter_context(placed(model, plan, device))
+                stack.enter_context(held_to(plan, model, placement, device, stats))
+                question = replace(question, placement=placement)
+            file = self._checkpoint(question, precision)
+            start = stack.enter_context(held_by_first(file, question.edges, question.world))
+            if start is not None and file is not None:
+                done = f"{len(start.decisions):,} of {len(question.edges):,} edges are decided"
+                say(f"going on from {file.path}: {done}", question.progress)
+            with measured(stats, device):
+                decisions, used, engine_used = swept(
+                    question, precision, stats, start=start, show=file and file.take
+                )
+            stack.close()  # a plain forward takes memory and weights, too
+            stats.forward_equivalents = stats.seconds / forward_seconds(model, everyone)
+        return decisions, {
+            "threshold": question.threshold,
+            "metric": question.metric[0],
+            "precision": None if used.is_exact else used.record(),
+            "engine": engine_used,
+            "order": question.order,
+        }
+
+    def _checkpoint(self, question: Question, precision: PrecisionConfig) -> Checkpoint | None:
+        """The file to go on from, in the first process; all processes agree on what is searched."""
+        world = question.world
+        if question.checkpoint is None and world.size == 1:
+            return None
+        settings = {
+            "method": self.name,
+            "scored": False,
+            "ablation": question.ablation.name.lower(),
+            "batches": question.batches,
+            "seed": question.seed,
+        }
+        identity = settings | run_identity(question, precision)
+        world.agree(identity | {"max_memory": question.max_memory})
+        if question.checkpoint is None or not world.is_first:
+            return None
+        path, every = question.checkpoint
+        return Checkpoint(path, identity, question.edges, question.threshold, every)
+
+
+def swept(
+    question: Question,
+    precision: PrecisionConfig,
+    stats: Stats,
+    *,
+    start: Snapshot | None = None,
+    show: Callable[[Snapshot], None] | None = None,
+) -> tuple[list[Decision], PrecisionConfig, str]:
+    """Run one ACDC sweep, from ``start`` if there is one; its cost is added to ``stats``.
+
+    Args:
+        question: what is searched.
+        precision: to screen in.
+        stats: added to.
+        start: go on from there.
+        show: told how far the search is.
+
+    Returns:
+        The decisions, and precision and engine used.
+    """
+    edges, threshold = question.edges, question.threshold
+    with ExitStack() as stack:
+        engine = make_engine(question, precision, stack)
+        if precision.policy == "hybrid" and not precision.formats and engine.screens:
+            precision = _calibrated(engine, question, precision, stats)
+        bar = stack.enter_context(progress_bar("edges", len(edges), question.progress))
+        sweep = Sweep(
+            engine, edges, threshold, _screening(engine, question, precision, start),
+            progress=lambda done, kept: bar(done, f"{kept} kept"), start=start, show=show,
+        )  # fmt: skip
+        decisions = sweep.run()
+        sweep.record(stats)
+        return decisions, precision, engine.name
+
+
+def _screening(
+    engine: Engine, question: Question, precision: PrecisionConfig, start: Snapshot | None
+) -> Screening | None:
+    """What is asked of screened effects; ``None`` where the engine measures all of them in FP32."""
+    edges, threshold, seed = question.edges, question.threshold, question.seed
+    if start is not None:
+        guard = GuardBand.from_state(threshold, start.guard) if start.guard else None
+    else:
+        guard = make_guard(engine, edges, threshold, precision.guard, seed)
+    return Screening(engine, edges, threshold, guard, seed=seed) if engine.screens else None
+
+
+def _calibrated(
+    engine: Engine, question: Question, precision: PrecisionConfig, stats: Stats
+) -> PrecisionConfig:
+    """The formats that the hybrid policy chooses; adds the parts' sensitivities to ``stats``."""
+    cfg = question.model.cfg
+    with progress_bar("parts", len(configured(precision, cfg)), question.progress) as bar:
+        chosen, assignment = calibrate(
+            engine, question.edges, precision, cfg, question.threshold, question.seed,
+            progress=lambda done, _: bar(done, "measured"),
+        )  # fmt: skip
+    stats.sensitivity = assignment.errors
+    return chosen

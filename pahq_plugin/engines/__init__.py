@@ -1,0 +1,1 @@
+"""How the effect of removing an edge is measured."""

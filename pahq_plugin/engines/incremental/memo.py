@@ -1,0 +1,137 @@
+"""A memo of tensors that can be computed again, kept within a budget of bytes.
+
+Passes ask for much the same items over and over. When these do not all fit, dropping the least recently
+used one would drop each just before it is asked for again; so what the last round asked for stays, and
+a new item that does not fit beside it is not remembered.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from pahq_plugin.engines.incremental.positions import Positions
+
+
+class Sized(Protocol):
+    """Anything that knows how many bytes it takes."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+Item = TypeVar("Item", bound=Sized)
+
+
+class Memo(Generic[Item]):
+    """Items by key, as many as fit.
+
+    Attributes:
+        budget: bytes that the items may take together.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._items: OrderedDict[Hashable, tuple[Item, int]] = OrderedDict()  # with the round of use
+        self._bytes = 0
+        self._round = 0
+
+    def next_round(self) -> None:
+        """From now on what was asked for in the round before the last may go."""
+        self._round += 1
+
+    def get(self, key: Hashable) -> Item | None:
+        """The item of that key, if it is there."""
+        if key not in self._items:
+            return None
+        item = self._items[key][0]
+        self._items[key] = item, self._round
+        self._items.move_to_end(key)
+        return item
+
+    def put(self, key: Hashable, item: Item) -> None:
+        """Keep ``item`` if it fits once those are gone that were not used of late."""
+        self.drop(key)
+        while self._items and self._bytes + item.nbytes > self.budget:
+            oldest, (_, used) = next(iter(self._items.items()))
+            if used >= self._round - 1:
+                return
+            self.drop(oldest)
+        if self._bytes + item.nbytes <= self.budget:
+            self._items[key] = item, self._round
+            self._bytes += item.nbytes
+
+    def drop(self, key: Hashable) -> None:
+        """Forget the item of that key."""
+        found = self._items.pop(key, None)
+        if found is not None:
+            self._bytes -= found[0].nbytes
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._items.clear()
+        self._bytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the items take."""
+        return self._bytes
+
+
+@dataclass(frozen=True)
+class Held:
+    """Something of one destination's present, at some positions.
+
+    Attributes:
+        positions: positions that are held.
+        parts: ``"x"`` for its input, ``[batch, pos, d_model]``; or by letter the query, key or value
+            that its head makes of it, before rotation, ``[batch, pos, d_head]``.
+    """
+
+    positions: Positions
+    parts: dict[str, Tensor]
+
+    def at(self, part: str, positions: Positions) -> Tensor:
+        """A part at some of the positions."""
+        return positions.cut(self.parts[part], self.positions)
+
+    def write(self, positions: Positions, parts: Mapping[str, Tensor]) -> None:
+        """Put newer values in their place, where ``positions`` are held."""
+        at = positions.within(self.positions)
+        for part, values in parts.items():
+            self.parts[part].index_copy_(1, at, values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(part.nbytes for part in self.parts.values())
+
+
+@dataclass(frozen=True)
+class Base:
+    """A residual stream that destinations start from, ``[batch, pos, d_model]``."""
+
+    x: Tensor
+    version: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.x.nbytes
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """The present hidden layer of an MLP before its activation, by weight ``[1, n, d_mlp]``."""
+
+    entries: dict[str, Tensor]
+    version: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.nbytes for entry in self.entries.values())

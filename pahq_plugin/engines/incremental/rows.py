@@ -1,0 +1,396 @@
+"""Many states of the model at once: rows that differ from the present state in a few removed edges.
+
+1. The input of each destination whose edges differ changes by a given amount per row.
+2. Step by step (`KeptGraph.cone`): input = present input + changes of the dirty sources that feed it;
+   the unit is evaluated on all rows; its output minus the present output is the next change.
+3. The last step gives the rows' logits.
+
+Only dirty heads, only their dirty projections, and only tokens that differ and are read are
+computed; all else comes from the present state. Tensors are unit-major,
+``[head, candidate, batch, pos, d]``, so that heads multiply with their own weights in one product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pahq_plugin.engines.incremental.budget import Budget
+from pahq_plugin.engines.incremental.kept_graph import Feed, Place, Slot, Stage, Step
+from pahq_plugin.engines.incremental.positions import Positions
+from pahq_plugin.engines.incremental.products import Products
+from pahq_plugin.engines.incremental.state import BatchState, letters
+
+
+@dataclass(frozen=True)
+class Change:
+    """How the outputs of sources of one step differ from the present state.
+
+    Attributes:
+        step: the step, which says where and which heads.
+        layer: the block of the heads that have to be projected by W_O; ``None`` for an MLP.
+        factor: new minus present z ``[head, candidate, batch, pos, d_head]``, or output ``[1,
+            candidate, batch, pos, d_model]``.
+    """
+
+    step: Step
+    layer: int | None
+    factor: Tensor
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A change of one input, ``[batch, pos, d_model]``, at some positions."""
+
+    positions: Positions
+    delta: Tensor
+
+
+@dataclass(frozen=True)
+class Start:
+    """A changed input.
+
+    Attributes:
+        positions: at which it changes.
+        first: how many rows come before those of ``delta``.
+        delta: the change on the next rows, ``[candidate, batch, pos, d_model]``.
+        before: the change on the first rows, ``[batch, pos, d_model]``; ``None`` for none.
+        after: the change on all rows behind, alike.
+    """
+
+    positions: Positions
+    first: int
+    delta: Tensor
+    before: Tensor | None
+    after: Tensor | None
+
+    def on_row(self, row: int) -> Tensor | None:
+        """The change on one row."""
+        if row < self.first:
+            return self.before
+        at = row - self.first
+        return self.delta[at] if at < len(self.delta) else self.after
+
+    def on(self, rows: slice) -> Iterator[tuple[slice, Tensor]]:
+        """The terms that change the input of some rows, each with those of ``rows`` that it is for."""
+        last = self.first + len(self.delta)
+        begin, end = max(rows.start, self.first), min(rows.stop, last)
+        if self.before is not None and rows.start < self.first:
+            yield slice(0, min(self.first, rows.stop) - rows.start), self.before[None]
+        if begin < end:
+            yield (
+                slice(begin - rows.start, end - rows.start),
+                self.delta[begin - self.first : end - self.first],
+            )
+        if self.after is not None and rows.stop > last:
+            yield slice(max(last, rows.start) - rows.start, rows.stop - rows.start), self.after[None]
+
+
+class Rows:
+    """One pass over the cone of a change.
+
+    Args:
+        state: the present state of one batch.
+        steps: the cone, from `KeptGraph.cone`.
+        starts: the changed inputs.
+        n_rows: number of candidates.
+        budget: wide tensors that live only within a step are made in parts.
+        products: precision of the weight products; the model's own by default. Only rows in the
+            model's own precision may be committed.
+    """
+
+    def __init__(
+        self,
+        state: BatchState,
+        steps: Sequence[Step],
+        starts: Mapping[Place, Start],
+        n_rows: int,
+        budget: Budget,
+        products: Products | None = None,
+    ) -> None:
+        self.state = state
+        self._part_bytes = budget.work if products is None else min(budget.work, budget.cached)
+        self._products = products or state.own
+        self.n_rows = n_rows
+        self._starts = starts
+        self._changes: list[Change] = []
+        self._dirty: list[tuple[int, int, tuple[int, ...], Positions]] = []
+        self._final: Tensor | None = None
+        for step in steps:
+            self._run(step)
+
+    @property
+    def output(self) -> Tensor:
+        """Final residual streams at the output's positions, ``[candidate, batch, pos, d_model]``."""
+        assert self._final is not None  # every cone ends at the output
+        return self._final
+
+    def commit(self, row: int) -> None:
+        """Make ``row`` the present state. Only for rows in the model's own precision."""
+        state, only = self.state, slice(row, row + 1)
+        for at, slot, heads, positions in self._dirty:
+            state.update(
+                at, slot, heads, positions, self._inputs(at, slot, heads, positions, only)[:, 0]
+            )
+        for change in self._changes:
+            stage = state.graph.stages[change.step.stage]
+            for i, head in enumerate(change.step.heads):
+                value = _rows(change.factor[i], only)[0]
+                state.add_to_source(stage.first_source + head, change.step.positions.index, value)
+
+    # Steps ---------------------------------------------------------------------------------------
+
+    def _run(self, step: Step) -> None:
+        stage = self.state.graph.stages[step.stage]
+        if stage.kind == "head":
+            self._run_heads(step, stage)
+        elif stage.kind == "mlp":
+            self._run_mlp(step, stage)
+        else:
+            self._run_output(step)
+
+    def _run_heads(self, step: Step, stage: Stage) -> None:
+        state, everywhere = self.state, self.state.graph.sets.all
+        held = {"q": step.positions, "k": everywhere, "v": everywhere}
+        math = state.attention[stage.layer]
+        made: dict[str, Tensor] = {}
+        for which, slot in enumerate(step.slots):
+            made_here = letters(stage, which)
+            new = self._new_projections(step, which, slot)
+            wanted = held[made_here] if stage.slots == 3 else everywhere
+            now = state.projections(step.stage, which, step.heads, wanted)
+            for letter in made_here:
+                present = held[letter].cut(now[letter], wanted)
+                y = _merged(present, new.get(letter), slot, held[letter], self.n_rows)
+                made[letter] = math.rotate(y, letter, held[letter].index)
+        heads, rounded = list(step.heads), self._products.rounding(stage.layer, step.heads)
+        z = math.mix(made["q"], made["k"], made["v"], heads, step.positions.index, rounded)
+        present = torch.stack([state.now.z[stage.layer][head] for head in step.heads])
+        present = step.positions.cut(present, everywhere).to(z.dtype)
+        self._changes.append(Change(step, stage.layer, z - present[:, None]))
+
+    def _new_projections(self, step: Step, which: int, slot: Slot) -> dict[str, Tensor]:
+        """Projections of the dirty inputs, ``[member, candidate, batch, pos, d_head]`` by letter.
+
+        Inputs are wide: a few heads and rows are worked on at a time.
+        """
+        if not slot.members:
+            return {}
+        state, stage = self.state, self.state.graph.stages[step.stage]
+        heads = tuple(step.heads[m] for m in slot.members)
+        self._dirty.append((step.stage, which, heads, slot.positions))
+        made: dict[str, Tensor] = {}
+        for members, rows in self._parts(len(heads), self._token_bytes(slot.positions)):
+            at = (step.stage, which, heads[members], slot.positions)
+            x = self._inputs(*at, rows)
+            now = None
+            if self._products is not state.own:
+                now = torch.stack(state.inputs(*at)), state.projections(*at)
+            new = state.projected(stage, which, heads[members], x, self._products, now)
+            if len(x) == len(heads) and x.shape[1] == self.n_rows:
+                return new
+            for letter, y in new.items():
+                if letter not in made:
+                    made[letter] = y.new_empty((len(heads), self.n_rows, *y.shape[2:]))
+                made[letter][members, rows] = y
+        return made
+
+    def _parts(self, n_units: int, row_bytes: int) -> Iterator[tuple[slice, slice]]:
+        """Units and rows in parts that fit, where a row of one unit takes ``row_bytes``."""
+        at_once = max(1, self._part_bytes // row_bytes)
+        units, rows = max(1, at_once // self.n_rows), min(at_once, self.n_rows)
+        for row in range(0, self.n_rows, rows):
+            for unit in range(0, n_units, units):
+                yield slice(unit, unit + units), slice(row, min(row + rows, self.n_rows))
+
+    def _token_bytes(self, positions: Positions, width: int | None = None) -> int:
+        """Bytes of one row of something that is ``width`` (d_model) wide."""
+        cfg = self.state.model.cfg
+        tokens = len(self.state.now.embedding) * len(positions)
+        return tokens * (width or cfg.d_model) * cfg.dtype.itemsize
+
+    def _run_mlp(self, step: Step, stage: Stage) -> None:
+        state, positions = self.state, step.slots[0].positions
+        x_now = state.inputs(step.stage, 0, (0,), positions)[0].flatten(0, 1)  # [batch * pos, d_model]
+        y_now = positions.cut(state.now.mlp[stage.layer], state.graph.sets.all).to(x_now.dtype)
+        change = y_now.new_zeros((self.n_rows, *y_now.shape))
+        y_now, tokens = y_now.flatten(0, 1), state.changing_tokens(positions)
+        if tokens is not None:
+            x_now, y_now = x_now[tokens], y_now[tokens]
+        heads, feeds = self._narrow_feeds(step, stage)
+        mlp = state.mlp(step.stage, positions, x_now, y_now, self._products)
+        self._dirty.append((step.stage, 0, (0,), positions))
+        hidden = self._token_bytes(positions, state.model.cfg.d_mlp)
+        for _, rows in self._parts(1, hidden):  # the hidden layer is wide
+            x = self._inputs(step.stage, 0, (0,), positions, rows)[0].flatten(1, 2)
+            x = x if tokens is None else x[:, tokens]
+            if heads:
+                dz = torch.cat([self._side_by_side(*feed, positions, rows) for feed in feeds], dim=-1)
+                dz = dz if tokens is None else dz[:, tokens]
+                part = state.own.narrow_mlp(stage.layer, x, x_now, heads, dz).sub_(y_now)
+            else:
+                part = mlp(x)
+            out = change[rows].flatten(1, 2)
+            if tokens is None:
+                out.copy_(part)
+            else:
+                out.index_copy_(1, tokens, part)
+        self._changes.append(Change(step, None, change[None]))
+
+    def _narrow_feeds(
+        self, step: Step, stage: Stage
+    ) -> tuple[list[tuple[int, int]], list[tuple[Change, Feed]]]:
+        """The (layer, head) that change an MLP's input, and how; none where anything else changes it,
+        or it would not pay."""
+        positions, graph = step.slots[0].positions, self.state.graph
+        feeds = [
+            (change, feed)
+            for change in self._changes
+            for feed in graph.feeds(step.stage, 0, (0,), change.step, positions)
+        ]
+        heads = [
+            (change.layer, change.step.heads[i])
+            for change, feed in feeds
+            if change.layer is not None
+            for i in feed.chosen
+        ]
+        whole = all(change.layer is not None and feed.weights is None for change, feed in feeds)
+        started = (step.stage, 0, 0) in self._starts
+        own = self._products is self.state.own
+        width = self.state.model.cfg.d_head * len(heads)
+        if (
+            feeds
+            and whole
+            and own
+            and not started
+            and self.state.own.narrow_mlp.pays(stage.layer, width)
+        ):
+            return heads, feeds
+        return [], []
+
+    def _side_by_side(self, change: Change, feed: Feed, positions: Positions, rows: slice) -> Tensor:
+        """Changes of z of the chosen heads, ``[candidate, batch * pos, head * d_head]``."""
+        shared, known = positions.shared(change.step.positions)
+        factor = _taken(_chosen(change.factor, feed, rows), shared)
+        if known is not None:
+            shape = (*factor.shape[:-2], len(positions), factor.shape[-1])
+            factor = factor.new_zeros(shape).index_copy_(-2, known, factor)
+        return factor.permute(1, 2, 3, 0, 4).flatten(3).flatten(1, 2)
+
+    def _run_output(self, step: Step) -> None:
+        positions = self.state.graph.outputs
+        self._dirty.append((step.stage, 0, (0,), positions))
+        self._final = self._inputs(step.stage, 0, (0,), positions, slice(0, self.n_rows))[0]
+
+    # Inputs --------------------------------------------------------------------------------------
+
+    def _inputs(
+        self,
+        at: int,
+        slot: int,
+        heads: tuple[int, ...],
+        positions: Positions,
+        rows: slice,
+    ) -> Tensor:
+        """Inputs of dirty destinations on some rows, what is read at present plus the changes that
+        feed it, ``[head, candidate, batch, pos, d_model]``."""
+        now = self.state.inputs(at, slot, heads, positions)
+        x = now[0].new_empty((len(heads), rows.stop - rows.start, *now[0].shape))
+        sums = [_Sum(out, present) for out, present in zip(x, now, strict=True)]
+        for total, head in zip(sums, heads, strict=True):
+            start = self._starts.get((at, slot, head))
+            if start is not None:
+                shared, known = positions.shared(start.positions)
+                for some, delta in start.on(rows):
+                    total.add(_taken(delta, shared), known, some)
+        for change in self._changes:
+            shared, known = positions.shared(change.step.positions)
+            for feed in self.state.graph.feeds(at, slot, heads, change.step, positions):
+                term = self._contribution(change, feed, shared, known, rows)
+                for member in feed.members:
+                    sums[member].add(term, known)
+        for total in sums:
+            total.finish()
+        return x
+
+    def _contribution(
+        self, change: Change, feed: Feed, shared: Tensor | None, known: Tensor | None, rows: slice
+    ) -> Tensor:
+        """What the chosen sources add, ``[candidate, batch, pos, d_model]``, at the positions of the
+        change that are wanted: ``shared`` among its own, ``known`` among the wanted ones."""
+        factor = _taken(_chosen(change.factor, feed, rows), shared)
+        if feed.weights is not None:
+            weights = feed.weights if known is None else feed.weights[:, known]
+            factor = factor * weights.to(factor.dtype)[:, None, None, :, None]
+        if change.layer is None:
+            return factor[0]
+        heads = [change.step.heads[i] for i in feed.chosen]
+        out = self._products.output(change.layer, heads, factor.flatten(1, 3))
+        return out.unflatten(0, factor.shape[1:4])
+
+
+class _Sum:
+    """The present input of one destination plus changes, written where the inputs are gathered.
+
+    Args:
+        out: ``[candidate, batch, pos, d_model]``, not yet written.
+        present: ``[batch, pos, d_model]``.
+    """
+
+    def __init__(self, out: Tensor, present: Tensor) -> None:
+        self._out, self._present = out, present
+        self._started = False
+
+    def add(self, term: Tensor, known: Tensor | None, rows: slice | None = None) -> None:
+        """Add ``term [candidate, batch, pos, d_model]`` at the positions ``known`` and to ``rows`` of
+        those gathered; ``None``: to all."""
+        whole = rows is None or rows == slice(0, len(self._out))
+        if known is None and whole and not self._started:
+            torch.add(self._present, term.expand_as(self._out), out=self._out)
+            self._started = True
+            return
+        self.finish()
+        out = self._out if whole else self._out[rows]
+        if known is None:
+            out += term
+        else:
+            out.index_add_(-2, known, term.expand(len(out), -1, -1, -1))
+
+    def finish(self) -> None:
+        """Write the present input where nothing has been added."""
+        if not self._started:
+            self._out.copy_(self._present)
+            self._started = True
+
+
+def _rows(x: Tensor, rows: slice, axis: int = 0) -> Tensor:
+    """Some rows of the candidates' axis; a single row stands for all where none differs."""
+    return x if x.shape[axis] == 1 else x.narrow(axis, rows.start, rows.stop - rows.start)
+
+
+def _chosen(factor: Tensor, feed: Feed, rows: slice) -> Tensor:
+    """Of ``factor [head, candidate, batch, pos, d]`` the chosen heads on some rows."""
+    factor = _rows(factor, rows, axis=1)
+    return factor if len(feed.chosen) == len(factor) else factor[list(feed.chosen)]
+
+
+def _taken(x: Tensor, at: Tensor | None) -> Tensor:
+    """``x [..., pos, d]`` at some positions, or as it is."""
+    return x if at is None else x.index_select(-2, at)
+
+
+def _merged(now: Tensor, new: Tensor | None, slot: Slot, held: Positions, n_rows: int) -> Tensor:
+    """Present projections ``[head, batch, pos, d_head]`` with the dirty ones put in their place,
+    ``[head, candidate or 1, batch, pos, d_head]``."""
+    if new is None:
+        return now[:, None]
+    if len(slot.members) == len(now) and slot.positions is held:
+        return new
+    merged = now[:, None].expand(-1, n_rows, -1, -1, -1).clone()
+    at = slot.positions.within(held)
+    for i, member in enumerate(slot.members):
+        merged[member].index_copy_(2, at, new[i])
+    return merged

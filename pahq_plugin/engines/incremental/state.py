@@ -1,0 +1,391 @@
+"""The present state of one batch: what every source puts out, and what a destination reads.
+
+Only sources are stored (`pahq_plugin.engines.incremental.source_outputs`). The input of a destination is
+computed from them when it is asked for, by whichever sum has fewer terms:
+
+- all sources ablated, plus (now - ablated) of the kept ones;
+- all sources as they are now, minus (now - ablated) of the removed ones.
+
+Inputs and the queries, keys and values made from them are memoised. Tensors are unit-major:
+``[head, (candidate,) batch, pos, d]``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pahq_plugin.engines.incremental.kept_graph import KeptGraph, Place, Stage
+from pahq_plugin.engines.incremental.memo import Base, Held, Hidden, Memo
+from pahq_plugin.engines.incremental.positions import Ints, Positions
+from pahq_plugin.engines.incremental.products import OwnProducts, Products, RowFunction
+from pahq_plugin.engines.incremental.source_outputs import Sources
+from pahq_plugin.host import PatchableModel, PromptPairBatch
+from pahq_plugin.models.blocks import AttentionMath, normalise
+
+
+class BatchState:
+    """Sources of one batch, now and ablated, and memoised inputs.
+
+    Args:
+        model: the host model, whose weights are read in place.
+        batch: its prompts.
+        padding: 1 for tokens, 0 for padding, ``[batch, offset_pos]``, or ``None``.
+        graph: kept edges, shared by all batches.
+        now: source outputs of the present state; changed by `add_to_source`.
+        ablated: source outputs that removed edges carry.
+        memo_bytes: budget of memoised inputs; bases of inputs get a quarter more, hidden layers of
+            screened MLPs half of it (`pahq_plugin.engines.incremental.budget.MEMO_PARTS`).
+        own: products in the model's own precision.
+        first_changes: per prompt the position before which nothing ever differs, ``[prompt]``.
+    """
+
+    def __init__(
+        self,
+        model: PatchableModel,
+        batch: PromptPairBatch,
+        padding: Tensor | None,
+        graph: KeptGraph,
+        now: Sources,
+        ablated: Sources,
+        memo_bytes: int,
+        first_changes: Ints,
+        own: OwnProducts,
+    ) -> None:
+        self.model = model
+        self.batch = batch
+        self.graph = graph
+        self.now = now
+        self.ablated = ablated
+        self.own = own
+        self.attention = [
+            AttentionMath(model, layer, now.embedding, padding) for layer in range(model.cfg.n_layers)
+        ]
+        self._source_versions = np.zeros(graph.n_sources, dtype=np.int64)
+        self._held: Memo[Held] = Memo(memo_bytes)
+        self._bases: Memo[Base] = Memo(memo_bytes // 4)
+        self._hidden: Memo[Hidden] = Memo(memo_bytes // 2)
+        self._input_versions: defaultdict[Place, int] = defaultdict(int)
+        self._active = np.arange(graph.shape.length) >= first_changes[:, None]
+        self._tokens: dict[int, Tensor | None] = {}
+
+    def restart(self, now: Sources) -> None:
+        """Take ``now`` as the present source outputs and forget everything computed from others."""
+        self.now = now
+        self._source_versions += 1
+        self._held.clear()
+        self._bases.clear()
+        self._hidden.clear()
+
+    def forget_screened(self) -> None:
+        """Forget what was made in few bits: the formats have changed."""
+        self._hidden.clear()
+
+    def next_round(self) -> None:
+        """Tell the memos that a pass begins."""
+        self._held.next_round()
+        self._bases.next_round()
+        self._hidden.next_round()
+
+    # Sources -------------------------------------------------------------------------------------
+
+    def changing_tokens(self, positions: Positions) -> Tensor | None:
+        """Which of the tokens ``[batch, pos]`` at ``positions`` can differ from the clean run, as
+        indices into the flattened axes; ``None`` for all."""
+        key = id(positions)
+        if key not in self._tokens:
+            active = self._active[:, positions.array].reshape(-1)
+            where = torch.from_numpy(np.flatnonzero(active)).to(positions.index.device)
+            self._tokens[key] = None if active.all() else where
+        return self._tokens[key]
+
+    def differences(self, sources: Sequence[int], positions: Positions) -> Tensor:
+        """(now - ablated) output of each source, ``[source, batch, pos, d_model]``."""
+        cfg, batch = self.model.cfg, self.now.embedding.shape[0]
+        out = self.now.embedding.new_empty(
+            (len(sources), batch, len(positions), cfg.d_model), dtype=cfg.dtype
+        )
+        for stage, members in self._by_stage(sources).items():
+            heads = [self.graph.source_stage[sources[i]][1] for i in members]
+            factors = self._factors(stage, heads, positions.index)
+            if self._is_heads(stage):
+                layer = self.graph.stages[stage].layer
+                flat = self.own.heads(layer, "W_O", heads, factors.flatten(1, 2))
+                factors = flat.unflatten(1, factors.shape[1:3])
+            out[members] = factors
+        return out
+
+    def _factors(self, stage: int, heads: list[int], positions: Tensor) -> Tensor:
+        """(now - ablated) of what is stored of some sources of a stage: z of heads, or the one
+        output of an MLP or the embedding, ``[source, batch, pos, d]``."""
+        if stage < 0:
+            now, ablated = self.now.embedding[None], self.ablated.embedding[None]
+        elif self._is_heads(stage):
+            layer = self.graph.stages[stage].layer
+            now, ablated = self.now.z[layer][heads], self.ablated.z[layer][heads]
+        else:
+            layer = self.graph.stages[stage].layer
+            now, ablated = self.now.mlp[layer][None], self.ablated.mlp[layer][None]
+        dtype = self.model.cfg.dtype
+        return now.index_select(2, positions).to(dtype) - ablated.index_select(2, positions).to(dtype)
+
+    def _is_heads(self, stage: int) -> bool:
+        """Whether the sources of a stage are heads; -1 is the embedding."""
+        return stage >= 0 and self.graph.stages[stage].kind == "head"
+
+    def sum_of_differences(
+        self, sources: Sequence[int], positions: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Sum over sources of (now - ablated) output.
+
+        Args:
+            sources: their indices, ascending.
+            positions: ``[pos]``.
+            weights: 0 or 1 for each source at each position, ``[source, pos]``; ``None`` for 1.
+
+        Returns:
+            ``[batch, pos, d_model]``. Heads of a layer are one product with their stacked W_O.
+        """
+        batch = self.now.embedding.shape[0]
+        total = self.now.embedding.new_zeros(
+            (batch, len(positions), self.model.cfg.d_model), dtype=self.model.cfg.dtype
+        )
+        for stage, members in self._by_stage(sources).items():
+            heads = [self.graph.source_stage[sources[i]][1] for i in members]
+            factors = self._factors(stage, heads, positions)
+            if weights is not None:
+                factors *= weights[members][:, None, :, None]
+            if self._is_heads(stage):
+                weight = self.own.blocks[self.graph.stages[stage].layer].attn.W_O[heads]
+                total += factors.permute(1, 2, 0, 3).flatten(2) @ weight.flatten(0, 1)
+            else:
+                total += factors[0]
+        return total
+
+    def _by_stage(self, sources: Sequence[int]) -> dict[int, list[int]]:
+        groups: dict[int, list[int]] = {}
+        for i, source in enumerate(sources):
+            groups.setdefault(self.graph.source_stage[source][0], []).append(i)
+        return groups
+
+    def add_to_source(self, source: int, positions: Tensor, change: Tensor) -> None:
+        """Change a source's z ``[batch, pos, d_head]`` or output ``[batch, pos, d_model]``."""
+        stage, head = self.graph.source_stage[source]
+        layer = self.graph.stages[stage].layer
+        is_head = self.graph.stages[stage].kind == "head"
+        target = self.now.z[layer][head] if is_head else self.now.mlp[layer]
+        target.index_add_(1, positions, change.to(target.dtype))
+        self._source_versions[source] += 1
+
+    # Inputs --------------------------------------------------------------------------------------
+
+    def inputs(self, at: int, slot: int, heads: Sequence[int], positions: Positions) -> list[Tensor]:
+        """What these destinations of a stage read at ``positions``, ``[batch, pos, d_model]`` each."""
+        found = []
+        for head in heads:
+            held = self._lookup("x", at, slot, head, positions)
+            if held is None:
+                held = Held(positions, {"x": self._input(at, slot, head, positions)})
+                self._held.put(("x", at, slot, head), held)
+            found.append(held.at("x", positions))
+        return found
+
+    def projections(
+        self, at: int, slot: int, heads: Sequence[int], positions: Positions
+    ) -> dict[str, Tensor]:
+        """What heads make of what they read at ``positions``: by letter, before rotation, ``[head,
+        batch, pos, d_head]``.
+
+        Much smaller than the inputs, which are not remembered for it.
+        """
+        found = {head: self._lookup("y", at, slot, head, positions) for head in heads}
+        missing = [head for head, held in found.items() if held is None]
+        if missing:
+            x = torch.stack([self._passing_input(at, slot, head, positions) for head in missing])
+            ys = self.projected(self.graph.stages[at], slot, missing, x[:, None], self.own)
+            for i, head in enumerate(missing):
+                held = Held(positions, {letter: y[i, 0].clone() for letter, y in ys.items()})
+                self._held.put(("y", at, slot, head), held)
+                found[head] = held
+        every = [held for held in found.values() if held is not None]
+        return {
+            letter: torch.stack([held.at(letter, positions) for held in every])
+            for letter in letters(self.graph.stages[at], slot)
+        }
+
+    def _passing_input(self, at: int, slot: int, head: int, positions: Positions) -> Tensor:
+        """What one destination reads; not remembered if it is not yet."""
+        held = self._lookup("x", at, slot, head, positions)
+        return self._input(at, slot, head, positions) if held is None else held.at("x", positions)
+
+    def _lookup(self, what: str, at: int, slot: int, head: int, positions: Positions) -> Held | None:
+        """What is remembered, if it holds all these positions."""
+        held = self._held.get((what, at, slot, head))
+        return held if held is not None and positions.inside(held.positions) else None
+
+    def update(self, at: int, slot: int, heads: Sequence[int], positions: Positions, x: Tensor) -> None:
+        """Destinations read ``x [head, batch, pos, d_model]`` from now on."""
+        made = []
+        for i, head in enumerate(heads):
+            inputs, ys = (self._lookup(what, at, slot, head, positions) for what in "xy")
+            self.forget(at, slot, head)
+            if inputs is not None:
+                inputs.write(positions, {"x": x[i]})
+                self._held.put(("x", at, slot, head), inputs)
+            if ys is not None:
+                made.append((i, head, ys))
+        if not made:
+            return
+        some = [head for _, head, _ in made]
+        x = x if len(made) == len(x) else x[[i for i, _, _ in made]]
+        new = self.projected(self.graph.stages[at], slot, some, x[:, None], self.own)
+        for j, (_, head, ys) in enumerate(made):
+            ys.write(positions, {letter: y[j, 0] for letter, y in new.items()})
+            self._held.put(("y", at, slot, head), ys)
+
+    def forget(self, at: int, slot: int, head: int) -> None:
+        """The input of a destination has changed in another way."""
+        self._input_versions[at, slot, head] += 1
+        for what in "xy":
+            self._held.drop((what, at, slot, head))
+
+    def _input(self, at: int, slot: int, head: int, positions: Positions) -> Tensor:
+        """Input of one destination, ``[batch, pos, d_model]``."""
+        kept, where = self.graph.kept[at][slot, head], positions.index  # kept: [pos or 1, source]
+        if kept.shape[0] > 1:
+            kept = kept[positions.array]
+        few_kept = 2 * kept.sum() <= kept.size
+        chosen = kept if few_kept else ~kept
+        base = self.ablated_base(at) if few_kept else self.current_base(at)
+        x = base.index_select(1, where)
+        sources = np.flatnonzero(chosen.any(axis=0))
+        if len(sources) == 0:
+            return x
+        weights = None
+        if chosen.shape[0] > 1:
+            weights = torch.from_numpy(chosen[:, sources].T.copy()).to(x)
+        total = self.sum_of_differences([int(s) for s in sources], where, weights)
+        return x + total if few_kept else x - total
+
+    def projected(
+        self,
+        stage: Stage,
+        slot: int,
+        heads: Sequence[int],
+        x: Tensor,
+        products: Products,
+        now: tuple[Tensor, Mapping[str, Tensor]] | None = None,
+    ) -> dict[str, Tensor]:
+        """Query, key and/or value that heads make of ``x``, before rotation, bias included.
+
+        Args:
+            stage: a stage of heads.
+            slot: 0, 1, 2 for Q, K, V; with one joint input all three are made.
+            heads: which heads, ``[head]``.
+            x: ``[head, candidate, batch, pos, d_model]``.
+            products: in which precision to multiply.
+            now: what the heads read at present, ``[head, batch, pos, d_model]``, and make of it, by
+                letter ``[head, batch, pos, d_head]``; needed by products that are not the model's own.
+
+        Returns:
+            By letter, ``[head, candidate, batch, pos, d_head]``.
+        """
+        math = self.attention[stage.layer]
+        flat = normalise(math.norm, x).flatten(2, 3)  # [head, candidate, batch * pos, d_model]
+        x_now = flat if now is None else normalise(math.norm, now[0]).flatten(1, 2)[:, None]
+        out = {}
+        for letter in letters(stage, slot):
+            bias = math.bias_of(letter)
+            bias = (bias if len(heads) == len(bias) else bias[list(heads)])[:, None, None]
+            y_now = flat if now is None else now[1][letter].flatten(1, 2)[:, None] - bias
+            name = f"W_{letter.upper()}"
+            y = products.project(stage.layer, name, heads, flat, x_now, y_now) + bias
+            out[letter] = y.unflatten(2, x.shape[2:4])
+        return out
+
+    def mlp(
+        self, at: int, positions: Positions, x_now: Tensor, y_now: Tensor, products: Products
+    ) -> RowFunction:
+        """An MLP, norm included, as a function of inputs ``[candidate, n, d_model]``.
+
+        Args:
+            at: its stage.
+            positions: at which it is wanted.
+            x_now: the present inputs at the changing tokens there, ``[n, d_model]``.
+            y_now: the present outputs, ``[n, d_model]``.
+            products: in which precision to multiply.
+        """
+        layer = self.graph.stages[at].layer
+        norm = self.own.blocks[layer].ln2
+        x_now = normalise(norm, x_now[None])
+
+        def hidden() -> dict[str, Tensor]:
+            return self._hidden_of(at, positions, lambda: products.hidden(layer, x_now))
+
+        mlp = products.mlp(layer, x_now, y_now[None], hidden)
+        return lambda x: mlp(normalise(norm, x))
+
+    def _hidden_of(
+        self, at: int, positions: Positions, make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The present hidden layer, remembered as long as the MLP reads the same.
+
+        It only decides how strongly a change is passed on, so 16 bits are enough.
+        """
+        key, version = (at, id(positions)), self._input_versions[at, 0, 0]
+        found = self._hidden.get(key)
+        if found is None or found.version != version:
+            entries = {name: entry.bfloat16() for name, entry in make().items()}
+            found = Hidden(entries, version)
+            self._hidden.put(key, found)
+        return {name: entry.to(self.model.cfg.dtype) for name, entry in found.entries.items()}
+
+    # Residual streams ----------------------------------------------------------------------------
+
+    def ablated_base(self, at: int) -> Tensor:
+        """Input of a stage with every source ablated, ``[batch, pos, d_model]``."""
+        base = self._bases.get(("ablated", at))
+        if base is None:
+            base = Base(self._residual(self.ablated, self.graph.stages[at]), 0)
+            self._bases.put(("ablated", at), base)
+        return base.x
+
+    def current_base(self, at: int) -> Tensor:
+        """Input of a stage with every edge kept and sources as they are now."""
+        stage = self.graph.stages[at]
+        version = int(self._source_versions[: stage.n_sources].sum())
+        base = self._bases.get(("now", at))
+        if base is None or base.version != version:
+            base = Base(self._residual(self.now, stage), version)
+            self._bases.put(("now", at), base)
+        return base.x
+
+    def _residual(self, sources: Sources, stage: Stage) -> Tensor:
+        """Residual stream that the sources before ``stage`` add up to."""
+        dtype = self.model.cfg.dtype
+        total = sources.embedding.to(dtype).clone()
+        for earlier in self.graph.stages:
+            if not 0 <= earlier.first_source < stage.n_sources:
+                continue
+            if earlier.kind == "mlp":
+                total += sources.mlp[earlier.layer].to(dtype)
+                continue
+            attn = self.own.blocks[earlier.layer].attn
+            z = sources.z[earlier.layer].to(dtype).permute(1, 2, 0, 3).flatten(2)
+            total += z @ attn.W_O.flatten(0, 1) + attn.b_O
+        return total
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the caches: sources now and ablated, and the memo."""
+        memos = self._held.nbytes + self._bases.nbytes + self._hidden.nbytes
+        return self.now.nbytes + self.ablated.nbytes + memos
+
+
+def letters(stage: Stage, slot: int) -> str:
+    """Which of q, k and v are made from a slot: one, or all three from a joint input."""
+    return "qkv"[slot] if stage.slots == 3 else "qkv"

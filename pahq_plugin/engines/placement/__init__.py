@@ -1,0 +1,1 @@
+"""Models larger than memory: what stays, and what comes when it is needed."""

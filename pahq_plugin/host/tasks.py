@@ -1,0 +1,128 @@
+"""Loaders, official circuits and tasks of the host, made from plain data."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pahq_plugin.host.types import Edge, OutputSlice, PatchableModel, PromptDataLoader
+from pahq_plugin.system.torch_state import random_state_kept
+
+if TYPE_CHECKING:
+    from auto_circuit.tasks import Task
+
+
+def loaders(
+    prompts: dict[str, Any],
+    batch_size: int,
+    n_batches: tuple[int, int],
+    device: str = "cpu",
+) -> tuple[PromptDataLoader, PromptDataLoader]:
+    """The host's train and test loader over prompts in its JSON format, in the order given.
+
+    Args:
+        prompts: token ids, all of one length; at least ``batch_size * sum(n_batches)`` of them.
+        batch_size: prompts a batch.
+        n_batches: batches of the train and of the test loader.
+        device: where the batches are.
+    """
+    from auto_circuit.data import load_datasets_from_json
+
+    train, test = n_batches
+    with tempfile.TemporaryDirectory() as folder, random_state_kept():
+        path = Path(folder) / "prompts.json"
+        path.write_text(json.dumps(prompts), encoding="utf-8")
+        return load_datasets_from_json(
+            model=None,
+            path=path,
+            device=torch.device(device),
+            prepend_bos=False,
+            batch_size=batch_size,
+            train_test_size=(train * batch_size, test * batch_size),
+            shuffle=False,
+        )
+
+
+def official_edges(problem: str, model: PatchableModel, word_idxs: dict[str, int]) -> set[Edge] | None:
+    """The published circuit that the host knows for a problem on this model; None if it knows none.
+
+    Args:
+        problem: a problem's name, such as ``ioi``.
+        model: a circuit is of one model: GPT-2 small, the 4-layer attention-only one, Tracr's.
+        word_idxs: positions of the words that a circuit by positions names.
+    """
+    from auto_circuit.metrics.official_circuits.circuits import (
+        docstring_official,
+        greaterthan_official,
+        ioi_official,
+    )
+    from auto_circuit.metrics.official_circuits.circuits.tracr import (
+        reverse_official,
+        xproportion_official,
+    )
+
+    published = {
+        ("ioi", "gpt2"): (ioi_official.ioi_true_edges, "end"),
+        ("greater-than", "gpt2"): (greaterthan_official.greaterthan_true_edges, None),
+        ("docstring", "Attn_Only_4L512W_C4_Code"): (
+            docstring_official.docstring_true_edges,
+            "param_3",
+        ),
+        ("tracr-reverse", "tracr-reverse"): (reverse_official.tracr_reverse_true_edges, None),
+        ("tracr-xproportion", "tracr-xproportion"): (
+            xproportion_official.tracr_xproportion_official_edges,
+            None,
+        ),
+    }
+    key = (problem, model.cfg.model_name)
+    if key not in published or not model.separate_qkv:
+        return None
+    true_edges, needed_word = published[key]
+    positional = model.seq_len is not None
+    if positional and needed_word is not None and needed_word not in word_idxs:
+        return None
+    return true_edges(model, token_positions=positional, word_idxs=word_idxs)
+
+
+def register_task(
+    name: str,
+    key: str,
+    model: PatchableModel,
+    train_loader: PromptDataLoader,
+    test_loader: PromptDataLoader,
+    true_edges: set[Edge] | None,
+    slice_output: OutputSlice,
+) -> Task:
+    """A host ``Task`` with everything already in it, entered in the host's ``TASK_DICT``.
+
+    A task of the same key is replaced.
+    """
+    from auto_circuit.tasks import TASK_DICT, Task
+
+    task = Task(
+        key=key,
+        name=name,
+        batch_size=(_batch_size(train_loader), _batch_size(test_loader)),
+        batch_count=(len(train_loader), len(test_loader)),
+        token_circuit=model.seq_len is not None,
+        _model_def=model,
+        _dataset_name=key,
+        separate_qkv=bool(model.separate_qkv),
+        slice_output=slice_output,
+    )
+    task.device = next(model.parameters()).device
+    task._model = model
+    task._train_loader = train_loader
+    task._test_loader = test_loader
+    task._true_edges = true_edges
+    task.__init_complete__ = True
+    TASK_DICT[key] = task
+    return task
+
+
+def _batch_size(loader: PromptDataLoader) -> int:
+    return loader.batch_size or 1

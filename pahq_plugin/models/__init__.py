@@ -1,0 +1,1 @@
+"""Models made patchable: adapted, converted, stored, checked."""

@@ -1,0 +1,202 @@
+"""Models as TransformerLens loads them, made such that patches of edges are true interventions.
+
+1. Flags: every head reads inputs of its own and its output is seen by itself.
+2. Keys and values that several heads share (grouped queries) are computed once for each head, and KV
+   caches are repeated to match.
+3. Where a norm comes after attention (Gemma 2), each head's share of what that norm lets through takes
+   the place of its raw result.
+
+The model computes what it did before, up to the rounding of sums in another order.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformer_lens import HookedTransformer, HookedTransformerKeyValueCache
+from transformer_lens.past_key_value_caching import HookedTransformerKeyValueCacheEntry
+
+from pahq_plugin.errors import ModelError
+from pahq_plugin.host.types import OutputSlice, PatchableModel, patchable_model
+
+log = logging.getLogger(__name__)
+
+
+def adapt(
+    model: HookedTransformer,
+    *,
+    slice_output: OutputSlice | None = "last_seq",
+    seq_len: int | None = None,
+    separate_qkv: bool = True,
+    kv_caches: Sequence[HookedTransformerKeyValueCache] = (),
+) -> PatchableModel:
+    """The host's factorized model around ``model``, ready for `discover`.
+
+    One log line says what was changed, a warning where it is more than flags. With ``separate_qkv``
+    heads read split query, key and value inputs, without it one input each; a model with both would
+    ignore patches into attention.
+
+    Args:
+        model: as TransformerLens gives it; changed in place.
+        slice_output: the positions whose logits count; ``None`` for all.
+        seq_len: number of tokens, for edges of single positions; ``None`` for edges of all positions.
+        separate_qkv: whether a head's Q, K and V are destinations of their own.
+        kv_caches: of common prefixes, frozen, one for each batch size; left as they are.
+
+    Raises:
+        ModelError: no `HookedTransformer`, or one whose edges cannot be patched truthfully; nothing
+            was changed then.
+    """
+    check_kind(model)
+    _check_post_norms(model)
+    repeated = tuple(repeated_cache(model.cfg, cache) for cache in kv_caches)
+    flags = _set_flags(model, separate_qkv)
+    other = [*_ungroup(model), *_move_post_norms(model)]
+    if any(new is not old for new, old in zip(repeated, kv_caches, strict=True)):
+        model.cfg.n_key_value_heads = model.cfg.n_heads  # TransformerLens holds caches against it
+        other.append("KV caches repeated for each head")
+    if flags or other:
+        level = logging.WARNING if other else logging.INFO
+        log.log(level, "%s made patchable: %s", model.cfg.model_name, "; ".join([*flags, *other]))
+    patchable = patchable_model(
+        model,
+        factorized=True,
+        slice_output=slice_output,
+        seq_len=seq_len,
+        separate_qkv=separate_qkv,
+        kv_caches=repeated,
+        device=next(model.parameters()).device,
+    )
+    patchable.eval()  # the host's wrappers are new modules, and those start in training mode
+    return patchable
+
+
+def check_kind(model: object) -> None:
+    if isinstance(model, PatchableModel):
+        raise ModelError("model is a PatchableModel already; give the HookedTransformer that it wraps")
+    if not isinstance(model, HookedTransformer):
+        raise ModelError(
+            f"model is a {type(model).__name__}; the host factorizes a HookedTransformer only, no "
+            "encoders such as BERT and no encoder-decoders such as T5; a causal model of transformers "
+            "goes through pahq.from_hugging_face(model)"
+        )
+    if model.cfg.load_in_4bit:
+        raise ModelError("load_in_4bit is on; load the model in its own precision")
+    is_mixtral = model.cfg.original_architecture == "MixtralForCausalLM"
+    if is_mixtral and model.cfg.normalization_type == "RMSPre":
+        raise ModelError(
+            "fold_ln=True makes TransformerLens drop the norm weights of a Mixtral model; "
+            "load it with fold_ln=False"
+        )
+
+
+def _set_flags(model: HookedTransformer, separate_qkv: bool) -> list[str]:
+    """Set what the host's patches need; says what was changed."""
+    cfg: Any = model.cfg
+    flags = {
+        "use_attn_result": True,
+        "use_split_qkv_input": separate_qkv,
+        "use_attn_in": not separate_qkv,
+        "use_hook_mlp_in": not cfg.attn_only,
+    }
+    changed = [
+        f"{flag} {'on' if on else 'off'}" for flag, on in flags.items() if getattr(cfg, flag) != on
+    ]
+    for flag, on in flags.items():
+        setattr(cfg, flag, on)
+    return changed
+
+
+def _ungroup(model: HookedTransformer) -> list[str]:
+    """Let every head compute its own keys and values; says what was changed."""
+    cfg = model.cfg
+    if cfg.n_key_value_heads is None or cfg.ungroup_grouped_query_attention:
+        return []
+    cfg.ungroup_grouped_query_attention = True
+    return [
+        f"keys and values of {cfg.n_key_value_heads} groups computed for each of {cfg.n_heads} heads"
+    ]
+
+
+def repeated_cache(cfg: Any, cache: HookedTransformerKeyValueCache) -> HookedTransformerKeyValueCache:
+    """The KV cache with keys and values ``[batch, pos, head, d_head]`` of every head; ``cache`` itself
+    if it has them."""
+    counts = {entry.past_keys.shape[2] for entry in cache.entries}
+    if counts == {cfg.n_heads}:
+        return cache
+    if counts != {cfg.n_key_value_heads}:
+        raise ModelError(
+            f"a KV cache holds {', '.join(map(str, sorted(counts)))} heads, but the model has "
+            f"{cfg.n_heads}; make the cache with this model"
+        )
+    times = cfg.n_heads // cfg.n_key_value_heads
+    entries = [
+        HookedTransformerKeyValueCacheEntry(
+            entry.past_keys.repeat_interleave(times, dim=2),
+            entry.past_values.repeat_interleave(times, dim=2),
+            entry.frozen,
+        )
+        for entry in cache.entries
+    ]
+    return HookedTransformerKeyValueCache(entries, cache.previous_attention_mask, cache.frozen)
+
+
+class PostNormed(nn.Module):
+    """Stands in for the ``hook_result`` of attention that a norm follows: what each head adds to the
+    residual stream.
+
+    The norm divides the sum of all heads by its size and multiplies by a weight. Given that size, every
+    head's result goes through it by itself, and the shares add up to the block's ``hook_attn_out``.
+
+    Args:
+        hook: the hook point, called with the shares.
+        norm: the block's ``ln1_post``.
+    """
+
+    def __init__(self, hook: nn.Module, norm: Any) -> None:
+        super().__init__()
+        self.hook = hook
+        self.norm = norm
+
+    def forward(self, result: Tensor) -> Tensor:
+        """From results of heads to their shares, both ``[batch, pos, head, d_model]``."""
+        norm, dtype = self.norm, result.dtype
+        high = torch.promote_types(dtype, torch.float32)
+        total = result.sum(dim=2).to(high)
+        size = norm.hook_scale((total.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt())
+        return self.hook((result.to(high) / size[:, :, None]).to(dtype) * norm.w)
+
+
+def _post_norms(model: HookedTransformer) -> list[tuple[int, Any]]:
+    """Blocks whose attention a norm follows."""
+    if not model.cfg.use_normalization_before_and_after:
+        return []
+    return [
+        (i, block) for i, block in enumerate(model.blocks) if not isinstance(block.ln1_post, nn.Identity)
+    ]
+
+
+def _check_post_norms(model: HookedTransformer) -> None:
+    for layer, block in _post_norms(model):
+        kind = type(block.ln1_post).__name__
+        if kind != "RMSNorm":
+            raise ModelError(
+                f"blocks.{layer}.ln1_post is a {kind}; only an RMSNorm can be shared out to heads"
+            )
+        if bool(block.attn.b_O.any()):
+            raise ModelError(
+                f"blocks.{layer}.attn.b_O is not 0 ahead of blocks.{layer}.ln1_post: the norm's share "
+                "of a bias differs from prompt to prompt and is no head's, so edges would not add up"
+            )
+
+
+def _move_post_norms(model: HookedTransformer) -> list[str]:
+    moved = _post_norms(model)
+    for _, block in moved:
+        block.attn.hook_result = PostNormed(block.attn.hook_result, block.ln1_post)
+        block.ln1_post = nn.Identity()
+    return ["norms after attention shared out to heads"] if moved else []

@@ -1,0 +1,280 @@
+"""The arithmetic of a transformer's blocks, unit by unit, on any number of rows.
+
+An engine that recomputes single heads needs the pieces of the model's forward without the forward:
+norms, weights, rotation, scores, masks. Here they are read off the TransformerLens modules. Tensors
+are unit-major, ``[head, candidate, batch, pos, d]``, so that the heads of a layer multiply with their
+own weights in one batched product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformer_lens.utils import get_offset_position_ids
+
+from pahq_plugin.host.types import PatchableModel
+from pahq_plugin.models.changes import first_change, odd_attention
+
+POSITIONS = ("standard", "rotary", "alibi")
+
+Rounding = Callable[[Literal["scores", "values"], Tensor], Tensor]
+"""Makes an operand ``[head, ..., summed over]`` of a product of attention one in few bits."""
+
+Unembedding = Callable[[Tensor, slice], Tensor]
+"""From normalised final residual streams to logits of some words, without bias."""
+
+LANES = 16
+"""Keys are padded to a multiple of this: torch's softmax over 15 numbers takes ten times as long as
+over 16 on a CPU with AVX-512."""
+
+
+def unsupported(model: PatchableModel, length: int) -> str | None:
+    """Why unit-by-unit evaluation cannot be used on ``model`` for prompts of up to ``length`` tokens, a
+    common prefix included; ``None`` if it can."""
+    if not model.is_transformer or not hasattr(model.wrapped_model, "blocks"):
+        return "the model is no transformer"
+    cfg = model.cfg
+    if cfg.positional_embedding_type not in POSITIONS:
+        return f"{cfg.positional_embedding_type} positions"
+    if cfg.dtype not in (torch.float32, torch.float64):
+        return f"weights in {cfg.dtype}"
+    if cfg.use_normalization_before_and_after:
+        return "norms after attention"
+    if cfg.n_devices > 1:
+        return "a model spread over several devices"
+    return first_change(model) or odd_attention(model, length)
+
+
+def normalise(norm: Any, x: Tensor) -> Tensor:
+    """A TransformerLens norm over the last axis, by torch's fused kernels where there is one."""
+    name, size = type(norm).__name__, (x.shape[-1],)
+    if name in ("LayerNorm", "LayerNormPre"):
+        weight, bias = getattr(norm, "w", None), getattr(norm, "b", None)
+        return functional.layer_norm(x, size, weight, bias, norm.eps)
+    if name in ("RMSNorm", "RMSNormPre"):
+        return functional.rms_norm(x, size, getattr(norm, "w", None), norm.eps)
+    return norm(x)
+
+
+@dataclass(frozen=True)
+class LinearNorm:
+    """A norm over the last axis taken apart: ``norm(x) = (x - mean(x)) w / size(x) + b``.
+
+    Attributes:
+        w: ``[d_model]``; ``None`` for 1.
+        b: ``[d_model]``; ``None`` for 0.
+        eps: under the root of ``size``; ``None`` for a norm that does nothing.
+        centred: whether the mean is subtracted.
+    """
+
+    w: Tensor | None
+    b: Tensor | None
+    eps: float | None
+    centred: bool
+
+    def direction(self, x: Tensor) -> Tensor:
+        """``(x - mean(x)) w``, linear in ``x [..., d_model]``."""
+        x = x - x.mean(dim=-1, keepdim=True) if self.centred else x
+        return x if self.w is None else x * self.w
+
+    fold = direction
+    """Of the rows of a weight ``[..., d_model]`` that writes to the residual stream."""
+
+    def inverse_size(self, x: Tensor) -> Tensor | None:
+        """``1 / size(x)``, ``[..., 1]``; ``None`` for 1."""
+        if self.eps is None:
+            return None
+        if self.centred:
+            return torch.native_layer_norm(x, [x.shape[-1]], None, None, self.eps)[2]
+        return torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
+
+
+def linear_norm(norm: Any) -> LinearNorm | None:
+    """A TransformerLens norm taken apart; ``None`` for a kind that is not known."""
+    kinds = {"LayerNorm": True, "LayerNormPre": True, "RMSNorm": False, "RMSNormPre": False}
+    name = type(norm).__name__
+    if name in kinds:
+        return LinearNorm(
+            getattr(norm, "w", None), getattr(norm, "b", None), norm.eps, centred=kinds[name]
+        )
+    return LinearNorm(None, None, None, centred=False) if isinstance(norm, nn.Identity) else None
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of a common prefix from the host's KV cache, ``[head, 1, batch, pos, d_head]``."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class AttentionMath:
+    """One attention layer on the prompts of one batch.
+
+    Args:
+        model: the host model.
+        layer: the block.
+        residual: a residual stream of the prompts, ``[batch, pos, d_model]``.
+        padding: 1 for tokens, 0 for padding, ``[batch, offset_pos]``, or ``None``.
+    """
+
+    def __init__(
+        self, model: PatchableModel, layer: int, residual: Tensor, padding: Tensor | None
+    ) -> None:
+        block, caches = model.blocks[layer], model.kv_caches
+        self.norm = block.ln1
+        self.attn = block.attn
+        self._padding = padding
+        entry = None if caches is None else caches[len(residual)][layer]
+        self._past = 0 if entry is None else entry.past_keys.shape[1]
+        self._length = residual.shape[1]
+        self.prefix = None if entry is None else self._make_prefix(entry)
+        self._spare = -(self._past + self._length) % LANES
+        self.bias = self._make_bias(residual)
+
+    def weight_of(self, letter: str) -> Tensor:
+        """Weight of q, k or v, ``[head, d_model, d_head]``."""
+        return getattr(self.attn, f"W_{letter.upper()}")
+
+    def bias_of(self, letter: str) -> Tensor:
+        """Bias of q, k or v, ``[head, d_head]``."""
+        return getattr(self.attn, f"b_{letter.upper()}")
+
+    def rotate(self, x: Tensor, letter: str, positions: Tensor) -> Tensor:
+        """Rotary embedding of queries and keys ``[head, candidate, batch, pos, d_head]``."""
+        if letter == "v" or self.attn.cfg.positional_embedding_type != "rotary":
+            return x
+        return self._rotate(x, positions + self._past)
+
+    def _rotate(self, x: Tensor, at: Tensor) -> Tensor:
+        """Rotate by the angles of positions ``at``, counted from the start of the prefix."""
+        attn = self.attn
+        if self._padding is None:
+            cos, sin = attn.rotary_cos[at], attn.rotary_sin[at]  # [pos, rotary_dim]
+        else:
+            ids = get_offset_position_ids(0, self._padding)[:, at.cpu()].to(x.device)
+            cos, sin = attn.rotary_cos[ids], attn.rotary_sin[ids]  # [batch, pos, rotary_dim]
+        width = attn.cfg.rotary_dim
+        turned, passed = x[..., :width], x[..., width:]
+        turned = turned * cos + attn.rotate_every_two(turned) * sin
+        return torch.cat([turned, passed], dim=-1)
+
+    def mix(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: list[int],
+        positions: Tensor,
+        rounded: Rounding | None = None,
+    ) -> Tensor:
+        """Value mix z of each head.
+
+        Args:
+            q: ``[head, candidate or 1, batch, query_pos, d_head]``.
+            k: ``[head, candidate or 1, batch, key_pos, d_head]``; ``v`` alike.
+            heads: which heads these are.
+            positions: which positions the queries are at, ``[query_pos]``.
+            rounded: what becomes of the operands of ``"scores"`` and ``"values"``, whose last axis is
+                summed over; nothing by default.
+
+        Returns:
+            ``[head, candidate or 1, batch, query_pos, d_head]``.
+        """
+        if self.prefix is not None:
+            k, v = (
+                torch.cat([part[heads].expand(-1, x.shape[1], -1, -1, -1), x], dim=3)
+                for part, x in ((self.prefix.keys, k), (self.prefix.values, v))
+            )
+        if self._spare:
+            k, v = (functional.pad(x, (0, 0, 0, self._spare)) for x in (k, v))
+        if rounded is not None:
+            q, k, v = rounded("scores", q), rounded("scores", k), rounded("values", v.mT).mT
+        scores = _row_product(q / self.attn.attn_scale, k.mT)
+        cap = self.attn.cfg.attn_scores_soft_cap
+        if cap > 0:
+            scores = cap * torch.tanh(scores / cap)
+        if self.bias is not None:
+            scores = scores + self._bias_for(heads, positions)
+        pattern = torch.softmax(scores, dim=-1)
+        if self._padding is not None:  # a padded query sees no key at all
+            pattern = torch.where(pattern.isnan(), 0.0, pattern)
+        return _row_product(pattern if rounded is None else rounded("values", pattern), v)
+
+    def _bias_for(self, heads: list[int], positions: Tensor) -> Tensor:
+        assert self.bias is not None
+        bias = self.bias[:, :, :, positions]
+        return bias if bias.shape[0] == 1 else bias[heads]
+
+    def _make_prefix(self, entry: Any) -> Prefix:
+        keys, values = (
+            past.permute(2, 0, 1, 3)[:, None] for past in (entry.past_keys, entry.past_values)
+        )  # [head, 1, batch, pos, d_head]
+        if self.attn.cfg.positional_embedding_type == "rotary":
+            keys = self._rotate(keys, torch.arange(self._past, device=keys.device))
+        return Prefix(keys, values)
+
+    def _make_bias(self, residual: Tensor) -> Tensor | None:
+        """Mask and ALiBi slopes, ``[head or 1, 1, batch or 1, query_pos, key_pos]``, added to the
+        scores; ``None`` where every position sees every other and no spare keys are masked."""
+        attn, keys = self.attn, self._past + self._length
+        bias = residual.new_zeros((1, 1, self._length, keys))
+        if attn.cfg.attention_dir == "causal":
+            bias = attn.apply_causal_mask(bias, self._past, self._padding)
+        elif attn.cfg.positional_embedding_type != "alibi" and not self._spare:
+            return None
+        bias = bias[None]  # [1, batch or 1, 1, query_pos, key_pos]
+        bias = bias.transpose(1, 2)  # [1, 1, batch or 1, query_pos, key_pos]
+        if attn.cfg.positional_embedding_type == "alibi":
+            slopes = attn.create_alibi_bias(attn.cfg.n_heads, keys, bias.device)
+            bias = bias + slopes[:, None, None, -self._length :].to(bias.dtype)
+        return functional.pad(bias, (0, self._spare), value=-torch.inf)
+
+
+def _row_product(x: Tensor, y: Tensor) -> Tensor:
+    """``x @ y`` on ``[head, candidate or 1, batch, n, m]``; rows that share ``y`` are one product."""
+    if y.shape[1] > 1 or x.shape[1] == 1:
+        return x @ y
+    flat = x.transpose(1, 2).flatten(2, 3) @ y[:, 0]  # [head, batch, candidate * n, m]
+    return flat.unflatten(2, (x.shape[1], x.shape[3])).transpose(1, 2)
+
+
+def embed(model: PatchableModel, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The input of block 0, ``[batch, pos, d_model]``, and the padding mask ``[batch, offset_pos]``
+    if the model makes one."""
+    residual, _, _, padding = model.input_to_embed(tokens)
+    return residual, padding
+
+
+def unembed(
+    model: PatchableModel,
+    x: Tensor,
+    words: slice | None = None,
+    product: Unembedding | None = None,
+) -> Tensor:
+    """Logits ``[..., vocab]`` of final residual streams ``[..., d_model]``; or those of some words,
+    or by another product than the model's own."""
+    inner: Any = model.wrapped_model
+    if model.cfg.normalization_type is not None:
+        x = normalise(inner.ln_final, x)
+    if words is None and product is None:
+        logits = inner.unembed(x.contiguous())
+    else:
+        words = words or slice(None)
+        own = x @ inner.unembed.W_U[:, words] if product is None else product(x, words)
+        logits = own + inner.unembed.b_U[words]
+    cap = model.cfg.output_logits_soft_cap
+    return cap * torch.tanh(logits / cap) if cap > 0.0 else logits
+
+
+def output_positions(model: PatchableModel, length: int) -> tuple[list[int], bool]:
+    """Positions that the model's ``out_slice`` looks at, and whether it drops their axis."""
+    if len(model.out_slice) == 1:
+        return list(range(length)), False
+    chosen = list(range(length))[model.out_slice[1]]
+    return (chosen, False) if isinstance(chosen, list) else ([chosen], True)

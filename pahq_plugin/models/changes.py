@@ -1,0 +1,388 @@
+"""What a model computes that its configuration does not say.
+
+A configuration says which modules a model is made of and what they hold. Somebody may have changed that
+since: hooks, replaced methods and functions, edited masks, other numbers, layers put in by another
+package. Whoever writes a model down, or reads its weights instead of calling it, would lose that without
+a word. So they ask here first:
+
+1. Make the modules anew from the configuration, without memory for weights (`plain_blocks` here, the
+   model's own class in `hugging_face`).
+2. Walk through both and compare class, hooks, methods, functions, numbers, buffers and names of weights
+   (`differences`).
+3. The caller writes down the changes that its format can hold and refuses the rest by name.
+
+`first_change` and `odd_attention` answer the narrower question of the incremental engine, which calls
+functions and reads buffers where they are, without making anything anew.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial, partialmethod
+from types import FunctionType
+from typing import Any, Literal, TypeVar
+
+import torch
+from auto_circuit.types import PatchWrapper
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.overrides import TorchFunctionMode
+from transformer_lens import HookedTransformer
+from transformer_lens.components import TransformerBlock
+from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
+
+from pahq_plugin.errors import ModelError, one_line
+from pahq_plugin.host.types import PatchableModel
+from pahq_plugin.models.adapt import PostNormed
+from pahq_plugin.system.fingerprint import fingerprint, function_digest
+
+MAKERS = {"transformer_lens", "auto_circuit", "pahq_plugin"}
+"""Packages whose modules compute what their names say."""
+
+LIBRARIES = {
+    "builtins", "torch", "transformers", "huggingface_hub", "accelerate", "functools", "contextlib",
+    "abc", "better_abc", "typing", "typing_extensions", "jaxtyping", "beartype", "typeguard",
+}  # fmt: skip
+"""Packages that decorate methods of these classes, or that these are derived from."""
+
+PLAIN = (nn.Dropout, nn.Identity, nn.ModuleList)
+"""Modules of torch's that TransformerLens and the host use; experts hold `torch.nn.Linear`, too."""
+
+ACTIVATIONS = SUPPORTED_ACTIVATIONS
+"""TransformerLens' activation functions by name."""
+
+UNCOMPUTED = {
+    "training", "gradient_checkpointing", "name_or_path", "padding_idx", "p", "loss_type", "vocab_size",
+}  # fmt: skip
+"""Attributes of modules that decide nothing about their output in evaluation mode."""
+
+TABLES = 2e-3
+"""Error of an entry of a buffer of floats, such as a rotary sine of position 2,047, between devices."""
+
+Module = TypeVar("Module", bound=nn.Module)
+
+Kind = Literal["hooks", "class", "method", "function", "number", "buffer", "weight", "configuration"]
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """One thing about a model that its configuration does not say.
+
+    Attributes:
+        module: the module's name, such as ``"blocks.0.attn"``; empty for the model itself.
+        name: of the attribute, method or weight; of the class where that is another one.
+        kind: what was changed.
+        value: the number, function, buffer or weight that is there now.
+    """
+
+    module: str
+    name: str
+    kind: Kind
+    value: Any = None
+
+    @property
+    def path(self) -> str:
+        """The attribute's full name, such as ``"blocks.0.attn.mask"``."""
+        return f"{self.module}.{self.name}".removeprefix(".")
+
+    def __str__(self) -> str:
+        where = self.module or "the model"
+        return {
+            "hooks": f"hooks on {where}",
+            "class": f"{where}, a {self.name}",
+            "method": f"the replaced {self.name} of {where}",
+            "function": f"the replaced {self.name} of {where}",
+            "number": f"{self.path} of {self.value!r}",
+            "buffer": f"the edited {self.path}",
+            "weight": f"the {'missing' if self.value is None else 'additional'} {self.path}",
+            "configuration": f"the other configuration of {where}",
+        }[self.kind]
+
+    def record(self) -> tuple[str, str, str]:
+        """What was changed and to what, the same in every process and on every machine."""
+        if self.kind == "buffer":
+            content = str(None if self.value is None else fingerprint(self.value))
+        elif self.kind == "function":
+            content = str(getattr(self.value, "__qualname__", type(self.value).__name__))
+        else:
+            content = repr(getattr(self.value, "item", lambda: self.value)())
+        return self.path, self.kind, content
+
+
+# Everything, against what the configuration makes ---------------------------------------------------
+
+
+def changes(model: HookedTransformer | PatchableModel) -> Iterator[Change]:
+    """Everything about a TransformerLens model that its configuration does not say.
+
+    The host's patch wrappers and our stand-ins for norms after attention do not count: they are how such
+    a model is made patchable. Takes about as long as making the model anew, without its weights.
+
+    Args:
+        model: before or after `adapt`.
+    """
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        yield Change("all modules", "", "hooks")
+    inner: Any = model.wrapped_model if isinstance(model, PatchableModel) else model
+    for name, module in inner.named_modules(remove_duplicate=False):
+        if isinstance(module, (PatchWrapper, PostNormed)) and has_hooks(module):
+            yield Change(plain_name(name), "", "hooks")
+    modules = _own_modules(inner)
+    for name, module in modules.items():
+        own = getattr(module, "cfg", inner.cfg)
+        if own is not inner.cfg and vars(own) != vars(inner.cfg):
+            yield Change(name, "cfg", "configuration")
+    for prefix, plain in _plain_parts(inner.cfg):
+        wanted = {f"{prefix}{name}".rstrip("."): module for name, module in plain.named_modules()}
+        found = {name: module for name, module in modules.items() if _is_part(name, prefix)}
+        yield from differences(found, wanted)
+
+
+def configuration_record(model: HookedTransformer | PatchableModel) -> list[tuple[str, str, str]]:
+    """`changes` as plain values that can be hashed and compared between machines."""
+    return sorted(change.record() for change in changes(model))
+
+
+def _is_part(name: str, prefix: str) -> bool:
+    """Whether a module belongs to the block of that prefix; to none, for the empty one."""
+    if prefix:
+        return f"{name}.".startswith(prefix)
+    return not (name.startswith("blocks.") and name != "blocks")
+
+
+def _own_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules by the names that TransformerLens gave them, without what makes a model patchable."""
+    everything = dict(model.named_modules(remove_duplicate=False))
+    added = {
+        name for name, module in everything.items() if isinstance(module, (PatchWrapper, PostNormed))
+    }
+    added |= {f"{name}.dropout_layer" for name in added}  # the host's, of its masks
+    found: dict[str, nn.Module] = {}
+    for name, module in everything.items():
+        if name not in added:
+            name = plain_name(f"{name}.").removesuffix(".")
+            name = name.replace("attn.hook_result.norm", "ln1_post")  # see `PostNormed`; it comes later
+            found[name.replace("attn.hook_result.hook", "attn.hook_result")] = module
+    return found
+
+
+def _plain_parts(cfg: Any) -> Iterator[tuple[str, nn.Module]]:
+    """What a configuration makes, without memory for weights: the model without its blocks, and block
+    by block, since each holds a mask of the whole context."""
+    cfg, bare = copy.copy(cfg), copy.copy(cfg)
+    bare.n_layers, bare.tokenizer_name, bare.seed, bare.init_weights = 0, None, None, False
+    yield "", without_weights(lambda: HookedTransformer(bare, move_to_device=False))
+    for layer in range(cfg.n_layers):
+        yield f"blocks.{layer}.", without_weights(partial(TransformerBlock, cfg, layer))
+
+
+class _NoMemory(TorchFunctionMode):
+    """What is made empty, to be filled, takes no memory: weights do, buffers do not. Of this thread
+    alone, unlike what `accelerate` has for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}) | ({"device": "meta"} if func is torch.empty else {}))
+
+
+def without_weights(make: Callable[[], Module]) -> Module:
+    """Make a module with its buffers, on the CPU, but without memory for its weights.
+
+    Raises:
+        ModelError: it cannot be made from its configuration.
+    """
+    try:
+        with torch.device("cpu"), _NoMemory():
+            return make()
+    except Exception as error:  # whatever a library makes of a configuration that was edited
+        raise ModelError(
+            f"the model's configuration does not make a model: {one_line(error)}; "
+            "set it back to what the model was made with"
+        ) from error
+
+
+def differences(found: Mapping[str, nn.Module], plain: Mapping[str, nn.Module]) -> Iterator[Change]:
+    """What some modules compute that others, made from a configuration, do not.
+
+    Args:
+        found: modules of a model by name.
+        plain: what they should be; weights need no memory. The class of the root, ``""``, may differ.
+    """
+    for name, module in found.items():
+        if has_hooks(module):
+            yield Change(name, "", "hooks")
+        if name not in plain or (name and type(module) is not type(plain[name])):
+            yield Change(name, type(module).__name__, "class")
+        else:
+            yield from _inside(name, module, plain[name])
+    for name in sorted(plain.keys() - found.keys()):
+        yield Change(name, "missing module", "class")
+
+
+def _inside(name: str, module: nn.Module, plain: nn.Module) -> Iterator[Change]:
+    """What one module holds itself that another of the same class does not."""
+    replaced = _replaced_method(module)
+    if replaced is not None:
+        yield Change(name, replaced, "method")
+    now, made = vars(module), vars(plain)
+    for key in sorted(made.keys() - UNCOMPUTED):
+        if key.startswith("_") or key not in now:
+            continue
+        value, right = now[key], made[key]
+        if _is_plain(right) and (not _is_plain(value) or value != right):
+            yield Change(name, key, "number", value)
+        elif _is_function(right) and not _same_function(value, right):
+            yield Change(name, key, "function", value)
+    for key in sorted(module._buffers.keys() | plain._buffers.keys()):
+        value = module._buffers.get(key)
+        if not _same_buffer(value, _made_buffer(plain, key, value)):
+            yield Change(name, key, "buffer", value)
+    own, wanted = (
+        {key: x for key, x in m._parameters.items() if x is not None} for m in (module, plain)
+    )
+    for key in sorted(own.keys() ^ wanted.keys()):
+        yield Change(name, key, "weight", own.get(key))
+
+
+def _made_buffer(plain: nn.Module, key: str, value: Tensor | None) -> Tensor | None:
+    """The buffer that a module is made with; ALiBi's are made when they are first needed."""
+    made = plain._buffers.get(key)
+    if key == "alibi" and made is None and value is not None:
+        attn: Any = plain
+        return attn.create_alibi_bias(attn.cfg.n_heads, value.shape[-1], value.device)
+    return made
+
+
+def _same_buffer(value: Tensor | None, made: Tensor | None) -> bool:
+    """Whether two buffers hold the same, but for rounding on another device or to another dtype."""
+    if value is None or made is None:
+        return value is made
+    if value.shape != made.shape:
+        return False
+    made = made.to(value.device, value.dtype)
+    if not value.is_floating_point():
+        return torch.equal(value, made)
+    error = max(TABLES, 2 * torch.finfo(value.dtype).eps)
+    return torch.allclose(value.double(), made.double(), rtol=error, atol=0 if value.ndim < 2 else error)
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, (bool, int, float, str))
+
+
+def _is_function(value: object) -> bool:
+    return callable(value) and not isinstance(value, (nn.Module, type))
+
+
+def _same_function(value: Any, made: Any) -> bool:
+    """Whether two functions compute the same, as far as their contents tell."""
+    return value is made or (_is_function(value) and function_digest(value) == function_digest(made))
+
+
+def activation_name(function: object) -> str | None:
+    """TransformerLens' name of an activation function; ``None`` for one of another origin."""
+    return next((name for name, known in ACTIVATIONS.items() if known is function), None)
+
+
+# What the incremental engine asks -------------------------------------------------------------------
+
+
+def first_change(model: PatchableModel) -> str | None:
+    """The first change that a forward unit by unit would pass over, in words; ``None`` if there is none.
+
+    These are hooks, methods and classes: functions, numbers and buffers are read off the modules.
+    """
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return "hooks on all modules"
+    for name, module in model.named_modules():
+        name = plain_name(name)
+        change = str(Change(name, "", "hooks")) if has_hooks(module) else replaced(module, name)
+        if change is not None:
+            return change
+    return None
+
+
+def replaced(module: nn.Module, name: str) -> str | None:
+    """What about a module's own arithmetic has been replaced, hooks aside, in words."""
+    kind = type(module)
+    if kind in PLAIN or (kind is nn.Linear and ".mlp." in name):
+        return None
+    if _maker(kind) not in MAKERS:
+        return str(Change(name, kind.__name__, "class"))
+    method = _replaced_method(module)
+    return None if method is None else str(Change(name, method, "method"))
+
+
+def _replaced_method(module: nn.Module) -> str | None:
+    """The first method that is not as its class was written, replaced in the object or in the class."""
+    kind = type(module)
+    in_object = (key for key in vars(module) if callable(getattr(kind, key, None)))
+    in_class = (
+        key
+        for ancestor in kind.__mro__
+        if _maker(ancestor) not in LIBRARIES
+        for key, value in vars(ancestor).items()
+        for function in _functions_in(value)
+        if _writer(function) not in {_maker(ancestor), *MAKERS, *LIBRARIES}
+    )
+    return next(in_object, None) or next(in_class, None)
+
+
+def _functions_in(value: object) -> Iterator[FunctionType]:
+    """The functions behind an attribute of a class."""
+    if isinstance(value, property):
+        value = value.fget
+    while isinstance(value, (staticmethod, classmethod, partialmethod)):
+        value = value.func if isinstance(value, partialmethod) else value.__func__
+    if isinstance(value, FunctionType):
+        yield value
+
+
+def _maker(kind: type) -> str:
+    """The package that a class was defined in."""
+    return kind.__module__.partition(".")[0]
+
+
+def _writer(function: FunctionType) -> str:
+    """The package that a function's code stands in, which `functools.wraps` does not change."""
+    return str(function.__globals__.get("__name__", "")).partition(".")[0]
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called before or after the module, by torch or by TransformerLens."""
+    own = getattr(module, "fwd_hooks", None) or getattr(module, "bwd_hooks", None)  # a HookPoint's
+    return bool(own or module._forward_hooks or module._forward_pre_hooks)
+
+
+def odd_attention(model: PatchableModel, length: int) -> str | None:
+    """What of the buffers that attention reads breaks what the engine rests on, in words.
+
+    Args:
+        model: a transformer.
+        length: tokens of a prompt, a common prefix included.
+
+    Returns:
+        ``None`` where every position sees itself or earlier ones alone, with slopes as they are made.
+    """
+    for layer, block in enumerate(model.blocks):
+        attn, name = block.attn, f"blocks.{layer}.attn"
+        if float(attn.IGNORE) != -math.inf:
+            return f"{name}.IGNORE of {float(attn.IGNORE):g}"
+        mask = attn.mask[-length:, -length:]  # as TransformerLens reads it
+        if attn.cfg.attention_dir == "causal" and bool(mask.triu(1).any()):
+            return f"{name}.mask, which lets positions see later ones"
+        if attn.cfg.attention_dir == "causal" and not bool(mask.any(dim=1).all()):
+            return f"{name}.mask, which lets a position see none"
+        alibi = getattr(attn, "alibi", None)
+        if alibi is not None and not torch.equal(
+            alibi, attn.create_alibi_bias(attn.cfg.n_heads, alibi.shape[-1], alibi.device)
+        ):
+            return f"another {name}.alibi"
+    return None
+
+
+def plain_name(name: str) -> str:
+    """A module's or parameter's name in TransformerLens, without the host's wrappers."""
+    return name.removeprefix("wrapped_model").removeprefix(".").replace(".module.", ".")

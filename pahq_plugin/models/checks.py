@@ -1,0 +1,343 @@
+"""Checks of a host model before anything is changed, and what it is as one number."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from types import FunctionType
+from typing import Any
+
+import torch
+from auto_circuit.types import PatchWrapper
+from torch import nn
+from transformer_lens import HookedTransformerConfig, HookedTransformerKeyValueCache
+
+from pahq_plugin.errors import ModelError
+from pahq_plugin.host import (
+    PatchableModel,
+    PromptDataLoader,
+)
+from pahq_plugin.host.graph import canonical_edges
+from pahq_plugin.labels import edge_label
+from pahq_plugin.models.changes import changes, plain_name
+from pahq_plugin.system.fingerprint import fingerprint
+from pahq_plugin.system.mapped import let_go_if_unchanged
+
+MACHINE_FIELDS = ("device", "n_devices", "seed", "init_weights", "trust_remote_code", "tokenizer_name")
+"""Fields of the configuration that say nothing about the model, or that a file must not decide."""
+
+
+UNCOMPUTED_FIELDS = (
+    "model_name", "original_architecture", "n_params", "n_ctx", "n_key_value_heads", "use_attn_result",
+    "use_attn_in", "use_split_qkv_input", "use_hook_mlp_in", "use_hook_tokens",
+    "ungroup_grouped_query_attention", "tokenizer_prepends_bos", "default_prepend_bos", "init_mode",
+    "initializer_range", "from_checkpoint", "checkpoint_index", "checkpoint_label_type",
+    "checkpoint_value",
+)  # fmt: skip
+"""Fields of the configuration that decide nothing about a model's output, or that `adapt` sets."""
+
+
+FINITE_ENTRIES = 2**22
+"""Entries that are looked at together; what that takes is made several times over."""
+
+
+def check_patchable(model: object) -> PatchableModel:
+    """``model`` itself, if edges of it can be patched truthfully.
+
+    Raises:
+        ModelError: one line that says which flag or property is wrong and what would be right.
+    """
+    if not isinstance(model, PatchableModel):
+        raise ModelError(
+            f"model is a {type(model).__name__}, not a PatchableModel; {_instead_of(model)}"
+        )
+    if not model.is_factorized:
+        raise ModelError("model is not factorized; call patchable_model(..., factorized=True)")
+    if model.is_transformer:
+        _check_transformer(model)
+    _check_wrapped_once(model)
+    check_finite(model)
+    return model
+
+
+def _check_wrapped_once(model: PatchableModel) -> None:
+    """The host finds masks by the names of modules, and would find those of the later model."""
+    modules = dict(model.wrapped_model.named_modules(remove_duplicate=False))
+    found = ((wrapper, modules.get(wrapper.module_name)) for wrapper in model.wrappers)
+    if any(isinstance(there, PatchWrapper) and there is not wrapper for wrapper, there in found):
+        raise ModelError(
+            "the model inside was made patchable again since; use the newer PatchableModel, or make "
+            "this one of a copy.deepcopy"
+        )
+
+
+def _instead_of(model: object) -> str:
+    """What to pass in place of something that is no host model."""
+    ancestors = {kind.__name__ for kind in type(model).__mro__}
+    if "HookedTransformer" in ancestors:
+        return "pass pahq_plugin.adapt(model)"
+    if "PreTrainedModel" in ancestors:
+        return "pass pahq_plugin.from_hugging_face(model)"
+    if isinstance(getattr(model, "model", None), PatchableModel):
+        return "pass its .model"
+    if isinstance(model, str):
+        return f"load one, for example load_problem('ioi', model={model!r}).model"
+    if isinstance(model, PromptDataLoader):
+        return "pass the model first, then the loader"
+    return "wrap it with auto_circuit.utils.graph_utils.patchable_model(...)"
+
+
+def _named_device(cfg: Any) -> torch.device:
+    """
+    Raises:
+        ModelError: the configuration names no device.
+    """
+    try:
+        return torch.device(cfg.device)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"cfg.device={getattr(cfg, 'device', None)!r} is no device; name one, such as 'cpu'"
+        ) from error
+
+
+def _check_devices(model: PatchableModel) -> None:
+    """Weights, masks, and where TransformerLens sends activations: the device of its configuration."""
+    weights, named = next(model.wrapped_model.parameters()).device, _named_device(model.cfg)
+    if (named.type, named.index or 0) != (weights.type, weights.index or 0):
+        raise ModelError(
+            f"the weights are on {weights}, but cfg.device is {named}, where activations would go; call "
+            f"model.wrapped_model.to('{weights}'), which tells the configuration, too"
+        )
+    masks = {mask.device for mask in model.patch_masks.values()} - {weights}
+    if masks:
+        raise ModelError(
+            f"the patch masks are on {masks.pop()}, the weights on {weights}; call "
+            f"model.wrapped_model.to('{weights}'), or give patchable_model that device"
+        )
+
+
+def _check_transformer(model: PatchableModel) -> None:
+    cfg = model.cfg
+    if cfg.n_devices == 1:
+        _check_devices(model)
+    if getattr(cfg, "load_in_4bit", False):
+        raise ModelError("load_in_4bit is on; load the model in its own precision")
+    if not cfg.use_attn_result:
+        raise ModelError("use_attn_result is off; call model.set_use_attn_result(True) first")
+    if model.separate_qkv and not cfg.use_split_qkv_input:
+        raise ModelError("use_split_qkv_input is off; call model.set_use_split_qkv_input(True)")
+    if not model.separate_qkv and cfg.use_split_qkv_input:
+        raise ModelError(
+            "use_split_qkv_input is on while separate_qkv=False: patches into attention would be "
+            "ignored; call model.set_use_split_qkv_input(False) or pass separate_qkv=True"
+        )
+    if not model.separate_qkv and not cfg.use_attn_in:
+        raise ModelError("use_attn_in is off; call model.set_use_attn_in(True) first")
+    if not cfg.attn_only and not cfg.use_hook_mlp_in:
+        raise ModelError("use_hook_mlp_in is off; call model.set_use_hook_mlp_in(True) first")
+    if cfg.n_key_value_heads is not None and not cfg.ungroup_grouped_query_attention:
+        raise ModelError(
+            "keys and values are grouped (n_key_value_heads is set), so heads do not have inputs of "
+            "their own; call model.set_ungroup_grouped_query_attention(True) first, or make the model "
+            "patchable with pahq_plugin.adapt"
+        )
+    if cfg.use_normalization_before_and_after and not all(map(_passes_heads, model.blocks)):
+        raise ModelError(
+            "use_normalization_before_and_after is on (a post-norm model such as Gemma 2): what a "
+            "head adds to the residual stream is not its hook_result, so edges would be wrong; make "
+            "the model patchable with pahq_plugin.adapt"
+        )
+    _check_experts(model)
+    _check_configuration(model)
+    _check_caches(model)
+
+
+def _check_experts(model: PatchableModel) -> None:
+    """TransformerLens makes experts in float32, whatever the model's type."""
+    for layer, block in enumerate(model.blocks):
+        own = None if model.cfg.attn_only else next(iter(block.mlp.parameters()), None)
+        if own is not None and own.dtype != block.attn.W_O.dtype:
+            raise ModelError(
+                f"blocks.{layer}.mlp is in {own.dtype}, blocks.{layer}.attn in {block.attn.W_O.dtype}; "
+                "call model.wrapped_model.to(torch.float32) first"
+            )
+
+
+def _check_configuration(model: PatchableModel) -> None:
+    """A configuration that was changed after the model was made patchable no longer says what it is."""
+    cfg, blocks = model.cfg, list(model.blocks)
+    if cfg.n_layers != len(blocks) or any(cfg.attn_only == hasattr(b, "mlp") for b in blocks):
+        raise ModelError(
+            f"cfg says n_layers={cfg.n_layers}, attn_only={cfg.attn_only}, the model has {len(blocks)} "
+            "blocks of another kind or number; do not change cfg, make another model"
+        )
+    inner: Any = model.wrapped_model
+    words = getattr(inner.unembed, "W_U", None)
+    sized = (cfg.n_heads, cfg.d_model, cfg.d_head)
+    heads = [block.attn.W_Q for block in blocks if hasattr(block.attn, "W_Q")]
+    if any(tuple(weight.shape) != sized for weight in heads) or (
+        words is not None and words.shape[1] != cfg.d_vocab_out
+    ):
+        raise ModelError(
+            f"cfg says n_heads={cfg.n_heads}, d_head={cfg.d_head}, d_vocab_out={cfg.d_vocab_out}, which "
+            "are not the sizes of the weights; do not change cfg, make another model"
+        )
+    if len({id(block.attn) for block in blocks}) < len(blocks):
+        raise ModelError(
+            "blocks share an attention module, so that edges into one patch the other, too; give each "
+            "block a module of its own (parameters may be shared)"
+        )
+    layers = {node.name: node.layer for node in model.srcs}
+    if not cfg.attn_only and cfg.parallel_attn_mlp != (layers["A0.0"] == layers["MLP 0"]):
+        raise ModelError(
+            f"cfg.parallel_attn_mlp={cfg.parallel_attn_mlp} is not what the model was made patchable "
+            "with; set it before, then call pahq_plugin.adapt"
+        )
+    for name, parameter in weight_parameters(model):
+        if parameter.is_floating_point() and parameter.dtype != cfg.dtype:
+            raise ModelError(
+                f"weights of {name} are in {parameter.dtype}, cfg.dtype is {cfg.dtype}; convert with "
+                "model.wrapped_model.to(dtype), which changes both"
+            )
+
+
+def _passes_heads(block: Any) -> bool:
+    """Whether nothing comes between a block's heads and the residual stream (any more)."""
+    return isinstance(getattr(block, "ln1_post", None), nn.Identity)
+
+
+def _check_caches(model: PatchableModel) -> None:
+    caches = model.kv_caches or {}
+    for size, cache in caches.items():
+        if not isinstance(cache, HookedTransformerKeyValueCache):
+            kind = type(cache).__name__
+            raise ModelError(f"kv_caches holds a {kind}; expected KV caches of TransformerLens")
+        if not cache.frozen or not all(entry.frozen for entry in cache.entries):
+            raise ModelError(
+                f"the KV cache of batch size {size} would grow with every forward; call cache.freeze()"
+            )
+        _check_cache(model.cfg, size, cache)
+    if len({cache.previous_attention_mask.shape[1] for cache in caches.values()}) > 1:
+        raise ModelError("the KV caches hold prefixes of different lengths; make them of one prefix")
+
+
+def _check_cache(cfg: Any, size: int, cache: HookedTransformerKeyValueCache) -> None:
+    """Every layer's keys and values, ``[batch, pos, head, d_head]``, and the mask ``[batch, pos]``."""
+    found = [x for entry in cache.entries for x in (entry.past_keys, entry.past_values)]
+    mask: Any = cache.previous_attention_mask
+    if len(cache.entries) != cfg.n_layers or mask.ndim != 2 or len(mask) != size:
+        raise ModelError(
+            f"the KV cache of batch size {size} has {len(cache.entries)} layers and a mask of shape "
+            f"{list(mask.shape)}; expected {cfg.n_layers} and [{size}, pos]"
+        )
+    shape = (size, mask.shape[1], cfg.n_heads, cfg.d_head)
+    groups = {x.shape[2] for x in found if x.ndim == 4}
+    if groups == {cfg.n_key_value_heads} and groups != {cfg.n_heads}:
+        raise ModelError(
+            f"the KV cache of batch size {size} holds keys of {groups.pop()} groups, not of "
+            f"{cfg.n_heads} heads; pass it to pahq_plugin.adapt(model, kv_caches=...)"
+        )
+    for x in found:
+        if tuple(x.shape) != shape or torch.promote_types(x.dtype, cfg.dtype) != cfg.dtype:
+            raise ModelError(
+                f"the KV cache of batch size {size} holds {x.dtype} of shape {list(x.shape)}; expected "
+                f"{cfg.dtype} of shape {list(shape)}"
+            )
+    if not all(bool(x.isfinite().all()) for x in found):
+        raise ModelError(f"the KV cache of batch size {size} holds NaN or infinity")
+
+
+def check_transformer(model: PatchableModel, method: str) -> None:
+    """
+    Raises:
+        ModelError: the model has no attention heads whose precision ``method`` could choose.
+    """
+    if not model.is_transformer or not hasattr(model.wrapped_model, "blocks"):
+        raise ModelError(
+            f"{method} chooses the precision of attention heads, but the model is no transformer; "
+            'use method="acdc"'
+        )
+
+
+def check_finite(model: PatchableModel) -> None:
+    """
+    Raises:
+        ModelError: a weight holds NaN or infinity, or cannot be lent; names the first in the order of
+            layers.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise ModelError(
+                f"weights of {plain_name(name)} were made inside torch.inference_mode; make or copy the "
+                "model outside"
+            )
+        parts = parameter.detach().flatten().split(FINITE_ENTRIES)
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
+            raise ModelError(f"weights of {plain_name(name)} hold NaN or infinity")
+        let_go_if_unchanged(parameter)
+
+
+def weight_parameters(model: PatchableModel) -> Iterator[tuple[str, nn.Parameter]]:
+    """The model's own parameters by name, without the host's patch masks."""
+    for name, parameter in model.wrapped_model.named_parameters():
+        if not name.endswith("patch_mask"):
+            yield plain_name(name), parameter
+
+
+def model_digest(model: PatchableModel) -> str:
+    """Hash of the graph's edges and of every weight's name, shape, dtype and content."""
+    digest = hashlib.blake2b(digest_size=16)
+    for edge in canonical_edges(model):
+        digest.update(edge_label(edge).encode())
+    for name, parameter in sorted(weight_parameters(model)):
+        content = fingerprint(parameter)
+        let_go_if_unchanged(parameter, content)
+        entry = (name, tuple(parameter.shape), str(parameter.dtype), content)
+        digest.update(repr(entry).encode())
+    return digest.hexdigest()
+
+
+def configuration_digest(model: PatchableModel) -> str:
+    """Hash of all but weights that decides a model's output: its configuration, the positions that
+    count, the length of a common prefix, and every change of its modules since they were made.
+
+    It is the same on every machine, and for a context of any length.
+    """
+    parts: list[Any] = [repr(model.out_slice)]
+    if model.kv_caches:
+        parts.append(next(iter(model.kv_caches.values())).previous_attention_mask.shape[1])
+    if model.is_transformer and hasattr(model.wrapped_model, "blocks"):
+        usual = {field.name: field.default for field in fields(HookedTransformerConfig)}
+        parts += sorted(
+            (name, str(value))
+            for name, value in vars(model.cfg).items()
+            if name not in {*MACHINE_FIELDS, *UNCOMPUTED_FIELDS} and value != usual.get(name, MISSING)
+        )
+        parts += sorted(change.record() for change in changes(model))
+    else:
+        parts += sorted(_plain_contents(model.wrapped_model))
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def _plain_contents(model: nn.Module) -> Iterator[tuple[str, str, str]]:
+    """Numbers, functions and buffers of the modules of a model without a configuration."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if not key.startswith("_") and isinstance(value, (bool, int, float, str)):
+                yield name, key, repr(value)
+            elif isinstance(value, FunctionType):
+                yield name, key, value.__qualname__
+        for key, buffer in module.named_buffers(recurse=False):
+            yield name, key, f"{tuple(buffer.shape)} {fingerprint(buffer)}"
+
+
+@torch.inference_mode()
+def output_width(model: PatchableModel, tokens: torch.Tensor) -> int:
+    """Width of the last axis of the model's output."""
+    return model.cfg.d_vocab_out if model.is_transformer else model(tokens[:1]).shape[-1]
+
+
+def model_device(model: PatchableModel) -> torch.device:
+    """Device of the model's first parameter."""
+    return next(model.parameters()).device

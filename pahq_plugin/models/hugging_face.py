@@ -1,0 +1,382 @@
+"""Models of Hugging Face's `transformers`, in memory or in a folder, as patchable host models.
+
+1. Find the model: itself, what a TransformerBridge wraps, or the one in a folder.
+2. Hold it against what its configuration makes: hooks, adapters, edited buffers and replaced parts would
+   be lost, and are refused by name.
+3. Read its configuration (`hf_configs`) and let TransformerLens convert the weights.
+4. Compare logits of the two on random tokens in FP32, and refuse the conversion if they differ.
+
+No hub is asked, no code from a folder is run, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pahq_plugin.errors import ModelError, one_line
+from pahq_plugin.host.types import OutputSlice
+from pahq_plugin.models.adapt import adapt
+from pahq_plugin.models.changes import Change, differences, has_hooks, without_weights
+from pahq_plugin.models.hf_configs import ARCHITECTURES, MOST_POSITIONS, hooked_arguments
+from pahq_plugin.models.hf_folder import load_folder, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+    from pahq_plugin.host.types import PatchableModel
+
+WRAPPED = "_original_component"
+"""What a TransformerBridge calls the module of the model that it has wrapped."""
+
+CHECKED_TOKENS = 64
+LARGEST_ERROR = 1e-3
+"""Of logits after conversion, in standard deviations of the logits.
+
+Two right FP32 computations differ by about 1e-5 of it, and a wrong rotary base, mask or norm by 0.01 to
+1. Models in 16 bits are compared as FP32 copies."""
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def from_hugging_face(
+    model: Any,
+    tokenizer: Any = None,
+    *,
+    slice_output: OutputSlice | None = "last_seq",
+    seq_len: int | None = None,
+    separate_qkv: bool = True,
+    n_ctx: int | None = None,
+    process: bool = False,
+) -> PatchableModel:
+    """The host's factorized model with the weights of a Hugging Face model, ready for `discover`.
+
+    The weights are copied, in FP32 (FP64 of an FP64 model); the given model stays as it is. Afterwards
+    the logits of both are compared on random tokens, those of a model in 16 bits by an FP32 copy of it,
+    which is in memory for as long as the conversion lasts.
+
+    Args:
+        model: a causal language model of ``transformers``; a TransformerBridge of TransformerLens 3 or
+            4, or anything else whose ``original_model`` is one; or a folder that ``save_pretrained``
+            wrote.
+        tokenizer: a fast tokenizer, copied; ``None`` for a folder's or a bridge's own, if it has one.
+        slice_output: the positions whose logits count; ``None`` for all.
+        seq_len: number of tokens, for edges of single positions; ``None`` for edges of all positions.
+        separate_qkv: whether a head's Q, K and V are destinations of their own.
+        n_ctx: most tokens that it will read; ``None`` for the model's own limit, but at most 2048.
+        process: fold norms and centre weights as `load_problem` does. Edges then have the same effects
+            under resample ablation, logits differ by one number at each position.
+
+    Raises:
+        ModelError: no such model or folder, an architecture or a value that cannot be converted, a model
+            with hooks, adapters or parts that its configuration does not say, or logits that differ.
+    """
+    inner = hooked_model(model, tokenizer, n_ctx=n_ctx, process=process)
+    return adapt(inner, slice_output=slice_output, seq_len=seq_len, separate_qkv=separate_qkv)
+
+
+def hooked_model(
+    model: Any,
+    tokenizer: Any = None,
+    *,
+    n_ctx: int | None = None,
+    process: bool = False,
+    device: str | None = None,
+) -> HookedTransformer:
+    """A `HookedTransformer` with the weights of a Hugging Face model, all flags off.
+
+    Args:
+        model, tokenizer, n_ctx, process: as `from_hugging_face` takes them.
+        device: where it is to be; ``None`` where the model is.
+
+    Raises:
+        ModelError: see `from_hugging_face`.
+    """
+    name: str | None = None
+    if isinstance(model, (str, Path)):
+        folder = Path(model).expanduser()
+        name = f"{folder.resolve().name} (local)"
+        model = load_folder(folder)
+        tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
+    elif _is_bridge(model):
+        tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
+        model = model.original_model
+    architecture = _architecture(model)
+    own_dtype, own_device = _dtype_and_device(model)
+    dtype = torch.promote_types(own_dtype, torch.float32)
+    arguments = hooked_arguments(architecture, model.config)
+    arguments |= {
+        "n_ctx": _positions(n_ctx, arguments["n_ctx"]),
+        "model_name": name or _model_name(model, architecture),
+        "dtype": dtype,
+        "device": str(own_device),
+    }
+    plain = _as_configured(model, architecture)
+    own = _filled(plain, model) if _is_wrapped(model) else model
+    with torch.no_grad():
+        # Conversions multiply and add, which in 16 bits would round.
+        wide = own if own_dtype == dtype else _widened(own, plain)
+        hooked = _converted(wide, architecture, arguments, process)
+        _check_logits(model if own_dtype == dtype else wide, hooked)
+    if tokenizer is not None:
+        _give_tokenizer(hooked, tokenizer)
+    if device is not None:
+        hooked.to(device, print_details=False)
+    return hooked
+
+
+# Which model it is -------------------------------------------------------------------------------
+
+
+def _is_bridge(model: object) -> bool:
+    """Whether it wraps another model; modules of `transformers` have no attribute of this name."""
+    return isinstance(getattr(model, "original_model", None), nn.Module)
+
+
+def _architecture(model: object) -> str:
+    """
+    Raises:
+        ModelError: none that can be converted.
+    """
+    for base in type(model).__mro__:
+        if base.__name__ in ARCHITECTURES and hasattr(model, "config"):
+            return base.__name__
+    raise ModelError(
+        f"model is a {type(model).__name__}; the Hugging Face architectures that can be converted are "
+        f"{', '.join(ARCHITECTURES)}"
+    )
+
+
+def _dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """
+    Raises:
+        ModelError: parameters of several kinds, or none that hold numbers.
+    """
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) != 1 or "meta" in {device.type for device in devices}:
+        found = ", ".join(sorted(map(str, devices))) or "nowhere"
+        raise ModelError(f"the model's weights are on {found}; move it to one device first")
+    if not dtypes <= set(DTYPES):
+        raise ModelError("the model is quantised: weights are no floats; load it in its own precision")
+    return min(dtypes, key=lambda dtype: torch.finfo(dtype).bits), devices.pop()
+
+
+def _positions(asked: int | None, most: int) -> int:
+    """
+    Raises:
+        ModelError: more than the model reads, or none.
+    """
+    if asked is None:
+        return min(most, MOST_POSITIONS)
+    if not 1 <= asked <= most:
+        raise ModelError(f"n_ctx={asked} must be from 1 to {most}, the tokens that the model reads")
+    return asked
+
+
+def _model_name(model: Any, architecture: str) -> str:
+    """The model's name on the hub if it was loaded from there, marked as local otherwise."""
+    path = str(getattr(model.config, "_name_or_path", "") or architecture)
+    if path == architecture or (
+        re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) and not Path(path).exists()
+    ):
+        return path
+    return f"{Path(path).name} (local)"
+
+
+def _as_configured(model: Any, architecture: str) -> Any:
+    """Make the model anew from its configuration, without memory for its weights.
+
+    Raises:
+        ModelError: the given one has weights, hooks, buffers or parts that its configuration does not
+            say, or lacks some.
+    """
+    import transformers
+
+    made = getattr(transformers, architecture)
+    plain = without_weights(lambda: made(copy.deepcopy(model.config)))
+    hooks = (
+        Change(name, "", "hooks")
+        for name, module in model.named_modules()
+        if WRAPPED in name.split(".") and has_hooks(module)
+    )
+    changes = [*hooks, *differences(_own_modules(model), dict(plain.named_modules()))]
+    lost = [str(change) for change in changes if not _adds_nothing(change)]
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise ModelError(
+            f"the {architecture} is not what its configuration describes, and a conversion would lose "
+            f"{'; '.join(lost[:3])}{more}; undo that first (for adapters: merge_and_unload())"
+        )
+    return plain
+
+
+def _own_modules(model: nn.Module, name: str = "") -> dict[str, nn.Module]:
+    """Modules by name, without those that a TransformerBridge has put around them."""
+    inner = model._modules.get(WRAPPED)
+    if inner is not None:
+        return _own_modules(inner, name)
+    found = {name: model}
+    for child_name, child in model.named_children():
+        found |= _own_modules(child, f"{name}.{child_name}".removeprefix("."))
+    return found
+
+
+def _adds_nothing(change: Change) -> bool:
+    """Whether it is a bias of zeros, which a TransformerBridge gives to heads without one."""
+    return change.kind == "weight" and change.name == "bias" and not _any(change.value)
+
+
+def _any(weight: Tensor | None) -> bool:
+    return weight is None or bool(weight.any())
+
+
+def _is_wrapped(model: nn.Module) -> bool:
+    return any(WRAPPED in module._modules for module in model.modules())
+
+
+def _filled(plain: Any, model: nn.Module) -> Any:
+    """The model as configured, with the weights of the given one."""
+    own = _own_modules(model)
+    for name, module in plain.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[key] = own[name]._parameters[key]
+    return plain.eval()
+
+
+def _widened(model: Any, plain: Any) -> Any:
+    """An FP32 copy of a model in 16 bits, whose buffers were not rounded."""
+    wide = copy.deepcopy(model).float()
+    for name, module in plain.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                wide.get_submodule(name)._buffers[key] = buffer.to(next(wide.parameters()).device)
+    return wide
+
+
+# Conversion --------------------------------------------------------------------------------------
+
+
+def _converted(
+    model: Any, architecture: str, arguments: dict[str, Any], process: bool
+) -> HookedTransformer:
+    """
+    Raises:
+        ModelError: weights that do not fit the configuration.
+    """
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    entry, kind = ARCHITECTURES[architecture], arguments["normalization_type"]
+    module = import_module(f"transformer_lens.pretrained.weight_conversions.{entry.module}")
+    folded: dict[str, Any] = {**arguments, "init_weights": False}
+    if process:
+        folded["normalization_type"] = f"{kind}Pre"
+    try:
+        hooked = HookedTransformer(HookedTransformerConfig(**folded))
+        state = getattr(module, entry.converter)(model, hooked.cfg)
+        _load(hooked, state, process, centred=kind == "LN")
+    except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the {architecture} does not fit its configuration: {one_line(error)}"
+        ) from error
+    hooked.eval()
+    return hooked.requires_grad_(False)
+
+
+def _load(hooked: HookedTransformer, state: dict[str, Tensor], process: bool, centred: bool) -> None:
+    """
+    Raises:
+        ValueError: a weight that is no bias is missing.
+        RuntimeError: a weight has another shape.
+    """
+    if "pos_embed.W_pos" in state:
+        state["pos_embed.W_pos"] = state["pos_embed.W_pos"][: hooked.cfg.n_ctx]
+    for name in dict(hooked.named_parameters()).keys() - state.keys():
+        if not name.rsplit(".", 1)[-1].lstrip("_").startswith("b"):
+            raise ValueError(f"it has no {name}")
+    like = next(hooked.parameters())
+    state = {name: value.detach().to(like.device, like.dtype) for name, value in state.items()}
+    if process:
+        hooked.load_and_process_state_dict(
+            state,
+            center_writing_weights=centred,
+            center_unembed=hooked.cfg.output_logits_soft_cap <= 0,
+        )
+    else:
+        hooked.load_state_dict(state, strict=False)
+
+
+def _check_logits(model: Any, hooked: HookedTransformer) -> None:
+    """
+    Args:
+        model: in FP32 or FP64.
+
+    Raises:
+        ModelError: logits of the two differ by more than rounding.
+    """
+    length = min(CHECKED_TOKENS, hooked.cfg.n_ctx)
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randint(hooked.cfg.d_vocab, (1, length), generator=draw)
+    tokens = tokens.to(next(model.parameters()).device)
+    with torch.inference_mode(), _evaluating(model):
+        theirs = model(input_ids=tokens, use_cache=False).logits.to(torch.float64)
+        ours = hooked(tokens).to(torch.float64)
+    error = _largest_difference(ours, theirs)
+    if not error <= LARGEST_ERROR:
+        raise ModelError(
+            f"after conversion the logits of {hooked.cfg.model_name} differ by {error:.2g} of their "
+            f"standard deviation (at most {LARGEST_ERROR:g}); this model computes something that "
+            "a HookedTransformer does not"
+        )
+
+
+def _largest_difference(ours: Tensor, theirs: Tensor) -> float:
+    """In standard deviations; what is the same for all words of a position does not count.
+
+    Args:
+        ours, theirs: logits ``[batch, pos, vocab]``.
+    """
+    ours, theirs = (x - x.mean(dim=-1, keepdim=True) for x in (ours, theirs))
+    return float((ours - theirs).abs().max() / theirs.std().clamp(min=1e-30))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _give_tokenizer(hooked: HookedTransformer, tokenizer: Any) -> None:
+    """As `HookedTransformer.set_tokenizer`, which would load the tokenizer anew from the hub.
+
+    Raises:
+        ModelError: not a tokenizer of `transformers`.
+    """
+    from transformers import PreTrainedTokenizerBase
+
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ModelError(
+            f"tokenizer is a {type(tokenizer).__name__}; expected one of transformers, such as "
+            "AutoTokenizer.from_pretrained gives"
+        )
+    own = copy.deepcopy(tokenizer)
+    own.padding_side = "right"
+    for kind in ("pad_token", "bos_token"):
+        if getattr(own, kind) is None and own.eos_token is not None:
+            setattr(own, kind, own.eos_token)
+    hooked.tokenizer = own
+    hooked.cfg.tokenizer_prepends_bos = len(own.encode("")) > 0

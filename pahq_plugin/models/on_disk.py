@@ -1,0 +1,419 @@
+"""Models as folders with a file for each block, and models opened from these without being read.
+
+``model.json`` holds TransformerLens' configuration, the fingerprint of every weight and the version of
+this layout. ``embedding.safetensors``, ``block-000.safetensors``, ... and ``unembedding.safetensors``
+hold the weights as the model in memory has them, folded norms and all. ``tokenizer`` is Hugging Face's.
+
+What the model holds besides its configuration is found by `changes`: edited numbers (an attention
+scale, the eps of a norm) and the names of known activation functions stand in ``model.json``, edited
+buffers (masks, rotary tables) beside the weights, and a model that was changed in any other way is
+refused. Such folders are of layout 2, all others of layout 1.
+
+A weight of an opened model is mapped into memory: it is read from the disk when it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from pahq_plugin.errors import ModelError, one_line
+from pahq_plugin.models.adapt import check_kind
+from pahq_plugin.models.changes import (
+    ACTIVATIONS,
+    Change,
+    activation_name,
+    changes,
+    plain_name,
+    without_weights,
+)
+from pahq_plugin.models.checks import MACHINE_FIELDS
+from pahq_plugin.system.files import read_json, write_text, written_whole
+from pahq_plugin.system.fingerprint import fingerprint
+from pahq_plugin.system.mapped import let_go_if_unchanged, mapped_parameter, read_mapped
+
+MODEL_FILE = "model.json"
+TOKENIZER = "tokenizer"
+WEIGHTS = re.compile(r"(un)?embedding\.safetensors|block-[0-9]{3,}\.safetensors")
+LAYOUT, EDITED_LAYOUT = 1, 2
+NUMBERS, BUFFERS = (bool, int, float, str), ("mask", "IGNORE", "rotary_sin", "rotary_cos")
+"""Edited values that a folder holds: types of numbers, names of buffers."""
+
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64)}
+"""What models can be stored in: those in half precision are searched by the host's forward."""
+
+SIZES = {
+    "embed.W_E": ("d_vocab", "d_model"),
+    "unembed.W_U": ("d_model", "d_vocab_out"),
+    "blocks.0.attn.W_Q": ("n_heads", "d_model", "d_head"),
+    "blocks.0.mlp.W_in": ("d_model", "d_mlp"),
+}
+"""What the configuration calls the axes of weights."""
+
+
+def save_model(model: HookedTransformer, folder: str | Path, *, force: bool = False) -> None:
+    """Write a model so that `open_model` can open it.
+
+    Args:
+        model: on any device, before or after `adapt`; FP32 or FP64.
+        folder: is made if need be.
+        force: replace a model that is there already.
+
+    Raises:
+        ModelError: no `HookedTransformer`, one in half precision or with norms shared out to heads, a
+            weight that is not finite, hooks or replaced code, or a folder that holds a model already.
+    """
+    folder = Path(folder)
+    _check_storable(model)
+    edits = list(changes(model))
+    _check_edits(edits)
+    if (folder / MODEL_FILE).exists():
+        if not force:
+            raise ModelError(f"{folder} holds a model already; pass force=True (--force) to replace it")
+        _clear(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    contents: dict[str, int] = {}
+    buffers = {edit.path: edit.value for edit in edits if edit.kind == "buffer"}
+    for file, weights in _files(_weights(model) | buffers):
+        contents |= {name: fingerprint(weight) for name, weight in weights.items()}
+        with written_whole(folder / file) as temporary:
+            save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary)
+    tokenizer: Any = model.tokenizer
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder / TOKENIZER)
+    record = {"layout": LAYOUT, "config": _config_record(model), "fingerprints": contents}
+    side = "right" if tokenizer is None else tokenizer.padding_side
+    if edits or side != "right":
+        of_kind = {
+            kind: [edit for edit in edits if edit.kind == kind] for kind in ("number", "function")
+        }
+        record |= {
+            "layout": EDITED_LAYOUT,
+            "numbers": {edit.path: edit.value for edit in of_kind["number"]},
+            "functions": {edit.path: activation_name(edit.value) for edit in of_kind["function"]},
+            "buffers": sorted(buffers),
+            "padding_side": side,
+        }
+    record["digest"] = _digest(record)
+    write_text(folder / MODEL_FILE, json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def open_model(folder: str | Path, *, n_ctx: int | None = None) -> HookedTransformer:
+    """A model that `save_model` wrote, in evaluation mode, on the CPU.
+
+    Weights come from the disk when they are used and are never written back. Pass the model to `adapt`,
+    and ``max_memory`` to `discover`, to have no more of them in memory than you want.
+
+    Args:
+        folder: of the model.
+        n_ctx: length of the longest prompts, where the model's own context is not needed: each layer of
+            TransformerLens holds a mask of ``n_ctx * n_ctx``.
+
+    Raises:
+        ModelError: the folder holds no model, or one that is damaged or was changed.
+    """
+    folder = Path(folder)
+    record = _read_record(folder)
+    config, contents = record["config"], record["fingerprints"]
+    cfg = _configured(folder, config, contents, n_ctx)
+    blocks = {name.split(".")[1] for name in contents if name.startswith("blocks.")}
+    if blocks != {str(layer) for layer in range(cfg.n_layers)}:
+        raise ModelError(f"{folder / MODEL_FILE} is damaged: n_layers={cfg.n_layers} with other blocks")
+    files = _names_by_file(contents)
+    found = {file: _read(folder / file, names) for file, names in files.items()}
+    _check_sizes(folder / MODEL_FILE, cfg, {n: x for some in found.values() for n, x in some.items()})
+    model = _empty(folder, cfg, record.get("padding_side", "right"))
+    parameters, buffers = dict(model.named_parameters()), set(record.get("buffers", ()))
+    if parameters.keys() != contents.keys() - buffers:
+        odd = min(parameters.keys() ^ (contents.keys() - buffers))
+        raise ModelError(f"{folder / MODEL_FILE} is damaged: {odd} is missing or not of this model")
+    for file, weights in found.items():
+        for name, x in weights.items():
+            if name in buffers:
+                _put_buffer(model, folder / file, name, x, contents[name])
+            else:
+                _put(model, name, _checked(folder / file, name, x, contents[name], parameters[name]))
+    for name, value in record.get("numbers", {}).items():
+        if name not in _numbers(model) or type(value) not in NUMBERS:
+            raise ModelError(f"{folder / MODEL_FILE} is damaged: no module holds a number {name}")
+        _put(model, name, value)
+    for name, function in record.get("functions", {}).items():
+        if not name.endswith(".mlp.act_fn") or function not in ACTIVATIONS:
+            raise ModelError(f"{folder / MODEL_FILE} is damaged: no function {function!r:.80} at {name}")
+        _put(model, name, ACTIVATIONS[function])
+    return model.eval()
+
+
+def stored_name(folder: str | Path) -> str | None:
+    """The name of the model in a folder that `save_model` wrote; ``None`` for any other path.
+
+    Raises:
+        ModelError: its file is damaged.
+    """
+    if not (Path(folder) / MODEL_FILE).is_file():
+        return None
+    return _read_record(Path(folder))["config"].get("model_name")
+
+
+def _clear(folder: Path) -> None:
+    """Take away the model that is there, and nothing else."""
+    (folder / MODEL_FILE).unlink()  # the folder is no model until it is written again
+    for file in [file for file in folder.iterdir() if WEIGHTS.fullmatch(file.name)]:
+        file.unlink()
+    tokenizer = folder / TOKENIZER
+    if tokenizer.is_symlink():
+        tokenizer.unlink()
+    elif tokenizer.is_dir():
+        rmtree(tokenizer)
+
+
+def _check_storable(model: object) -> None:
+    check_kind(model)
+    assert isinstance(model, HookedTransformer)
+    cfg = model.cfg
+    if cfg.dtype not in DTYPES.values():
+        raise ModelError(f"the model is in {cfg.dtype}; stored are {', '.join(DTYPES)}")
+    if cfg.use_normalization_before_and_after:
+        raise ModelError("norms after attention cannot be searched a layer at a time; use it in memory")
+    for name, parameter in _weights(model).items():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(f"weights of {name} hold NaN or infinity")
+
+
+def _check_edits(edits: Iterable[Change]) -> None:
+    """
+    Raises:
+        ModelError: the model was changed in a way that no file holds.
+    """
+    for edit in edits:
+        held = {
+            "number": type(edit.value) in NUMBERS,
+            "buffer": edit.name in BUFFERS,
+            "function": edit.name == "act_fn" and activation_name(edit.value) is not None,
+        }
+        if not held.get(edit.kind, False):
+            raise ModelError(f"{edit} cannot be stored; undo that first, or use the model in memory")
+
+
+def _files(weights: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every weight by name, file by file."""
+    for file, names in _names_by_file(weights).items():
+        yield file, {name: weights[name].cpu() for name in names}
+
+
+def _weights(model: HookedTransformer) -> dict[str, Tensor]:
+    return {
+        plain_name(name): parameter.detach()
+        for name, parameter in model.named_parameters()
+        if not name.endswith("patch_mask")
+    }
+
+
+def _names_by_file(names: Iterable[str]) -> dict[str, list[str]]:
+    """Which weights stand in which file."""
+    files: dict[str, list[str]] = {"embedding.safetensors": [], "unembedding.safetensors": []}
+    for name in names:
+        path = name.split(".")
+        if path[0] == "blocks":
+            file = f"block-{int(path[1]):03d}.safetensors"
+        else:
+            file = f"{'un' if path[0] in ('unembed', 'ln_final') else ''}embedding.safetensors"
+        files.setdefault(file, []).append(name)
+    return files
+
+
+def _config_record(model: HookedTransformer) -> dict[str, Any]:
+    """TransformerLens' configuration as JSON values."""
+    record = {}
+    for name, value in vars(model.cfg).items():
+        if name == "n_key_value_heads" and value is not None:
+            first: Any = model.blocks[0]
+            value = len(first.attn._W_K)  # `adapt` sets another one beside KV caches
+        if name in MACHINE_FIELDS:
+            continue
+        if isinstance(value, torch.dtype):
+            value = str(value).removeprefix("torch.")
+        record[name] = value.item() if isinstance(value, np.generic) else value
+    return record
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """The content of a model's file: configuration, fingerprints, and what was edited."""
+    file = folder / MODEL_FILE
+    if not file.is_file():
+        raise ModelError(
+            f"{folder} holds no model; write one with pahq_plugin.save_model(model, folder)"
+        )
+    try:
+        record = read_json(file)
+        layout, config, contents = record["layout"], record["config"], record["fingerprints"]
+        whole = isinstance(config, dict) and all(type(value) is int for value in contents.values())
+        edits = {"numbers": dict, "functions": dict, "buffers": list}
+        whole &= all(isinstance(record.get(name, kind()), kind) for name, kind in edits.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{file} is damaged: {one_line(error)}") from error
+    if layout not in (LAYOUT, EDITED_LAYOUT):
+        raise ModelError(
+            f"{file} is of layout {layout!r:.80}; this version reads layout {LAYOUT} and {EDITED_LAYOUT}"
+        )
+    if not whole or record.get("digest") != _digest(record):
+        raise ModelError(f"{file} is damaged: it is not what was written; save the model again")
+    return record
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """Of all of a record but its digest."""
+    values = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _configured(
+    folder: Path, config: dict[str, Any], contents: dict[str, int], n_ctx: int | None
+) -> Any:
+    """TransformerLens' configuration of a stored model."""
+    file = folder / MODEL_FILE
+    try:
+        values = {name: value for name, value in config.items() if name not in MACHINE_FIELDS}
+        values["dtype"] = DTYPES[values["dtype"]]
+        cfg: Any = HookedTransformerConfig(**values, init_weights=False, device="cpu")
+    except Exception as error:  # whatever TransformerLens makes of values from a file
+        raise ModelError(f"{file} is damaged: {one_line(error)}") from error
+    if type(cfg.n_layers) is not int or not 1 <= cfg.n_layers <= len(contents):
+        raise ModelError(f"{file} is damaged: n_layers={cfg.n_layers!r} with {len(contents)} weights")
+    if type(cfg.n_ctx) is not int or cfg.n_ctx < 1:
+        raise ModelError(f"{file} is damaged: n_ctx={cfg.n_ctx!r}")
+    if n_ctx is not None:
+        if not 1 <= n_ctx <= cfg.n_ctx:
+            raise ModelError(f"n_ctx={n_ctx} must be between 1 and {cfg.n_ctx}, the model's context")
+        cfg.n_ctx = n_ctx
+    return cfg
+
+
+def _check_sizes(file: Path, cfg: Any, weights: dict[str, Tensor]) -> None:
+    """Hold the configuration against the weights, before anything is made as large as it says.
+
+    Raises:
+        ModelError: they do not fit, or masks of the whole context would not fit into memory.
+    """
+    for name, fields in SIZES.items():
+        shape = tuple(weights[name].shape) if name in weights else None
+        optional = name == "blocks.0.mlp.W_in"  # attention only, or experts
+        if shape != tuple(getattr(cfg, field) for field in fields) and not (optional and shape is None):
+            raise ModelError(f"{file} is damaged: {name} is {shape}, which is not ({', '.join(fields)})")
+    experts = {name.split(".")[4] for name in weights if ".experts." in name}
+    grouped = 1 if cfg.n_key_value_heads is None else cfg.n_key_value_heads
+    rotary = 0 if cfg.rotary_dim is None else cfg.rotary_dim
+    if (cfg.num_experts or 0) != len(experts):
+        raise ModelError(
+            f"{file} is damaged: num_experts={cfg.num_experts!r} with {len(experts)} experts"
+        )
+    if not (
+        type(grouped) is type(rotary) is int and 1 <= grouped <= cfg.n_heads and rotary <= cfg.d_head
+    ):
+        raise ModelError(f"{file} is damaged: n_key_value_heads={grouped!r} or rotary_dim={rotary!r}")
+    masks = cfg.n_layers * cfg.n_ctx**2
+    if masks > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:
+        raise ModelError(
+            f"attention masks for n_ctx={cfg.n_ctx} positions take {masks / 1e9:,.1f} GB; pass "
+            "open_model(folder, n_ctx=...) of your longest prompts"
+        )
+
+
+def _empty(folder: Path, cfg: Any, padding_side: Any) -> HookedTransformer:
+    """The model without memory for its weights."""
+    tokenizer = None
+    if (folder / TOKENIZER).is_dir():
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder / TOKENIZER, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{folder / TOKENIZER} is damaged: {one_line(error)}") from error
+    try:
+        return without_weights(
+            lambda: HookedTransformer(
+                cfg, tokenizer, move_to_device=False, default_padding_side=padding_side
+            )
+        )
+    except ModelError as error:
+        reason = one_line(error.__cause__ or error)
+        raise ModelError(f"{folder / MODEL_FILE} is damaged: {reason}") from error
+
+
+def _read(file: Path, names: list[str]) -> dict[str, Tensor]:
+    """The weights of one file, mapped."""
+    if not names:
+        return {}
+    try:
+        found = read_mapped(file)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file} is damaged: {one_line(error)}") from error
+    if found.keys() != set(names):
+        odd = min(found.keys() ^ set(names))
+        raise ModelError(f"{file} is damaged: {odd} is missing or does not belong there")
+    return found
+
+
+def _checked(file: Path, name: str, x: Tensor, content: int, wanted: nn.Parameter) -> nn.Parameter:
+    """A weight as a parameter, whose content was compared with what was written."""
+    if name == "pos_embed.W_pos" and len(wanted) < len(x):  # a shorter context
+        return nn.Parameter(x[: len(wanted)].clone(), requires_grad=False)
+    if x.shape != wanted.shape or x.dtype != wanted.dtype:
+        raise ModelError(
+            f"{file} is damaged: {name} is {x.dtype} {tuple(x.shape)}, not {wanted.dtype} "
+            f"{tuple(wanted.shape)}"
+        )
+    parameter = mapped_parameter(x, content)
+    if not let_go_if_unchanged(parameter):
+        raise ModelError(f"{file} is damaged: {name} is not what was written; save the model again")
+    return parameter
+
+
+def _put_buffer(model: HookedTransformer, file: Path, name: str, x: Tensor, content: int) -> None:
+    """Put an edited buffer in the place of the one that the configuration makes.
+
+    Raises:
+        ModelError: it is not what was written.
+    """
+    if fingerprint(x) != content:
+        raise ModelError(f"{file} is damaged: {name} is not what was written; save the model again")
+    path, _, last = name.rpartition(".")
+    wanted = getattr(model.get_submodule(path), last)
+    if x.ndim != wanted.ndim or any(
+        size < least for size, least in zip(x.shape, wanted.shape, strict=True)
+    ):
+        raise ModelError(f"{file} is damaged: {name} is {tuple(x.shape)}, not {tuple(wanted.shape)}")
+    # Of a shorter context: TransformerLens reads masks from their end, rotary tables from their start.
+    kept = tuple(slice(-n, None) if last == "mask" else slice(n) for n in wanted.shape)
+    _put(model, name, x[kept].clone())
+
+
+def _numbers(model: HookedTransformer) -> set[str]:
+    """Full names of the numbers that modules hold."""
+    return {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if type(value) in NUMBERS and not name.startswith("_")
+    }
+
+
+def _put(model: HookedTransformer, name: str, value: Any) -> None:
+    """Put a weight, buffer or number in the place of the one that is there."""
+    path, _, last = name.rpartition(".")
+    setattr(model.get_submodule(path), last, value)

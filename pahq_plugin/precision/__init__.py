@@ -1,0 +1,1 @@
+"""Number formats, and a model run in them."""

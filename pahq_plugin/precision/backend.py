@@ -1,0 +1,243 @@
+"""The patching backend: lends a host model mixed-precision attention and MLPs, and takes them back.
+
+Inside the ``with`` block the model's attention modules and MLPs have another ``forward``; their
+weights, hooks and the host's wrappers are untouched. So the host's ``patch_mode``, ``run_circuits``,
+``acdc_prune_scores`` and ``mask_gradient_prune_scores`` run in mixed precision without knowing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from pahq_plugin.errors import ConfigError, GraphError, ModelError
+from pahq_plugin.host import Edge, PatchableModel
+from pahq_plugin.host.graph import edge_label_of
+from pahq_plugin.models.changes import plain_name, replaced
+from pahq_plugin.models.checks import check_patchable, check_transformer, model_device
+from pahq_plugin.precision.config import PrecisionConfig, check_precision, default_precision
+from pahq_plugin.precision.modules import (
+    MixedAttention,
+    MixedMLP,
+    MixedUnembedding,
+    check_mlp,
+    first_weights,
+)
+from pahq_plugin.precision.policy import EVERYTHING, NOTHING, HighParts, check_parts, high_parts
+from pahq_plugin.precision.shared import WEIGHT, Investigation, investigation
+
+STAND_INS = (MixedAttention, MixedMLP, MixedUnembedding)
+
+
+ATTENTION_WEIGHTS = (("qkv", "W_Q"), ("qkv", "W_K"), ("qkv", "W_V"), ("output", "W_O"))
+"""The part that each weight of a head belongs to."""
+
+
+class Backend:
+    """Chooses which parts of the lent model are high.
+
+    Attributes:
+        model: the host model.
+    """
+
+    def __init__(self, model: PatchableModel, precision: PrecisionConfig) -> None:
+        check_parts(model.cfg, precision)
+        self.model = model
+        self._shared = investigation(precision, model_device(model))
+        self._stand_ins = _stand_ins(model, self._shared)
+        self.investigate(None)
+
+    @property
+    def precision(self) -> PrecisionConfig:
+        """Formats and policy."""
+        return self._shared.precision
+
+    def use(self, precision: PrecisionConfig) -> None:
+        """Change formats: of the parts that were in few bits at first."""
+        check_parts(self.model.cfg, precision)
+        self._shared.precision = precision
+
+    @property
+    def high(self) -> HighParts:
+        """The parts that are high at present."""
+        return self._shared.high
+
+    @high.setter
+    def high(self, parts: HighParts) -> None:
+        self._shared.high = parts
+        self._shared.masters.keep_only(weights_of(parts))
+
+    @property
+    def low_bytes(self) -> int:
+        """Bytes that the low copies of weights take."""
+        return self._shared.weights.nbytes
+
+    def investigate(self, target: Edge | tuple[int, int] | None) -> None:
+        """Make high what the policy keeps high for ``target``.
+
+        Args:
+            target: the edge under test, an attention head as ``(layer, head)``, or ``None`` for
+                nothing.
+
+        Raises:
+            GraphError: no such edge or head in this model.
+        """
+        if target is None:
+            self.high = EVERYTHING if self.precision.policy == "full" else NOTHING
+        elif isinstance(target, Edge):
+            if target not in self.model.edges:
+                raise GraphError(f"{edge_label_of(target)} is no edge of this model")
+            self.high = self.parts_for(target)
+        elif _is_pair(target):
+            self._investigate_head(target)
+        else:
+            raise GraphError(f"{target!r} is neither an edge of this model nor a (layer, head) pair")
+
+    def _investigate_head(self, target: tuple[int, int]) -> None:
+        layers, heads = self.model.cfg.n_layers, self.model.cfg.n_heads
+        layer, head = target
+        if not (0 <= layer < layers and 0 <= head < heads):
+            raise GraphError(
+                f"no head {head} in layer {layer}; the model has layers 0 to {layers - 1} "
+                f"with heads 0 to {heads - 1}"
+            )
+        self.high = {
+            "full": EVERYTHING,
+            "uniform": NOTHING,
+        }.get(self.precision.policy, HighParts(heads=frozenset({(layer, head)})))
+
+    def parts_for(self, edge: Edge) -> HighParts:
+        """What the policy keeps high for ``edge``, without making it so."""
+        return high_parts(self.precision.policy, edge)
+
+    @contextmanager
+    def own_precision(self) -> Iterator[None]:
+        """Inside the ``with`` block, let the model run for a moment with its own forwards."""
+        self._give_back()
+        try:
+            yield
+        finally:
+            self._lend()
+
+    @contextmanager
+    def _lent(self) -> Iterator[None]:
+        try:
+            self._lend()
+            yield
+        finally:
+            self._give_back()
+
+    def _lend(self) -> None:
+        for module, stand_in in self._stand_ins:
+            vars(module)["forward"] = stand_in
+        if self._keeps_masters_away():
+            self._shared.masters.move_away(list(self._low_weights()))
+
+    def _keeps_masters_away(self) -> bool:
+        """Whether weights of low parts move to host memory."""
+        where = self.precision.masters
+        on_gpu = model_device(self.model).type == "cuda"
+        return self.precision.policy != "full" and (where == "host" or (where == "auto" and on_gpu))
+
+    def _low_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Weights of low parts, once their low copies are up to date."""
+        for layer, block in enumerate(self.model.blocks):
+            for part, name in ATTENTION_WEIGHTS:
+                yield from self._if_low(f"blocks.{layer}.attn.{name}", block.attn, name, part, layer)
+            if not self.model.cfg.attn_only:
+                for name in (*first_weights(block.mlp), "W_out"):
+                    yield from self._if_low(f"blocks.{layer}.mlp.{name}", block.mlp, name, "mlp", layer)
+        unembed: Any = self.model.wrapped_model.unembed
+        yield from self._if_low(WEIGHT, unembed, "W_U", "unembed", None)
+
+    def _if_low(
+        self, key: str, module: Any, name: str, part: str, layer: int | None
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        number_format = self.precision.format_of(part, layer)
+        # Grouped queries, for one, are made of shared weights when asked for: no parameters to move.
+        if number_format.is_low and name in module._parameters:
+            self._shared.low_copy(key, getattr(module, name), number_format)
+            yield key, module._parameters[name]
+
+    def _give_back(self) -> None:
+        self._shared.masters.bring_back()
+        for module, _ in self._stand_ins:
+            vars(module).pop("forward", None)
+
+
+@contextmanager
+def mixed_precision(
+    model: PatchableModel, precision: PrecisionConfig | None = None
+) -> Iterator[Backend]:
+    """Run ``model`` in mixed precision for the length of a ``with`` block.
+
+    Q, K, V and output projection of every head are in ``precision.low``, except those of the
+    investigated head; MLPs are in ``precision.mlp``; ``precision.parts`` and ``precision.formats`` say
+    otherwise. Outputs of products, softmax, norms, residual stream and embedding stay in the model's
+    dtype (at least FP32). Gradients
+    pass straight through the rounding. On leaving, also by an exception or Ctrl-C, the model is
+    bitwise what it was. A deep copy made inside the block keeps its mixed-precision forwards. Where
+    masters are away (`PrecisionConfig.masters`), weights of low parts are empty inside the block.
+
+    Args:
+        model: a factorized host model that wraps a transformer.
+        precision: ``None`` chooses for the model's device, see `default_precision`.
+
+    Raises:
+        ModelError: the model cannot be patched, or has parts that have no mixed-precision forward.
+        ConfigError: no `PrecisionConfig`, the model is lent already, or lacks a part that
+            ``precision.formats`` names.
+    """
+    check_precision(precision)
+    check_transformer(check_patchable(model), "mixed_precision")
+    check_not_lent(model)
+    backend = Backend(model, precision or default_precision(model_device(model)))
+    lent = {module for module, _ in backend._stand_ins}
+    for name, module in model.named_modules():
+        change = replaced(module, plain_name(name)) if module in lent else None
+        if change is not None:
+            raise ModelError(f"mixed precision would pass over {change}; use method='acdc'")
+    with backend._lent():
+        yield backend
+
+
+def check_not_lent(model: PatchableModel) -> None:
+    """
+    Raises:
+        ConfigError: the model's forwards are those of a `mixed_precision` block.
+    """
+    if any(isinstance(vars(module).get("forward"), STAND_INS) for module in model.modules()):
+        raise ConfigError("the model is lent to a mixed_precision block; leave that first")
+
+
+def weights_of(parts: HighParts) -> Iterator[tuple[str, tuple[int, ...] | None]]:
+    """Names of the weights of high parts, with heads or ``None`` for whole ones."""
+    for layer in {layer for layer, _ in parts.heads}:
+        heads = tuple(parts.heads_of(layer))
+        yield from ((f"blocks.{layer}.attn.{name}", heads) for _, name in ATTENTION_WEIGHTS)
+    for layer in parts.mlps:
+        yield from ((f"blocks.{layer}.mlp.{name}", None) for name in ("W_in", "W_gate", "W_out"))
+    if parts.unembed:
+        yield WEIGHT, None
+
+
+def _is_pair(target: object) -> bool:
+    """Whether ``target`` is a pair of integers."""
+    return isinstance(target, tuple) and len(target) == 2 and all(type(part) is int for part in target)
+
+
+def _stand_ins(model: PatchableModel, shared: Investigation) -> list[tuple[nn.Module, Any]]:
+    """Each attention module, each low MLP and a low unembedding with the stand-in of its ``forward``."""
+    pairs: list[tuple[nn.Module, Any]] = []
+    for layer, block in enumerate(model.blocks):
+        pairs.append((block.attn, MixedAttention(block.attn, layer, shared)))
+        if not model.cfg.attn_only and shared.precision.format_of("mlp", layer).is_low:
+            check_mlp(block.mlp, layer)
+            pairs.append((block.mlp, MixedMLP(block.mlp, layer, shared)))
+    if shared.precision.format_of("unembed").is_low:
+        unembed: Any = model.wrapped_model.unembed
+        pairs.append((unembed, MixedUnembedding(unembed, shared)))
+    return pairs

@@ -1,0 +1,292 @@
+"""Number formats: how a tensor is scaled, rounded to few bits, and multiplied.
+
+A format is a small frozen value. For a tensor ``x`` and the axes that share one scale:
+
+1. ``scale = max |x| / largest value of the format`` (at least the smallest normal FP32 number);
+2. ``codes = round(clamp(x / scale))`` in the format's storage type, ties to even;
+3. ``x ~ codes * scale``.
+
+Products of two quantised tensors are accumulated in FP32 (integers exactly) and scaled once at the
+end, so that nothing but the operands is ever rounded to few bits. This eager arithmetic runs on
+every device and is the reference that a faster kernel has to agree with.
+
+Which entries share a scale is the *granularity*:
+
+========  =============================  =================================
+name      weight ``[head, d_in, d_out]``  activation ``[..., head, d_in]``
+========  =============================  =================================
+row       ``[head, 1, d_out]``            ``[..., head, 1]``
+head      ``[head, 1, 1]``                ``[1, ..., head, 1]``
+tensor    ``[1, 1, 1]``                   ``[1, ..., 1, 1]``
+none      one scale of 1: values are only clamped and cast
+========  =============================  =================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pahq_plugin.errors import ConfigError, FormatError
+from pahq_plugin.system.plugins import is_reference, referred
+
+Granularity = Literal["row", "head", "tensor", "none"]
+GRANULARITIES: tuple[Granularity, ...] = ("row", "head", "tensor", "none")
+
+SCALE_FLOOR = torch.finfo(torch.float32).tiny
+"""Smallest scale: an all-zero slice would otherwise divide zero by zero."""
+
+FP32_EXACT_INTEGERS = 2**24
+"""FP32 adds integers exactly as long as every partial sum stays below this."""
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A tensor in few bits: ``value ~ codes * scale``.
+
+    Attributes:
+        codes: in the format's storage dtype, the shape of the original tensor.
+        scale: FP32 (FP64 for FP64 input), broadcastable against ``codes``.
+        packed: a weight's codes as a kernel wants them (`pahq_plugin.precision.kernels`), where that
+            differs; the codes are then a part of it.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    packed: Tensor | None = None
+
+    def dequantise(self) -> Tensor:
+        """The represented values, in the scale's dtype and the shape of ``codes``."""
+        return self.codes.to(self.scale.dtype) * self.scale
+
+    def columns(self, which: slice) -> Quantised:
+        """Some columns of a weight ``[d_in, d_out]``; padding of a packed one follows the last ones."""
+        first, last, _ = which.indices(self.codes.shape[-1])
+        scale = self.scale if self.scale.shape[-1] == 1 else self.scale[:, first:last]
+        packed = self.packed
+        if packed is not None:
+            packed = packed[:, first : None if last == self.codes.shape[-1] else last]
+        return Quantised(self.codes[:, first:last], scale, packed)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that codes and scales take."""
+        return (self.codes if self.packed is None else self.packed).nbytes + self.scale.nbytes
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """One number format.
+
+    Attributes:
+        name: the key in `FORMATS`.
+        bits: bits of one code.
+        storage: dtype that holds the codes; int4 uses one int8 per code.
+        largest: largest finite value; larger magnitudes are clamped to it.
+        activations: whether activations may be held in it (int4 is for weights only).
+    """
+
+    name: str
+    bits: int
+    storage: torch.dtype
+    largest: float
+    activations: bool = True
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the codes are integers."""
+        return not self.storage.is_floating_point
+
+    @property
+    def is_low(self) -> bool:
+        """Whether the format has fewer bits than FP32."""
+        return self.bits < 32
+
+    @property
+    def needs_scale(self) -> bool:
+        """Whether scaling matters: 16-bit floats and FP32 hold a model's values as they are."""
+        return self.bits <= 8
+
+    def scale(self, x: Tensor, shared: tuple[int, ...] | None) -> Tensor:
+        """Scale of each slice of ``x``.
+
+        Args:
+            x: any shape, a floating dtype.
+            shared: axes that share one scale; ``None`` for no scaling (a scale of 1).
+
+        Returns:
+            FP32 (FP64 for FP64 input), the shape of ``x`` with the shared axes reduced to 1. A
+            slice that holds NaN or infinity gets that as its scale, so that it stays visible.
+        """
+        wide = high_dtype(x.dtype)
+        if shared is None or not self.needs_scale or x.numel() == 0:
+            return torch.ones([1] * x.ndim, dtype=wide, device=x.device)
+        peak = x.to(wide).abs().amax(dim=shared, keepdim=True)
+        return (peak / self.largest).clamp_min(SCALE_FLOOR)
+
+    def cast(self, x: Tensor) -> Tensor:
+        """Codes of values that are scaled already: clamp, round ties to even, store.
+
+        The clamp comes first since PyTorch releases differ in what an overflowing FP8 cast gives.
+        Infinity becomes NaN in a floating format: saturating it would hide it. Integers have no
+        NaN; `quantise` marks such a slice through its scale.
+        """
+        clamped = x.clamp(-self.largest, self.largest)
+        if self.is_integer:
+            return clamped.nan_to_num(nan=0.0).round().to(self.storage)
+        if x.dtype is torch.float64 and self.storage is not torch.float32:
+            clamped = _round_to_odd(clamped)
+        return torch.where(x.isfinite(), clamped, torch.nan).to(self.storage)
+
+    def quantise(self, x: Tensor, shared: tuple[int, ...] | None) -> Quantised:
+        """Scale and cast ``x``; arguments as in `scale`.
+
+        An integer format turns a slice with NaN or infinity into NaN values (through its scale),
+        never into plausible numbers.
+        """
+        scale = self.scale(x, shared)
+        scaled = x.to(scale.dtype) / scale
+        if self.is_integer and shared is not None:  # within the format's range by its scale
+            return Quantised(scaled.round_().to(self.storage), scale)
+        if self.is_integer:
+            scale = torch.where(x.isfinite().all(), scale, torch.nan)
+        return Quantised(self.cast(scaled), scale)
+
+    def quantise_weight(self, weight: Tensor, granularity: Granularity) -> Quantised:
+        """Quantise ``[head, d_in, d_out]`` (or ``[d_in, d_out]``) with the scales of the table above.
+
+        Raises:
+            FormatError: the weight holds NaN or infinity.
+        """
+        if not bool(torch.isfinite(weight).all()):
+            raise FormatError(f"{self.name} cannot hold a weight with NaN or infinite entries")
+        return self.quantise(weight, _shared_weight_axes(weight.ndim, granularity))
+
+    def quantise_activation(
+        self, x: Tensor, granularity: Granularity, head_axis: int | None = None
+    ) -> Quantised:
+        """Quantise ``[..., d_in]`` with the scales of the table above.
+
+        Args:
+            x: activations; the last axis is the one that a product sums over.
+            granularity: which entries share a scale.
+            head_axis: the axis of heads, kept apart by ``"head"``; ``None`` where there is none.
+
+        Raises:
+            ConfigError: the format is for weights only.
+        """
+        if not self.activations:
+            raise ConfigError(
+                f"{self.name} holds weights only; use int8 or an FP8 format for activations"
+            )
+        return self.quantise(x, _shared_activation_axes(x.ndim, granularity, head_axis))
+
+    def round_trip(self, x: Tensor, shared: tuple[int, ...] | None = None) -> Tensor:
+        """``x`` as the format would hold it, in FP32 or the wider dtype of ``x``."""
+        return self.quantise(x, shared).dequantise()
+
+
+def _round_to_odd(x: Tensor) -> Tensor:
+    """FP64 to FP32 such that a further rounding to fewer bits gives what rounding once would.
+
+    PyTorch casts FP64 to 8 and 16 bits by way of FP32, which rounds twice. A value that FP32 cannot
+    hold becomes its neighbour with an odd last bit, which no narrower format mistakes for a tie
+    (Boldo and Melquiond 2008).
+    """
+    nearest = x.float()
+    bits = nearest.view(torch.int32)
+    bits = torch.where(nearest.double().abs() > x.abs(), bits - 1, bits)  # towards zero
+    return torch.where(nearest.double() != x, bits | 1, bits).view(torch.float32)
+
+
+def high_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What "high precision" means for a model of ``dtype``: that dtype, at least FP32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def multiply(x: Quantised, weight: Quantised) -> Tensor:
+    """``x @ weight`` with high-precision accumulation.
+
+    Args:
+        x: codes ``[..., n, d_in]``, scale constant along ``d_in``.
+        weight: codes ``[..., d_in, d_out]``, scale constant along ``d_in``.
+
+    Returns:
+        ``[..., n, d_out]`` in the scales' dtype. Integer codes are summed exactly.
+    """
+    wide = torch.promote_types(x.scale.dtype, weight.scale.dtype)
+    return (_exact_dtype_product(x.codes, weight.codes, wide)).to(wide) * x.scale * weight.scale
+
+
+def _exact_dtype_product(x: Tensor, weight: Tensor, wide: torch.dtype) -> Tensor:
+    """Product of codes, in FP64 where FP32 could not add the integers exactly."""
+    both_integers = not (x.dtype.is_floating_point or weight.dtype.is_floating_point)
+    if both_integers and 127 * 127 * x.shape[-1] >= FP32_EXACT_INTEGERS:
+        wide = torch.float64
+    return x.to(wide) @ weight.to(wide)
+
+
+def _shared_weight_axes(ndim: int, granularity: Granularity) -> tuple[int, ...] | None:
+    axes: dict[str, tuple[int, ...] | None] = {
+        "row": (-2,),
+        "head": (-2, -1),
+        "tensor": tuple(range(ndim)),
+        "none": None,
+    }
+    return axes[check_granularity(granularity)]
+
+
+def _shared_activation_axes(
+    ndim: int, granularity: Granularity, head_axis: int | None
+) -> tuple[int, ...] | None:
+    everything = tuple(range(ndim))
+    axes: dict[str, tuple[int, ...] | None] = {
+        "row": (-1,),
+        "head": everything
+        if head_axis is None
+        else tuple(axis for axis in everything if axis != head_axis % ndim),
+        "tensor": everything,
+        "none": None,
+    }
+    return axes[check_granularity(granularity)]
+
+
+def check_granularity(name: str) -> Granularity:
+    """``name`` itself.
+
+    Raises:
+        ConfigError: no such granularity; the message lists the known ones.
+    """
+    if name not in GRANULARITIES:
+        raise ConfigError(f"unknown scale {name!r}; known: {', '.join(GRANULARITIES)}")
+    return name  # type: ignore[return-value]
+
+
+FORMATS: dict[str, NumberFormat] = {
+    f.name: f
+    for f in (
+        NumberFormat("fp32", 32, torch.float32, torch.finfo(torch.float32).max),
+        NumberFormat("bf16", 16, torch.bfloat16, torch.finfo(torch.bfloat16).max),
+        NumberFormat("fp16", 16, torch.float16, torch.finfo(torch.float16).max),
+        NumberFormat("fp8_e4m3", 8, torch.float8_e4m3fn, 448.0),
+        NumberFormat("fp8_e5m2", 8, torch.float8_e5m2, 57344.0),
+        NumberFormat("int8", 8, torch.int8, 127.0),
+        NumberFormat("int4", 4, torch.int8, 7.0, activations=False),
+    )
+}
+
+
+def get_format(name: str) -> NumberFormat:
+    """The format of that name.
+
+    Raises:
+        ConfigError: no such format; the message lists the known ones.
+    """
+    if isinstance(name, str) and name in FORMATS:
+        return FORMATS[name]
+    if is_reference(name):
+        return referred(name, NumberFormat)
+    raise ConfigError(f"unknown number format {name!r}; known: {', '.join(FORMATS)}")

@@ -1,0 +1,225 @@
+"""Attention with a number format of its own for every head.
+
+1. Q, K and V of each head from its own split input, low or high (`pahq_plugin.precision.linear`).
+2. Rotation, scores, mask, softmax and value mix by the model's own methods, accumulated in high
+   precision; the operands of scores and value mix are rounded where the configuration says so.
+3. The output projection of each head, low or high.
+
+Every TransformerLens hook point is called as the model's own forward calls it, so that the host's
+wrappers patch, record and differentiate as they always do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softmax
+
+from pahq_plugin.errors import ModelError
+from pahq_plugin.precision.formats import high_dtype
+from pahq_plugin.precision.linear import high_product, low_product, project_heads, rounded
+from pahq_plugin.precision.shared import WEIGHT, Investigation, is_high
+
+
+@dataclass
+class MixedAttention:
+    """Stands in for the ``forward`` of one TransformerLens attention module.
+
+    Attributes:
+        module: the attention module, whose weights stay the masters.
+        layer: its block.
+        shared: the backend's state.
+    """
+
+    module: nn.Module
+    layer: int
+    shared: Investigation
+
+    def __call__(
+        self,
+        query_input: Tensor,
+        key_input: Tensor,
+        value_input: Tensor,
+        past_kv_cache_entry: Any = None,
+        additive_attention_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+    ) -> Tensor:
+        """Attention output ``[batch, pos, d_model]``.
+
+        Args:
+            query_input: ``[batch, pos, head, d_model]``; ``key_input`` and ``value_input`` alike.
+            past_kv_cache_entry: keys and values of a common prefix, or ``None``.
+            additive_attention_mask: added to the scores, ``[batch, 1, 1, key_pos]``.
+            attention_mask: 1 for tokens, 0 for padding, ``[batch, offset_pos]``.
+            position_bias: unused; TransformerLens passes it to encoder-decoder models alone.
+        """
+        attn: Any = self.module
+        q = attn.hook_q(self._project("W_Q", query_input, "qkv") + attn.b_Q)
+        k = attn.hook_k(self._project("W_K", key_input, "qkv") + attn.b_K)
+        v = attn.hook_v(self._project("W_V", value_input, "qkv") + attn.b_V)
+
+        offset = 0
+        if past_kv_cache_entry is not None:
+            offset = past_kv_cache_entry.past_keys.size(1)
+            k, v = past_kv_cache_entry.append(k, v)
+        if attn.cfg.positional_embedding_type == "rotary":
+            q = attn.hook_rot_q(attn.apply_rotary(q, offset, attention_mask))
+            k = attn.hook_rot_k(attn.apply_rotary(k, 0, attention_mask))
+
+        q, k = (self._rounded(x, "scores", head_axis=2) for x in (q, k))
+        scores = attn.calculate_attention_scores(q, k)  # [batch, head, query_pos, key_pos]
+        if attn.cfg.positional_embedding_type == "alibi":
+            scores = scores + self._alibi(scores)
+        if attn.cfg.attention_dir == "causal":
+            scores = attn.apply_causal_mask(scores, offset, attention_mask)
+        if additive_attention_mask is not None:
+            scores = scores + additive_attention_mask
+        pattern = softmax(attn.hook_attn_scores(scores), dim=-1)
+        pattern = attn.hook_pattern(torch.where(pattern.isnan(), 0.0, pattern))
+        pattern = self._rounded(pattern, "values", head_axis=1)  # summed over keys, as are the values
+        v = self._rounded(v.transpose(1, 3), "values", head_axis=2).transpose(1, 3)
+        z = attn.calculate_z_scores(v, pattern)  # [batch, pos, head, d_head]
+
+        result = attn.hook_result(self._project("W_O", z, "output").to(attn.cfg.dtype))
+        return result.sum(dim=2) + attn.b_O
+
+    def _project(self, name: str, x: Tensor, part: str) -> Tensor:
+        """``x [batch, pos, head, d_in]`` times the weight ``name``, ``[batch, pos, head, d_out]``."""
+        shared = self.shared
+        precision, high = shared.precision, shared.high
+        key, master = f"blocks.{self.layer}.attn.{name}", getattr(self.module, name)
+        number_format = precision.format_of(part, self.layer)
+        is_low = number_format.is_low and not high.everything
+        low = shared.low_copy(key, master, number_format) if is_low else None
+        heads = high.heads_of(self.layer)
+        return project_heads(
+            x,
+            master,
+            low,
+            heads,
+            precision.activation_format(number_format),
+            precision.scale,
+            precision.kernel,
+            lambda: shared.masters.get(key, master, tuple(heads) if is_low else None),
+            shared.streams,
+        )
+
+    def _rounded(self, x: Tensor, part: str, head_axis: int) -> Tensor:
+        """An operand of scores or values, ``[..., summed over]``."""
+        precision, high = self.shared.precision, self.shared.high
+        number_format = precision.format_of(part, self.layer)
+        if not number_format.is_low or high.everything:
+            return x
+        return rounded(x, number_format, precision.scale, head_axis, high.heads_of(self.layer))
+
+    def _alibi(self, scores: Tensor) -> Tensor:
+        attn: Any = self.module
+        queries, keys = scores.shape[-2:]
+        if attn.alibi is None or keys > attn.alibi.size(-1):
+            attn.alibi = attn.create_alibi_bias(attn.cfg.n_heads, keys, scores.device)
+        return attn.alibi[:, -queries:, :keys].to(high_dtype(scores.dtype))
+
+
+SUPPORTED = ("MLP", "GatedMLP")
+
+
+def check_mlp(module: nn.Module, layer: int) -> None:
+    """
+    Raises:
+        ModelError: an MLP of a kind that has no mixed-precision forward.
+    """
+    if type(module).__name__ not in SUPPORTED:
+        raise ModelError(
+            f"blocks.{layer}.mlp is a {type(module).__name__}; mixed precision knows "
+            f'{" and ".join(SUPPORTED)}; pass PrecisionConfig(mlp="fp32") to leave it as it is'
+        )
+
+
+def first_weights(mlp: Any) -> list[str]:
+    """Names of the weights that a TransformerLens MLP multiplies its input with."""
+    return [name for name in ("W_in", "W_gate") if hasattr(mlp, name)]
+
+
+def activate(mlp: Any, entries: dict[str, Tensor]) -> Tensor:
+    """What the MLP's last weight is applied to, ``[..., d_mlp]``.
+
+    Args:
+        mlp: a TransformerLens MLP, plain or gated.
+        entries: the input times ``"W_in"``, and times ``"W_gate"`` if it is gated, without bias.
+    """
+    gated = "W_gate" in entries
+    pre = mlp.hook_pre(entries["W_gate"] if gated else entries["W_in"] + mlp.b_in)
+    post = mlp.act_fn(pre)
+    if mlp.cfg.is_layer_norm_activation():
+        post = mlp.ln(mlp.hook_mid(post))
+    elif gated:
+        post = post * mlp.hook_pre_linear(entries["W_in"]) + mlp.b_in
+    return mlp.hook_post(post)
+
+
+@dataclass
+class MixedMLP:
+    """Stands in for the ``forward`` of one TransformerLens MLP.
+
+    Attributes:
+        module: the MLP, whose weights stay the masters.
+        layer: its block.
+        shared: the backend's state.
+    """
+
+    module: nn.Module
+    layer: int
+    shared: Investigation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """MLP output; ``x`` and the result are ``[batch, pos, d_model]``."""
+        mlp: Any = self.module
+        post = activate(mlp, {name: self._project(name, x) for name in first_weights(mlp)})
+        return (self._project("W_out", post) + mlp.b_out).to(mlp.cfg.dtype)
+
+    def _project(self, name: str, x: Tensor) -> Tensor:
+        shared = self.shared
+        precision, high = shared.precision, shared.high
+        key, master = f"blocks.{self.layer}.mlp.{name}", getattr(self.module, name)
+        number_format = precision.format_of("mlp", self.layer)
+        if high.everything or self.layer in high.mlps or not number_format.is_low:
+            return high_product(x, shared.masters.get(key, master))
+        low = shared.low_copy(key, master, number_format)
+        used = precision.activation_format(number_format)
+        return low_product(x, master, low, used, precision.scale, demand=precision.kernel)
+
+
+@dataclass
+class MixedUnembedding:
+    """Stands in for the ``forward`` of a TransformerLens unembedding.
+
+    Attributes:
+        module: the unembedding, whose weight stays the master.
+        shared: the backend's state.
+    """
+
+    module: nn.Module
+    shared: Investigation
+
+    def __call__(self, residual: Tensor) -> Tensor:
+        """Logits ``[..., d_vocab]`` of ``residual [..., d_model]``."""
+        module: Any = self.module
+        shared, precision = self.shared, self.shared.precision
+        number_format = precision.format_of("unembed")
+        if is_high(shared):
+            logits = high_product(residual, shared.masters.get(WEIGHT, module.W_U))
+        else:
+            copy = shared.low_copy(WEIGHT, module.W_U, number_format)
+            logits = low_product(
+                residual,
+                module.W_U,
+                copy,
+                precision.activation_format(number_format),
+                precision.scale,
+                demand=precision.kernel,
+            )
+        return (logits + module.b_U).to(module.cfg.dtype)

@@ -1,0 +1,72 @@
+"""Low-precision copies of weights, made once and made again when the weights change.
+
+A write through ``.data`` leaves a tensor's version counter as it was, so a copy is checked against
+the *content* of its master: an integer sum over the bit patterns, a fraction of the cost of the product
+that follows. Copies are ordinary tensors even when they are first asked for under
+``torch.inference_mode``, since autograd may need them later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from pahq_plugin.precision.formats import Granularity, NumberFormat, Quantised
+from pahq_plugin.precision.kernels import Demand, kernel_for
+from pahq_plugin.system.fingerprint import fingerprint
+
+
+@dataclass
+class LowWeights:
+    """Quantised weights by name.
+
+    Attributes:
+        granularity: which entries of a weight share a scale.
+        kernel: for which kernel they are laid out.
+    """
+
+    granularity: Granularity
+    kernel: Demand = "auto"
+    _copies: dict[tuple[str, str], tuple[int, Quantised]] = field(default_factory=dict)
+
+    def get(self, name: str, master: Tensor, number_format: NumberFormat) -> Quantised:
+        """The copy of ``master``, up to date with its content.
+
+        Args:
+            name: identifies the weight, for example ``"blocks.0.attn.W_Q"``.
+            master: ``[head, d_in, d_out]`` or ``[d_in, d_out]``.
+            number_format: format of the copy.
+
+        Raises:
+            FormatError: ``master`` holds NaN or infinity.
+        """
+        key = (name, number_format.name)
+        content = fingerprint(master)
+        if key not in self._copies or self._copies[key][0] != content:
+            with torch.inference_mode(False), torch.no_grad():
+                plain = master.detach().clone() if master.is_inference() else master.detach()
+                copy = self._packed(
+                    number_format.quantise_weight(plain, self.granularity), number_format
+                )
+            self._copies[key] = (content, copy)
+        return self._copies[key][1]
+
+    def made(self, name: str, number_format: NumberFormat) -> Quantised:
+        """A copy that `get` has made, unchecked: its master is where nobody can write to it."""
+        return self._copies[name, number_format.name][1]
+
+    def _packed(self, copy: Quantised, number_format: NumberFormat) -> Quantised:
+        """The copy as its kernel wants it: padded at the end, so that the codes are a part of it."""
+        kernel = kernel_for(number_format, copy.codes.device, self.kernel)
+        packed = copy.codes if kernel is None else kernel.pack(copy.codes)
+        if packed is copy.codes:
+            return copy
+        d_in, d_out = copy.codes.shape[-2:]
+        return replace(copy, codes=packed[..., :d_in, :d_out], packed=packed)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all copies."""
+        return sum(copy.nbytes for _, copy in self._copies.values())

@@ -1,1 +1,0 @@
-"""Saved results as pictures: web pages that need nothing but a browser, and Graphviz files."""

@@ -1,0 +1,1 @@
+"""What was found: values, files, tables and pictures."""

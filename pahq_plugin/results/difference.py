@@ -1,0 +1,202 @@
+"""Two results of one graph compared: which edges only one of them kept, and where effects differ."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pahq_plugin.errors import ResultError, printable
+from pahq_plugin.labels import edge_label
+from pahq_plugin.results.notebook import framed, table
+
+if TYPE_CHECKING:
+    from pahq_plugin.host import Edge  # of results from files: names and positions alone
+
+SHOWN = 20
+"""Edges of a list that are shown; the value holds all of them."""
+
+
+class Change(NamedTuple):
+    """An edge and its effect (or score) in both results."""
+
+    edge: Edge
+    first: float
+    second: float
+
+    @property
+    def by(self) -> float:
+        """Second minus first."""
+        return self.second - self.first
+
+
+@dataclass(frozen=True, repr=False)
+class Difference:
+    """What two results of one graph have in common and what not.
+
+    Attributes:
+        names: what the two are called: method and threshold.
+        only_first: edges that only the first result kept, with both effects, the largest first.
+        only_second: the same of the second.
+        shared: edges that both kept, in the order of the first result.
+        changes: every edge whose effects differ, the largest difference first; empty where the effects
+            are in different units (another metric, or scores against effects).
+        edges: how many the graph has.
+        same_unit: whether effects can be compared.
+    """
+
+    names: tuple[str, str]
+    only_first: tuple[Change, ...]
+    only_second: tuple[Change, ...]
+    shared: tuple[Edge, ...]
+    changes: tuple[Change, ...]
+    edges: int
+    same_unit: bool
+
+    @property
+    def same_circuit(self) -> bool:
+        """Whether both kept the same edges."""
+        return not self.only_first and not self.only_second
+
+    @property
+    def jaccard(self) -> float:
+        """Edges that both kept over edges that either kept; 1 if neither kept any."""
+        either = len(self.shared) + len(self.only_first) + len(self.only_second)
+        return len(self.shared) / either if either else 1.0
+
+    def __repr__(self) -> str:
+        return f"<Difference: {self.summary()}>"
+
+    def summary(self) -> str:
+        """One line: how many edges are shared, and how many only one of them has."""
+        first, second = self.names
+        line = (
+            f"{len(self.shared):,} edges in both, {len(self.only_first):,} only in {first}, "
+            f"{len(self.only_second):,} only in {second}, of {self.edges:,}"
+        )
+        if not self.same_unit:
+            return printable(f"{line}; effects are in different units")
+        if not self.changes:
+            return printable(f"{line}; all effects are equal")
+        largest = self.changes[0]
+        return printable(
+            f"{line}; {len(self.changes):,} effects differ, by at most {abs(largest.by):.2g} "
+            f"({edge_label(largest.edge)})"
+        )
+
+    def __rich__(self) -> Group:
+        return self.shown()
+
+    def shown(self, most: int = SHOWN) -> Group:
+        """For a console of rich: the summary, and of each list at most so many edges."""
+        parts: list[RenderableType] = [Text(self.summary(), style="bold")]
+        for title, changes in self._lists(most) if most else ():
+            made = Table(title=Text(title), title_justify="left", title_style="bold")
+            made.add_column("edge", no_wrap=True)
+            for name in self.names:
+                made.add_column(Text(printable(name)), justify="right")
+            for change in changes[:most]:
+                cells = (f"{change.first:.3g}", f"{change.second:.3g}")
+                made.add_row(Text(printable(edge_label(change.edge))), *cells)
+            parts.append(made)
+        return Group(*parts)
+
+    def _repr_html_(self) -> str:
+        body = f"<p><strong>{html.escape(self.summary())}</strong></p>"
+        columns = ["edge", *(html.escape(printable(name)) for name in self.names)]
+        for title, changes in self._lists(SHOWN):
+            rows = [
+                [html.escape(printable(edge_label(c.edge))), f"{c.first:.3g}", f"{c.second:.3g}"]
+                for c in changes[:SHOWN]
+            ]
+            body += table(html.escape(title), columns, rows, {1, 2})
+        return framed(body)
+
+    def _lists(self, most: int) -> list[tuple[str, tuple[Change, ...]]]:
+        """The lists that are worth a table."""
+        found = []
+        for name, changes in zip(self.names, (self.only_first, self.only_second), strict=True):
+            if changes:
+                counted = f"first {most} of {len(changes):,}" if len(changes) > most else len(changes)
+                found.append((printable(f"Only in {name} ({counted})"), changes))
+        return found
+
+
+def difference(
+    first: Sequence[Any],
+    second: Sequence[Any],
+    settings: tuple[Mapping[str, Any], Mapping[str, Any]],
+) -> Difference:
+    """Compares two results.
+
+    Args:
+        first: decisions, with ``edge``, ``effect`` and ``kept``.
+        second: the same edges in any order, of this model or of another one of the same graph.
+        settings: of both results.
+
+    Raises:
+        ResultError: the results are of different graphs; names an edge that only one of them has.
+    """
+    ours, theirs = ({edge_label(d.edge): d for d in decisions} for decisions in (first, second))
+    _check_one_graph(ours, theirs)
+    pairs = [(decision, theirs[name]) for name, decision in ours.items()]
+
+    def only(kept: bool) -> tuple[Change, ...]:
+        found = [_change(a, b) for a, b in pairs if a.kept is kept and b.kept is not kept]
+        return tuple(sorted(found, key=lambda c: -abs(c.first if kept else c.second)))
+
+    same_unit = _unit(settings[0]) == _unit(settings[1])
+    changed = [_change(a, b) for a, b in pairs if a.effect != b.effect] if same_unit else []
+    return Difference(
+        names=_names(*settings),
+        only_first=only(True),
+        only_second=only(False),
+        shared=tuple(a.edge for a, b in pairs if a.kept and b.kept),
+        changes=tuple(sorted(changed, key=lambda c: -abs(c.by))),
+        edges=len(pairs),
+        same_unit=same_unit,
+    )
+
+
+def _change(a: Any, b: Any) -> Change:
+    return Change(a.edge, a.effect, b.effect)
+
+
+def _check_one_graph(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ResultError: one has an edge that the other lacks.
+    """
+    for here, there, which in ((ours, theirs, "first"), (theirs, ours, "second")):
+        lacking = next((name for name in here if name not in there), None)
+        if lacking is not None:
+            raise ResultError(
+                f"the results are of different graphs ({len(ours):,} and {len(theirs):,} edges, only "
+                f"the {which} has {lacking!r}): compare results of one model, with positions or without"
+            )
+
+
+def _unit(settings: Mapping[str, Any]) -> tuple[object, object]:
+    """What effects are measured in: the metric of a search, else the method whose scores they are."""
+    scored = bool(settings.get("scored"))
+    return scored, settings.get("method") if scored else settings.get("metric")
+
+
+def _names(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, str]:
+    """The methods, with as much of the settings as tells them apart."""
+    names = tuple(str(settings.get("method")) for settings in (first, second))
+    for key in ("threshold", "metric", "ablation", "n_edges", "seed"):
+        if names[0] != names[1]:
+            break
+        if first.get(key) != second.get(key):
+            names = tuple(
+                f"{n}, {key} {s.get(key)}" for n, s in zip(names, (first, second), strict=True)
+            )
+    if names[0] == names[1]:
+        names = (f"first {names[0]}", f"second {names[1]}")
+    return names[0], names[1]

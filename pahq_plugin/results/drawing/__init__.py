@@ -1,0 +1,1 @@
+"""A circuit as a picture: interactive pages and Graphviz files."""

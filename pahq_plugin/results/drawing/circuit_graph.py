@@ -1,0 +1,110 @@
+"""The interactive picture of a circuit: its data, a fragment to embed, and a page of its own."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import asdict
+from string import Template
+from typing import Any
+
+from pahq_plugin.labels import ends
+from pahq_plugin.results.drawing.nodes import layout
+from pahq_plugin.results.drawing.page import asset, json_text, page, scripts
+from pahq_plugin.results.drawing.scale import EffectScale
+from pahq_plugin.results.terminal import label, strongest, summary
+
+SCRIPTS = (
+    "elements.js",
+    "circuits.js",
+    "tooltip.js",
+    "picture.js",
+    "camera.js",
+    "navigation.js",
+    "edge_table.js",
+    "legend.js",
+    "save.js",
+    "viewer.js",
+)
+"""The viewer's scripts, each using only those before it."""
+
+
+def circuit_data(record: dict[str, Any], name: str | None = None) -> dict[str, Any]:
+    """What the viewer draws of a result, as JSON values.
+
+    Args:
+        name: what the circuit is called where several are chosen from; by default its method and
+            threshold.
+
+    Raises:
+        ResultError: the edges run in a circle.
+    """
+    settings, decisions = record["settings"], record["decisions"]
+    kept = strongest(decisions)
+    scale = EffectScale(entry["effect"] for entry in kept)
+    negative = any(entry["effect"] < 0 for entry in kept)
+    return {
+        "name": name or default_name(record),
+        "subtitle": summary(record),
+        "model": record["model"]["name"],
+        "measure": "score" if settings.get("scored") else "effect",
+        "nodes": [asdict(node) for node in layout(entry["edge"] for entry in decisions)],
+        "edges": _merged(kept, scale),
+        "legend": [_look(size, scale) for size in scale.samples()],
+        "negative": [_look(-size, scale) for size in scale.samples()] if negative else [],
+    }
+
+
+def default_name(record: dict[str, Any]) -> str:
+    """Method, and threshold or number of edges kept."""
+    settings = record["settings"]
+    if settings.get("scored"):
+        kept = sum(entry["kept"] for entry in record["decisions"])
+        return f"{settings['method']}, {kept:,} edges"
+    return f"{settings['method']}, threshold {settings['threshold']:g}"
+
+
+def _merged(kept: Sequence[dict[str, Any]], scale: EffectScale) -> list[dict[str, Any]]:
+    """Edges between the same two nodes as one with several parts, strongest first."""
+    merged: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in kept:
+        source, destination, slot = ends(entry["edge"])
+        part = {
+            "label": label(entry),
+            "slot": slot,
+            "position": entry["seq_idx"],
+            "exact": entry["exact"],
+            **_look(entry["effect"], scale),
+        }
+        merged.setdefault((source, destination), []).append(part)
+    return [
+        {"source": source, "destination": destination, "parts": parts}
+        for (source, destination), parts in merged.items()
+    ]
+
+
+def _look(effect: float, scale: EffectScale) -> dict[str, Any]:
+    return {"effect": effect, "colour": scale.colour(effect), "width": scale.width(effect)}
+
+
+def viewer(circuits: Sequence[dict[str, Any]], ident: str, *, compare: bool = False) -> str:
+    """Markup of one viewer, for a page that holds `viewer_assets` and the style of ``page.css``.
+
+    Args:
+        circuits: from `circuit_data`, the one shown first in front.
+        ident: prefix of the ids inside, so that a page can hold several viewers.
+        compare: whether the first two stand side by side at first.
+    """
+    data = json_text({"circuits": list(circuits), "compare": compare})
+    return Template(asset("viewer.html")).substitute(ident=html.escape(ident), data=data)
+
+
+def viewer_assets() -> tuple[str, str]:
+    """Style and script of every viewer on a page; the script goes behind them."""
+    return asset("viewer.css"), scripts(SCRIPTS)
+
+
+def graph_page(circuits: Sequence[dict[str, Any]], title: str, *, compare: bool = False) -> str:
+    """A whole page, in need of no other file, around one viewer."""
+    css, js = viewer_assets()
+    return page(title, viewer(circuits, "circuit", compare=compare), css=css, js=js)

@@ -1,0 +1,82 @@
+"""A circuit as a Graphviz file: ``dot -Tsvg circuit.dot``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pahq_plugin.labels import NodeKind, ends
+from pahq_plugin.results.drawing.nodes import Node, layout
+from pahq_plugin.results.drawing.scale import EffectScale
+from pahq_plugin.results.terminal import label, strongest, summary
+
+SHAPES: dict[NodeKind, str] = {
+    "head": 'shape=box, style="rounded,filled", fillcolor="#ffffff"',
+    "mlp": 'shape=box, style=filled, fillcolor="#eceef2"',
+    "input": 'shape=invhouse, style=filled, fillcolor="#ffffff"',
+    "output": 'shape=house, style=filled, fillcolor="#ffffff"',
+    "other": 'shape=ellipse, style=filled, fillcolor="#ffffff"',
+}
+
+ESCAPES = {"\\": "\\\\", '"': '\\"', "&": "&amp;", "\n": "\\n", "\r": "\\r", "\0": "\ufffd"}
+"""In this order: backslashes first."""
+
+
+def circuit_dot(record: dict[str, Any]) -> str:
+    """The kept edges as a directed graph, input at the bottom; equal records give equal text.
+
+    Raises:
+        ResultError: the edges run in a circle.
+    """
+    kept = strongest(record["decisions"])
+    used = {name for entry in kept for name in ends(entry["edge"])[:2]}
+    nodes = [node for node in layout(e["edge"] for e in record["decisions"]) if node.name in used]
+    scale = EffectScale(entry["effect"] for entry in kept)
+    lines = [
+        "digraph circuit {",
+        f"  graph [rankdir=BT, label={quoted(summary(record))}, labelloc=b];",
+        '  node [fontname="Helvetica", color="#4a5160"];',
+        '  edge [fontname="Helvetica", fontsize=9];',
+        *(_rank(row) for row in _rows(nodes)),
+        *(_edge(entry, scale) for entry in kept),
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def quoted(text: str) -> str:
+    """A DOT string that shows ``text`` as it is.
+
+    Graphviz takes ``&amp;`` for an entity, and in labels ``\\N`` for the node's name; a NUL would end
+    the file.
+    """
+    for character, escape in ESCAPES.items():
+        text = text.replace(character, escape)
+    return f'"{text}"'
+
+
+def _rows(nodes: list[Node]) -> list[list[Node]]:
+    rows: dict[float, list[Node]] = {}
+    for node in nodes:
+        rows.setdefault(node.y, []).append(node)
+    return list(rows.values())
+
+
+def _rank(row: list[Node]) -> str:
+    """The nodes of one row, at one height."""
+    names = [(quoted(node.name), SHAPES[node.kind]) for node in row]
+    members = " ".join(f"{name} [label={name}, {shape}];" for name, shape in names)
+    return f"  {{ rank=same; {members} }}"
+
+
+def _edge(entry: dict[str, Any], scale: EffectScale) -> str:
+    source, destination, slot = ends(entry["edge"])
+    position = "" if entry["seq_idx"] is None else f"@{entry['seq_idx']}"
+    effect = entry["effect"]
+    looks = [
+        f"label={quoted(' '.join(filter(None, (slot, position))))}",
+        f"tooltip={quoted(f'{label(entry)}: {effect:.3g}')}",
+        f'color="{scale.colour(effect)}"',
+        f"penwidth={scale.width(effect):g}",
+        *(["style=dashed"] if effect < 0 else []),
+    ]
+    return f"  {quoted(source)} -> {quoted(destination)} [{', '.join(looks)}];"

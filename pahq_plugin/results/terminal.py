@@ -1,0 +1,156 @@
+"""Results as tables in a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pahq_plugin.errors import printable
+from pahq_plugin.labels import ends
+
+BAR_WIDTH, LEAST_BAR = 24, 4
+"""Of the longest bar in characters; what is shorter says nothing."""
+
+
+def print_record(record: dict[str, Any], stats: dict[str, Any], top: int) -> None:
+    """Print a result: a summary, its ``top`` strongest edges, its busiest nodes, what it cost."""
+    print_view(record_view(record, stats, top))
+
+
+def print_view(view: RenderableType) -> None:
+    """Print what rich can show."""
+    Console(highlight=False, markup=False).print(view)
+
+
+def record_view(record: dict[str, Any], stats: dict[str, Any], top: int) -> Group:
+    """What `print_record` prints, for any console of rich."""
+    parts: list[RenderableType] = [Text(summary(record), style="bold")]
+    kept = strongest(record["decisions"])
+    if kept and top:
+        parts.append(EdgeTable(kept, top, bool(record["settings"].get("scored"))))
+        parts.append(Text(f"Busiest nodes: {busiest(kept)}"))
+    parts += [Text(line) for line in (loss_line(record), cost(stats)) if line]
+    return Group(*parts)
+
+
+def summary(record: dict[str, Any]) -> str:
+    """One line: how many edges were kept, by which method and settings."""
+    settings, decisions = record["settings"], record["decisions"]
+    kept = sum(entry["kept"] for entry in decisions)
+    line = f"{kept:,} of {len(decisions):,} edges kept by {settings['method']}"
+    if not settings.get("scored"):
+        line += f", threshold {settings['threshold']:g}, {settings['metric']}"
+    precision = settings.get("precision")
+    if precision:
+        line += f", heads {precision['low']}, MLPs {precision['mlp']}"
+    return printable(f"{line}, {settings['ablation']} ablation, model {record['model']['name']}")
+
+
+def strongest(decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Kept decisions, largest magnitude first."""
+    kept = [entry for entry in decisions if entry["kept"]]
+    return sorted(kept, key=lambda entry: (-abs(entry["effect"]), label(entry)))
+
+
+def label(entry: dict[str, Any]) -> str:
+    """The edge's name, with its position if it has one."""
+    position = "" if entry["seq_idx"] is None else f" @{entry['seq_idx']}"
+    return printable(entry["edge"]) + position
+
+
+class EdgeTable:
+    """The strongest edges with their effects as numbers and bars, as wide as the console allows.
+
+    Names are never cut where the console has room for them alone: bars get shorter, then they go, then
+    what an edge was decided on.
+    """
+
+    def __init__(self, kept: list[dict[str, Any]], top: int, scored: bool) -> None:
+        self._kept, self._top, self._scored = kept, top, scored
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        shown = self._kept[: self._top]
+        name = max(cell_len(label(entry)) for entry in shown)
+        number = max(len(f"{entry['effect']:.3g}") for entry in shown)
+        decided = 0 if self._scored else len("decided on") + 3
+        spare = options.max_width - (name + max(number, len("effect")) + len(str(len(shown))) + 10)
+        bar = min(BAR_WIDTH, spare - decided - 3)
+        block = "#" if options.ascii_only else "█"
+        yield self._table(shown, max(bar, 0) if bar >= LEAST_BAR else 0, block, 0 < decided <= spare)
+
+    def _table(self, shown: list[dict[str, Any]], bar: int, block: str, decided: bool) -> Table:
+        """Make the table.
+
+        Args:
+            bar: width of the longest bar; 0 for none.
+            block: what bars are made of.
+            decided: whether there is room to say what each was decided on.
+        """
+        title = f"Strongest {len(shown)} of {len(self._kept):,} kept edges"
+        table = Table(title=title, title_justify="left", title_style="bold")
+        table.add_column("#", justify="right", style="dim")
+        table.add_column("edge", no_wrap=True)
+        table.add_column("score" if self._scored else "effect", justify="right", no_wrap=True)
+        if bar:
+            table.add_column("", no_wrap=True)
+        if decided:
+            table.add_column("decided on", no_wrap=True)
+        largest = abs(shown[0]["effect"]) or 1.0
+        for rank, entry in enumerate(shown, start=1):
+            row = [str(rank), Text(label(entry)), f"{entry['effect']:.3g}"]
+            if bar:
+                row.append(block * max(1, round(bar * abs(entry["effect"]) / largest)))
+            if decided:
+                row.append("FP32" if entry["exact"] else "screened")
+            table.add_row(*row)
+        return table
+
+
+def busiest(kept: list[dict[str, Any]], count: int = 8) -> str:
+    """The nodes with most kept edges, Q, K and V of a head counted together."""
+    edges: Counter[str] = Counter()
+    for entry in kept:
+        source, destination, _ = ends(entry["edge"])
+        edges[source] += 1
+        edges[destination] += 1
+    return ", ".join(
+        f"{printable(node)} ({n})" for node, n in sorted(edges.items(), key=_by_count)[:count]
+    )
+
+
+def _by_count(item: tuple[str, int]) -> tuple[int, str]:
+    return (-item[1], item[0])
+
+
+def loss_line(record: dict[str, Any]) -> str:
+    """One line: by how much the loss rose as edges were removed, the sum of their effects; empty for a
+    method that scores edges, whose scores are no changes of a loss."""
+    settings = record["settings"]
+    removed = [entry for entry in record["decisions"] if not entry["kept"]]
+    if settings.get("scored") or not removed:
+        return ""
+    about = "" if all(entry["exact"] for entry in removed) else "about "
+    change = math.fsum(entry["effect"] for entry in removed)
+    return printable(
+        f"Removing the other {len(removed):,} edges adds {about}{change:.3g} to {settings['metric']}"
+    )
+
+
+def cost(stats: dict[str, Any]) -> str:
+    """One line: time, evaluations, memory; nothing of a result that was not measured."""
+    if not stats or not stats["seconds"]:
+        return ""
+    line = f"{stats['seconds']:.1f} s"
+    if stats["evaluations"]:
+        line += (
+            f" ({stats['forward_equivalents']:,.0f} plain forwards), {stats['evaluations']:,} "
+            f"evaluations, {stats['re_evaluations']:,} edges decided again in FP32"
+        )
+    return f"{line}, peak memory {stats['peak_bytes'] / 2**20:,.0f} MiB"
