@@ -158,7 +158,7 @@ def test_graphs_are_the_host_or_refused_by_name(family: str, tmp_path: Path) -> 
         path = export_onnx(model, tmp_path / f"{graph}.onnx", graph, FULL)  # type: ignore[arg-type]
         patcher = OnnxPatcher(path, threads=1)
         for edge in random.Random(0).sample(canonical_edges(model), 5):
-            ours = patcher.run(batch.clean.numpy(), outputs.numpy(), [edge])
+            ours = patcher.run(batch.clean.numpy(), outputs.numpy(), edges=[edge])
             theirs = patched_logits(model, batch.clean, outputs, {edge})
             assert np.abs(ours - theirs.numpy()).max() <= 1e-5, (graph, edge)
 

@@ -80,7 +80,7 @@ class OnnxEngine:
             warn(
                 "engine='onnx' runs on the CPU: ONNX Runtime has no CUDA here (install onnxruntime-gpu)"
             )
-        self._patcher = OnnxPatcher(path, providers, threads=torch.get_num_threads())
+        self._patcher = OnnxPatcher(path, providers=providers, threads=torch.get_num_threads())
         ablated = ablated_sources(question.model, question.loader, question.prompts, question.ablation)
         self._prompts: list[Prompts] = []
         with torch.inference_mode():

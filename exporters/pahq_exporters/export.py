@@ -21,11 +21,11 @@ from pahq_plugin.precision.config import PrecisionConfig
 def export_onnx(
     model: PatchableModel,
     path: str | os.PathLike[str],
+    *,
     graph: GraphKind = "dense",
     precision: PrecisionConfig | None = None,
     start_layer: int = 0,
     example: Tensor | None = None,
-    *,
     head: tuple[int, int] | None = None,
     positions: str = "all",
     external_data: bool | None = None,

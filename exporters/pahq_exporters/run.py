@@ -61,7 +61,7 @@ def run(
         PahqError: see `OnnxPatcher.run`.
     """
     _check_choice(edges, all_edges, result)
-    patcher = OnnxPatcher(graph, providers, mode, threads)  # type: ignore[arg-type]
+    patcher = OnnxPatcher(graph, providers=providers, mode=mode, threads=threads)  # type: ignore[arg-type]
     known = patcher.description
     if known.start_layer:
         raise ConfigError(

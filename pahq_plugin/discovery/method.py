@@ -7,7 +7,7 @@ A method that scores all edges at once is a `ScoringMethod`: a name and a functi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -110,6 +110,7 @@ class ScoringMethod(Method):
     """
 
     scores: Callable[[Question], PruneScores] | None = None
+    _: KW_ONLY
     reads_answers: bool = False
     needs_heads: bool = False
     draws: bool = field(default=True, repr=False)

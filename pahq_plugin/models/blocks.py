@@ -19,8 +19,7 @@ from transformer_lens.utils import get_offset_position_ids
 
 from pahq_plugin.host.types import PatchableModel
 from pahq_plugin.models.changes import first_change, odd_attention
-
-POSITIONS = ("standard", "rotary", "alibi")
+from pahq_plugin.models.supported import INCREMENTAL
 
 Rounding = Callable[[Literal["scores", "values"], Tensor], Tensor]
 """Makes an operand ``[head, ..., summed over]`` of a product of attention one in few bits."""
@@ -39,11 +38,11 @@ def unsupported(model: PatchableModel, length: int) -> str | None:
     if not model.is_transformer or not hasattr(model.wrapped_model, "blocks"):
         return "the model is no transformer"
     cfg = model.cfg
-    if cfg.positional_embedding_type not in POSITIONS:
+    if cfg.positional_embedding_type not in INCREMENTAL.positions:
         return f"{cfg.positional_embedding_type} positions"
-    if cfg.dtype not in (torch.float32, torch.float64):
+    if cfg.dtype not in INCREMENTAL.dtypes:
         return f"weights in {cfg.dtype}"
-    if cfg.use_normalization_before_and_after:
+    if cfg.use_normalization_before_and_after and not INCREMENTAL.norms_after_attention:
         return "norms after attention"
     if cfg.n_devices > 1:
         return "a model spread over several devices"

@@ -45,7 +45,7 @@ def _names(flag: str, value: object, known: Sequence[str]) -> tuple[Any, ...]:
     raise ConfigError(f"{flag}={value!r} must be distinct names of {', '.join(known)}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
     """Which parts of the model run in which number format.
 

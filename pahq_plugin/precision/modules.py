@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softmax
 
 from pahq_plugin.errors import ModelError
+from pahq_plugin.models.supported import LOW_PRECISION
 from pahq_plugin.precision.formats import high_dtype
 from pahq_plugin.precision.linear import high_product, low_product, project_heads, rounded
 from pahq_plugin.precision.shared import WEIGHT, Investigation, is_high
@@ -124,18 +125,15 @@ class MixedAttention:
         return attn.alibi[:, -queries:, :keys].to(high_dtype(scores.dtype))
 
 
-SUPPORTED = ("MLP", "GatedMLP")
-
-
 def check_mlp(module: nn.Module, layer: int) -> None:
     """
     Raises:
         ModelError: an MLP of a kind that has no mixed-precision forward.
     """
-    if type(module).__name__ not in SUPPORTED:
+    if type(module).__name__ not in LOW_PRECISION.mlps:
         raise ModelError(
             f"blocks.{layer}.mlp is a {type(module).__name__}; mixed precision knows "
-            f'{" and ".join(SUPPORTED)}; pass PrecisionConfig(mlp="fp32") to leave it as it is'
+            f'{" and ".join(LOW_PRECISION.mlps)}; pass PrecisionConfig(mlp="fp32") to leave it as it is'
         )
 
 

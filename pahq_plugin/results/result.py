@@ -27,7 +27,7 @@ from pahq_plugin.host import (
 )
 from pahq_plugin.host.graph import find_edge
 from pahq_plugin.labels import edge_label
-from pahq_plugin.models.checks import check_patchable, configuration_digest, model_digest
+from pahq_plugin.models.checks import check_patchable
 from pahq_plugin.results.card import card_text, check_card_place, write_card
 from pahq_plugin.results.difference import Difference, difference
 from pahq_plugin.results.files import (
@@ -42,6 +42,9 @@ from pahq_plugin.results.files import (
 )
 from pahq_plugin.results.frames import data_frame, decision_rows, node_graph
 from pahq_plugin.results.notebook import result_html
+from pahq_plugin.results.searched import Searched as Searched
+from pahq_plugin.results.searched import model_name as model_name
+from pahq_plugin.results.stats import Stats as Stats
 from pahq_plugin.results.terminal import record_view, summary
 from pahq_plugin.system.files import installed_version, write_text
 
@@ -71,60 +74,8 @@ class Decision:
     exact: bool
 
 
-@dataclass
-class Stats:
-    """What a run cost.
-
-    Attributes:
-        evaluations: patched model evaluations, one per row of a batch of candidates.
-        re_evaluations: edges decided again in FP32 because of the guard band or the watch on it.
-        seconds: wall-clock time of the search, without loading the model.
-        peak_bytes: peak memory: of the GPU's allocator, or resident memory of the process.
-        forward_equivalents: ``seconds`` over the time of one plain forward of the same prompts, in the
-            model's own precision.
-        guard: relative width, floor and number of widenings of the guard band; empty without one.
-        sensitivity: of the hybrid policy, the error of each part in its configured format
-            (`pahq_plugin.discovery.hybrid`); empty without one.
-        memory: under ``max_memory``, in bytes: the budget, what the search took of it at its peak,
-            weights, those that stayed, and what was read from disk or copied to the GPU; else empty.
-    """
-
-    evaluations: int = 0
-    re_evaluations: int = 0
-    seconds: float = 0.0
-    peak_bytes: int = 0
-    forward_equivalents: float = 0.0
-    guard: dict[str, float] = field(default_factory=dict)
-    sensitivity: dict[str, float] = field(default_factory=dict)
-    memory: dict[str, int] = field(default_factory=dict)
-
-
 SHOWN = 20
 """Edges of a table where nothing else is said."""
-
-
-@dataclass(frozen=True)
-class Searched:
-    """Which model a result is of, as it was when it was searched.
-
-    Attributes:
-        name: see `model_name`.
-        digest: of its edges and weights.
-        edges: how many it has.
-        configuration: digest of all else that decides its output; ``None`` where that is not known.
-    """
-
-    name: str
-    digest: str
-    edges: int
-    configuration: str | None
-
-    @staticmethod
-    def of(model: PatchableModel) -> Searched:
-        """The model as it is now; reads every weight."""
-        return Searched(
-            model_name(model), model_digest(model), len(model.edges), configuration_digest(model)
-        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -361,14 +312,6 @@ class Discovery:
             "python": platform.python_version(),
             "versions": {name: installed_version(name) for name in PACKAGES},
         }
-
-
-def model_name(model: PatchableModel) -> str:
-    """The configured name of a transformer, else the class of the wrapped model."""
-    return (
-        getattr(getattr(model.wrapped_model, "cfg", None), "model_name", None)
-        or type(model.wrapped_model).__name__
-    )
 
 
 def _entry(decision: Decision) -> dict[str, Any]:

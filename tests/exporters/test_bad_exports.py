@@ -162,7 +162,7 @@ def test_an_option_that_there_is_not(
 def test_edges_of_single_positions_have_no_sweep(tmp_path: Path) -> None:
     model = patchable(transformer(), seq_len=6)
     with untouched(tmp_path), refused(ConfigError, "graph='sweep'", "seq_len=6", "dense"):
-        export_onnx(model, tmp_path / "g.onnx", "sweep")
+        export_onnx(model, tmp_path / "g.onnx", graph="sweep")
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])

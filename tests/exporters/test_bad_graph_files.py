@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With graphs of one model."""
     made, model = tmp_path_factory.mktemp("graphs"), small_model()
     export_onnx(model, made / "dense.onnx")
-    export_onnx(model, made / "sweep.onnx", "sweep")
+    export_onnx(model, made / "sweep.onnx", graph="sweep")
     export_onnx(model, made / "full.onnx", precision=PrecisionConfig(low="fp32", mlp="fp32"))
     return made
 

@@ -85,11 +85,11 @@ def test_tokens_that_do_not_fit(case: str, kind: str, graphs: Graphs) -> None:
     bad, word = TOKENS[case]
     patcher: OnnxPatcher = getattr(graphs, kind)
     with refused(PromptError, "tokens", word):
-        patcher.run(bad, CORRUPT, [EDGE])
+        patcher.run(bad, CORRUPT, edges=[EDGE])
     with refused(PromptError, "tokens", word):
         patcher.sources(bad)
     with refused(PromptError, "corrupt"):
-        patcher.run(CLEAN, bad, [EDGE])
+        patcher.run(CLEAN, bad, edges=[EDGE])
 
 
 def test_tokens_are_given(graphs: Graphs) -> None:
@@ -97,12 +97,12 @@ def test_tokens_are_given(graphs: Graphs) -> None:
         graphs.dense.run(None)
     for patcher in (graphs.dense, graphs.sweep):
         with refused(PromptError, "nothing to patch with"):
-            patcher.run(CLEAN, None, [EDGE])
+            patcher.run(CLEAN, None, edges=[EDGE])
     with refused(PromptError, "nothing to patch with"):
         graphs.dense.run(CLEAN, mask=graphs.dense.mask([EDGE]))
     for bad in (CORRUPT[:2], CORRUPT[:, :3]):
         with refused(PromptError, "[4, 6]"):
-            graphs.dense.run(CLEAN, bad, [EDGE])
+            graphs.dense.run(CLEAN, bad, edges=[EDGE])
 
 
 CORRUPTIONS: dict[str, Callable[[Any], Any]] = {
@@ -126,9 +126,9 @@ CORRUPTIONS: dict[str, Callable[[Any], Any]] = {
 def test_corrupt_outputs_that_do_not_fit(case: str, graphs: Graphs) -> None:
     for patcher in (graphs.dense, graphs.sweep):
         right = patcher.sources(CORRUPT)
-        assert np.isfinite(patcher.run(CLEAN, right.astype(np.float64), [EDGE])).all()
+        assert np.isfinite(patcher.run(CLEAN, right.astype(np.float64), edges=[EDGE])).all()
         with refused(PromptError, "corrupt"):
-            patcher.run(CLEAN, CORRUPTIONS[case](right), [EDGE])
+            patcher.run(CLEAN, CORRUPTIONS[case](right), edges=[EDGE])
 
 
 def test_prompts_of_another_graph(graphs: Graphs) -> None:
@@ -140,7 +140,7 @@ def test_prompts_of_another_graph(graphs: Graphs) -> None:
         with refused(PromptError, "another graph"):
             other.inputs_for(prompts, [EDGE])
     with refused(ConfigError, "corrupt", "prompts"):
-        graphs.dense.run(prompts, CORRUPT, [EDGE])
+        graphs.dense.run(prompts, CORRUPT, edges=[EDGE])
 
 
 def test_a_graph_of_later_blocks_takes_no_tokens(graphs: Graphs) -> None:
@@ -199,7 +199,7 @@ def test_edges_of_another_model(graphs: Graphs) -> None:
     for edge in other.edges:
         if edge.dest.name != "Resid End" and edge.name not in known:
             with refused(GraphError, repr(edge.name)):
-                graphs.dense.run(CLEAN, CORRUPT, [edge])
+                graphs.dense.run(CLEAN, CORRUPT, edges=[edge])
 
 
 def test_edges_of_one_call(graphs: Graphs) -> None:
@@ -222,21 +222,21 @@ HEADS = [(0, 4), (2, 0), (-1, 0), (0, -1), (0,), (0, 1, 2), (0.0, 1), (True, 0),
 def test_a_head_outside_the_graph(head: Any, graphs: Graphs) -> None:
     for patcher in (graphs.dense, graphs.sweep, graphs.full, graphs.fixed):
         with refused(GraphError, "head"):
-            patcher.run(CLEAN, CORRUPT, [INTO_HEAD], head=head)
+            patcher.run(CLEAN, CORRUPT, edges=[INTO_HEAD], head=head)
         with refused(GraphError, "head"):
-            patcher.run_each(CLEAN, CORRUPT, [INTO_HEAD], head=head)
+            patcher.run_each(CLEAN, CORRUPT, edges=[INTO_HEAD], head=head)
 
 
 def test_a_head_that_the_graph_does_not_choose(graphs: Graphs) -> None:
     with refused(ConfigError, "(0, 1)", "fixed to (1, 2)"):
-        graphs.fixed.run(CLEAN, CORRUPT, [EDGE], head=(0, 1))
+        graphs.fixed.run(CLEAN, CORRUPT, edges=[EDGE], head=(0, 1))
     with refused(ConfigError, "(0, 1)", "none"):
-        graphs.full.run(CLEAN, CORRUPT, [EDGE], head=(0, 1))
+        graphs.full.run(CLEAN, CORRUPT, edges=[EDGE], head=(0, 1))
     for head in ((1, 1), None):
         with refused(ConfigError, "sweep", "(1, 2)"):
-            graphs.sweep.run(CLEAN, CORRUPT, [INTO_HEAD], head=head)
-    auto = graphs.sweep.run(CLEAN, CORRUPT, [INTO_HEAD])
-    assert np.array_equal(graphs.sweep.run(CLEAN, CORRUPT, [INTO_HEAD], head=(1, 2)), auto)
+            graphs.sweep.run(CLEAN, CORRUPT, edges=[INTO_HEAD], head=head)
+    auto = graphs.sweep.run(CLEAN, CORRUPT, edges=[INTO_HEAD])
+    assert np.array_equal(graphs.sweep.run(CLEAN, CORRUPT, edges=[INTO_HEAD], head=(1, 2)), auto)
 
 
 MASKS: dict[str, Callable[[Any], Any]] = {
@@ -265,7 +265,7 @@ def test_a_mask_that_does_not_fit(case: str, graphs: Graphs) -> None:
 
 def test_a_mask_where_there_is_none(graphs: Graphs) -> None:
     with refused(ConfigError, "not both"):
-        graphs.dense.run(CLEAN, CORRUPT, [EDGE], mask=graphs.dense.mask([EDGE]))
+        graphs.dense.run(CLEAN, CORRUPT, edges=[EDGE], mask=graphs.dense.mask([EDGE]))
     with refused(ConfigError, "sweep"):
         graphs.sweep.run(CLEAN, CORRUPT, mask=graphs.sweep.mask([EDGE]))
 

@@ -86,7 +86,9 @@ def test_effects_of_single_edges(count: int | None, tmp_path: Path) -> None:
     edges = canonical_edges(model)
     edges = edges if count is None else random.Random(0).sample(edges, count)
     outputs = src_ablations(model, batch.corrupt)
-    patcher = OnnxPatcher(export_onnx(model, tmp_path / "s.onnx", "sweep", positions="model"), threads=1)
+    patcher = OnnxPatcher(
+        export_onnx(model, tmp_path / "s.onnx", graph="sweep", positions="model"), threads=1
+    )
     prompts = patcher.prompts(batch.clean.numpy(), outputs.numpy())
     ours = patcher.run_each(prompts, edges=edges)
     for edge, logits in zip(edges, ours, strict=True):

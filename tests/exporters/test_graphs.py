@@ -224,9 +224,9 @@ def test_any_batch_and_length_from_one_file(graph: Any, tmp_path: Path) -> None:
             torch.randint(model.cfg.d_vocab, (batch, length), generator=draw) for _ in range(2)
         )
         outputs = src_ablations(model, corrupt)
-        ours = patcher.run(tokens.numpy(), outputs.numpy(), [edge])
+        ours = patcher.run(tokens.numpy(), outputs.numpy(), edges=[edge])
         assert off(ours, patched_logits(model, tokens, outputs, {edge})) <= TOLERANCE
-        by_tokens = patcher.run(tokens.numpy(), corrupt.numpy(), [edge])
+        by_tokens = patcher.run(tokens.numpy(), corrupt.numpy(), edges=[edge])
         assert np.abs(by_tokens - ours).max() <= 1e-4
 
 

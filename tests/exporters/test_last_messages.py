@@ -61,5 +61,5 @@ def test_a_graph_has_the_formats_it_was_exported_with() -> None:
 @pytest.mark.parametrize("graph", ["dense", "sweep"])
 def test_what_is_whole_is_neither(graph: str, tmp_path: Path) -> None:
     model = small_model()
-    path = export_onnx(model, tmp_path / "g.onnx", graph)  # type: ignore[arg-type]
+    path = export_onnx(model, tmp_path / "g.onnx", graph=graph)  # type: ignore[arg-type]
     assert check_shapes(path) == "shapes: inference finds no contradiction"

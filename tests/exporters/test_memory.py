@@ -33,7 +33,7 @@ def dequantisations(model: onnx.ModelProto) -> int:
 def test_one_byte_a_weight_stays(graph: str, per_block: int, level: str, tmp_path: Path) -> None:
     """W_Q, W_K, W_V and W_O (the first three as one in a sweep graph), W_in and W_out of each block."""
     model = pahq.load_problem("ioi").model
-    path = export_onnx(model, tmp_path / "g.onnx", graph)  # type: ignore[arg-type]
+    path = export_onnx(model, tmp_path / "g.onnx", graph=graph)  # type: ignore[arg-type]
     expected = per_block * model.cfg.n_layers
     counts = {}
     for mode in ("speed", "memory"):
@@ -51,13 +51,13 @@ def test_one_byte_a_weight_stays(graph: str, per_block: int, level: str, tmp_pat
 @pytest.mark.parametrize("graph", ["dense", "sweep"])
 def test_every_level_of_optimisation_gives_the_same_numbers(graph: str, tmp_path: Path) -> None:
     model = small_model()
-    path = export_onnx(model, tmp_path / "g.onnx", graph)  # type: ignore[arg-type]
+    path = export_onnx(model, tmp_path / "g.onnx", graph=graph)  # type: ignore[arg-type]
     draw = torch.Generator().manual_seed(0)
     tokens, corrupt = (
         torch.randint(model.cfg.d_vocab, (3, 6), generator=draw).numpy() for _ in range(2)
     )
     found = [
-        OnnxPatcher(path, mode=mode, threads=1, level=level).run(tokens, corrupt, ["A0.1->A1.2.K"])
+        OnnxPatcher(path, mode=mode, threads=1, level=level).run(tokens, corrupt, edges=["A0.1->A1.2.K"])
         for mode in ("speed", "memory")
         for level in LEVELS
     ]

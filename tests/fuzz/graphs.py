@@ -42,7 +42,7 @@ def exported() -> dict[str, bytes]:
             onnx.load(folder / "e.onnx"), str(folder / "e.onnx"), save_as_external_data=True,
             location="e.onnx.data", size_threshold=60,
         )  # fmt: skip
-        export_onnx(tiny(), folder / "s.onnx", "sweep")
+        export_onnx(tiny(), folder / "s.onnx", graph="sweep")
         for number, discovery in enumerate(discoveries()):
             write_graph_json(discovery, folder / f"{number}.json")
         return {path.name: path.read_bytes() for path in folder.iterdir()}

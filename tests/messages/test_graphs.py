@@ -209,7 +209,9 @@ def test_files_of_graphs(tmp_path: Path) -> None:
 def test_graphs_that_compute_something_else(
     graphs: Graphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = export_onnx(small_model(), tmp_path / "g.onnx", precision=PrecisionConfig("fp32", mlp="fp32"))
+    path = export_onnx(
+        small_model(), tmp_path / "g.onnx", precision=PrecisionConfig(low="fp32", mlp="fp32")
+    )
     with refused(ExportError, f"{path}, mode speed: logits differ from PyTorch's by ", "correlation "):
         check.compare_on(path, small_model(seed=1), tokens())
     known = check.described_in(path)

@@ -17,15 +17,13 @@ from pahq_exporters.graph.rounding import Rounding
 from pahq_plugin.errors import ExportError
 from pahq_plugin.host import PatchableModel
 from pahq_plugin.models.changes import Change, activation_name, changes, odd_attention
+from pahq_plugin.models.supported import GRAPH
 from pahq_plugin.precision.config import PrecisionConfig
 from pahq_plugin.precision.modules import first_weights
 from pahq_plugin.system.fingerprint import fingerprint
 
-NORMS = ("LayerNorm", "LayerNormPre", "RMSNorm", "RMSNormPre", "Identity")
-ACTIVATIONS = ("relu", "silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "solu")
 EXPORTED = {"attn_scale", "eps", "layer_id", "mask", "rotary_sin", "rotary_cos"}
 """Numbers and buffers of modules that are written as they are."""
-POSITIONS = ("standard", "rotary", "alibi")
 
 
 def check_exportable(model: PatchableModel) -> None:
@@ -37,8 +35,8 @@ def check_exportable(model: PatchableModel) -> None:
         raise ExportError("the model is no transformer; only these can be exported")
     cfg = model.cfg
     kind = cfg.positional_embedding_type
-    if kind not in POSITIONS:
-        raise ExportError(f"no graph for {kind!r} positions; known: {', '.join(POSITIONS)}")
+    if kind not in GRAPH.positions:
+        raise ExportError(f"no graph for {kind!r} positions; known: {', '.join(GRAPH.positions)}")
     if model.kv_caches is not None:
         raise ExportError("the model carries a KV cache of a common prefix; export it without one")
     if any(parameter.dtype is torch.float64 for parameter in model.wrapped_model.parameters()):
@@ -46,7 +44,7 @@ def check_exportable(model: PatchableModel) -> None:
             "weights are in float64, but graphs compute in FP32; call "
             "model.wrapped_model.to(torch.float32) first"
         )
-    if cfg.use_normalization_before_and_after:
+    if cfg.use_normalization_before_and_after and not GRAPH.norms_after_attention:
         raise ExportError(
             "no graph for norms after attention (use_normalization_before_and_after is on)"
         )
@@ -61,21 +59,24 @@ def check_exportable(model: PatchableModel) -> None:
 def _is_exported(change: Change) -> bool:
     """Whether a graph holds what was changed."""
     if change.kind == "function":
-        return activation_name(change.value) in ACTIVATIONS
+        return activation_name(change.value) in GRAPH.activations
     return change.kind in ("number", "buffer") and change.name in EXPORTED
 
 
 def _check_block(layer: int, block: Any, cfg: Any) -> None:
-    if type(block.ln1).__name__ not in NORMS:
+    if type(block.ln1).__name__ not in GRAPH.norms:
         raise ExportError(f"no graph for blocks.{layer}.ln1, a {type(block.ln1).__name__}")
-    if not cfg.attn_only and type(block.mlp).__name__ not in ("MLP", "GatedMLP"):
+    if not cfg.attn_only and type(block.mlp).__name__ not in GRAPH.mlps:
         raise ExportError(f"no graph for blocks.{layer}.mlp, a {type(block.mlp).__name__}")
-    if not cfg.attn_only and activation_name(getattr(block.mlp, "act_fn", None)) not in ACTIVATIONS:
+    if (
+        not cfg.attn_only
+        and activation_name(getattr(block.mlp, "act_fn", None)) not in GRAPH.activations
+    ):
         raise ExportError(
             f"no graph for the activation function of blocks.{layer}.mlp; known: "
-            f"{', '.join(ACTIVATIONS)}"
+            f"{', '.join(GRAPH.activations)}"
         )
-    if type(block.attn).__name__ not in ("Attention", "GroupedQueryAttention"):
+    if type(block.attn).__name__ not in GRAPH.attention:
         raise ExportError(f"no graph for blocks.{layer}.attn, a {type(block.attn).__name__}")
     if getattr(block.attn, "q_norm", None) is not None or getattr(cfg, "use_qk_norm", False):
         raise ExportError(f"no graph for blocks.{layer}.attn with norms of queries and keys")

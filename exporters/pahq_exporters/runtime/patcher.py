@@ -68,6 +68,7 @@ class OnnxPatcher:
     def __init__(
         self,
         path: str | os.PathLike[str],
+        *,
         providers: Sequence[str] | None = None,
         mode: Literal["speed", "memory"] = "speed",
         threads: int | None = None,
@@ -174,8 +175,8 @@ class OnnxPatcher:
         self,
         tokens: Any,
         corrupt: Any = None,
-        edges: Iterable[Any] = (),
         *,
+        edges: Iterable[Any] = (),
         mask: Any = None,
         head: Head | Literal["auto"] | None = "auto",
     ) -> Array:
@@ -221,8 +222,8 @@ class OnnxPatcher:
         self,
         tokens: Any,
         corrupt: Any = None,
-        edges: Iterable[Any] = (),
         *,
+        edges: Iterable[Any] = (),
         head: Head | Literal["auto"] | None = "auto",
     ) -> Array:
         """Logits with each edge patched alone, ``[edge, batch, (pos,) vocab]``; arguments as of `run`.

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from pahq_plugin.engines.incremental.memo import Memo
 from pahq_plugin.models.blocks import LinearNorm, linear_norm
-from pahq_plugin.precision.modules import SUPPORTED, activate, first_weights
+from pahq_plugin.models.supported import LOW_PRECISION
+from pahq_plugin.precision.modules import activate, first_weights
 
 
 class NarrowMlp:
@@ -44,7 +45,7 @@ class NarrowMlp:
     def pays(self, layer: int, width: int) -> bool:
         """Whether changes ``width`` wide in all are worth it, and the MLP is of a known kind."""
         block = self._blocks[layer]
-        known = type(block.mlp).__name__ in SUPPORTED and linear_norm(block.ln2) is not None
+        known = type(block.mlp).__name__ in LOW_PRECISION.mlps and linear_norm(block.ln2) is not None
         return known and 2 * width <= self._width
 
     def __call__(

@@ -1,0 +1,62 @@
+"""What each engine, format and export supports of a model, in one table.
+
+Names are TransformerLens': kinds of positions (``cfg.positional_embedding_type``), classes of modules,
+keys of activation functions. ``docs/models.md`` says which families of models that makes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Supported:
+    """What one way to run a model can do.
+
+    Attributes:
+        positions: kinds of positional embedding.
+        dtypes: of the weights.
+        norms_after_attention: whether a norm may follow attention (Gemma 2).
+        norms: classes of norms; empty for any.
+        attention: classes of attention layers; empty for any.
+        mlps: classes of MLPs; empty for any.
+        activations: activation functions; empty for any.
+    """
+
+    positions: Names
+    dtypes: tuple[torch.dtype, ...]
+    norms_after_attention: bool = False
+    norms: Names = ()
+    attention: Names = ()
+    mlps: Names = ()
+    activations: Names = ()
+
+
+FULL = (torch.float32, torch.float64)
+COMPUTED = ("standard", "rotary", "alibi")
+"""Positions whose arithmetic is written out: learned ones, rotary ones, ALiBi's slopes."""
+
+INCREMENTAL = Supported(positions=COMPUTED, dtypes=FULL)
+"""The incremental engine, in full precision."""
+
+LOW_PRECISION = Supported(
+    positions=(*COMPUTED, "shortformer"),
+    dtypes=(*FULL, torch.bfloat16, torch.float16),
+    norms_after_attention=True,
+    mlps=("MLP", "GatedMLP"),
+)
+"""Mixed precision of heads and MLPs, in the patching backend and in screened passes."""
+
+GRAPH = Supported(
+    positions=COMPUTED,
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    norms=("LayerNorm", "LayerNormPre", "RMSNorm", "RMSNormPre", "Identity"),
+    attention=("Attention", "GroupedQueryAttention"),
+    mlps=("MLP", "GatedMLP"),
+    activations=("relu", "silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "solu"),
+)
+"""ONNX graphs, which compute in FP32."""
