@@ -53,7 +53,7 @@ BASE = "torch, dense mask"
 PEAK = """
 import json, sys, time
 import numpy as np, onnxruntime
-from pahq_exporters.patcher import OnnxPatcher
+from pahq_exporters.runtime.patcher import OnnxPatcher
 def peak():
     return 1024 * int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 path, mode, threads, batch, length = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])

@@ -21,8 +21,8 @@ from pahq_plugin.system.processes import ALONE, World, current_world
 
 SCRIPT = """
 import torch
-from pahq_plugin import search
-search.SNAPSHOT_EVERY = 40
+from pahq_plugin.discovery import acdc
+acdc.SNAPSHOT_EVERY = 40
 torch.set_num_threads(1)
 from pahq_plugin.cli import main
 main()

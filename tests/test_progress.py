@@ -14,7 +14,7 @@ from tests.helpers.terminals import REPOSITORY, in_a_terminal
 
 STEPS = """
 import time
-from pahq_plugin.progress import progress_bar
+from pahq_plugin.system.progress import progress_bar
 with progress_bar("edges", 1200) as bar:
     for done in range(0, 1201, 400):
         time.sleep({pause})

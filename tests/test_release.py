@@ -93,7 +93,7 @@ def test_licence_notices_name_everything_bundled() -> None:
 
 def test_assets_hold_no_code_of_others() -> None:
     """Bundled libraries give themselves away by long lines and by comments with a licence."""
-    for file in (REPOSITORY / "pahq_plugin/report/assets").iterdir():
+    for file in (REPOSITORY / "pahq_plugin/results/drawing/assets").iterdir():
         text = file.read_text(encoding="utf-8")
         assert "/*!" not in text and "@license" not in text, file
         assert max(map(len, text.splitlines())) < 400, file

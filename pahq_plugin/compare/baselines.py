@@ -69,7 +69,11 @@ class Baseline:
                 raise ConfigError(f"{self.name} differentiates logits of answers; these are numbers")
             method = replace(self.answers, name=method.name)
         options = self.options(metric, threshold, token_answers) | dict(changed)
-        return method.with_options(options)
+        if not options:
+            return method
+        if not isinstance(method, HostAlgorithm):
+            raise ConfigError(f"{self.name} is no algorithm of the host and takes no options")
+        return replace(method, options={**method.options, **options})
 
     @property
     def _reads_answers(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pahq_plugin.discovery.method import SCORING, Found, ScoringMethod
@@ -48,10 +48,6 @@ class HostAlgorithm(ScoringMethod):
         if n_edges is None and self.key in SWEEPS:
             n_edges = sum(int(values.isinf().sum()) for values in scores.values())
         return rank(scores, question.edges, n_edges), more
-
-    def with_options(self, options: dict[str, Any]) -> HostAlgorithm:
-        """See `Method.with_options`."""
-        return replace(self, options={**self.options, **options}) if options else self
 
     def check_without_true_edges(self) -> None:
         """See `Method.check_without_true_edges`."""

@@ -16,7 +16,6 @@ import torch
 from pahq_plugin.discovery.cost import forward_seconds, measured
 from pahq_plugin.discovery.scores import rank
 from pahq_plugin.engines.question import Question
-from pahq_plugin.errors import ConfigError
 from pahq_plugin.host import PruneScores
 from pahq_plugin.metrics import check_answers
 from pahq_plugin.models.checks import output_width
@@ -74,16 +73,6 @@ class Method:
         Raises:
             ConfigError: it needs one.
         """
-
-    def with_options(self, options: dict[str, Any]) -> Method:
-        """The same method with arguments of its own changed.
-
-        Raises:
-            ConfigError: it has none.
-        """
-        if options:
-            raise ConfigError(f"{self.name} is no algorithm of the host and takes no options")
-        return self
 
     def run(self, question: Question, stats: Stats) -> Found:
         """Answer a question.

@@ -15,8 +15,8 @@ import pytest
 SCRIPT = """
 import signal, sys, torch
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore Ctrl-C
-from pahq_plugin import search
-search.SNAPSHOT_EVERY = 40
+from pahq_plugin.discovery import acdc
+acdc.SNAPSHOT_EVERY = 40
 torch.set_num_threads(1)
 from pahq_plugin.cli import main
 main()

@@ -307,7 +307,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from pahq_plugin.compare.plan import make_plan
-from pahq_plugin.compare.sweep import run_plan
+from pahq_plugin.compare.run import run_plan
 
 if __name__ == "__main__":
     plan = make_plan(json.loads(sys.argv[1]), Path())

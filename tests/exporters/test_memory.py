@@ -68,7 +68,7 @@ def test_every_level_of_optimisation_gives_the_same_numbers(graph: str, tmp_path
 PEAK = """
 import sys
 import numpy as np
-from pahq_exporters.patcher import OnnxPatcher
+from pahq_exporters.runtime.patcher import OnnxPatcher
 patcher = OnnxPatcher(sys.argv[1], mode=sys.argv[2], threads=1)
 patcher.run(np.zeros((1, 2), np.int64))
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))

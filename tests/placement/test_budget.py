@@ -21,8 +21,8 @@ SCRIPT = """
 import json, sys
 import torch
 import pahq_plugin as pahq
-from pahq_plugin.heap import release_unused
-from pahq_plugin.measure import memory_above
+from pahq_plugin.system.memory import release_unused
+from pahq_plugin.system.meter import memory_above
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from auto_circuit.data import PromptDataLoader, PromptDataset
 
