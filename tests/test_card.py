@@ -62,7 +62,7 @@ def test_what_is_not_known_is_left_open(result: Discovery) -> None:
     text = card_text(result.record(), {})
     head = read(text)
     assert "license" not in head and "base_model" not in head
-    assert "Not measured here" in text and "# license: yours to choose" in text
+    assert "Not measured here" in text and "# license: choose one" in text
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_a_torn_write_leaves_the_old_card(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"license": "MIT: yes"}, "license 'MIT: yes' is no name"),
-        ({"base_model": "../gpt2"}, r"base_model '\.\./gpt2' is no name"),
+        ({"license": "MIT: yes"}, "license 'MIT: yes' must be a name"),
+        ({"base_model": "../gpt2"}, r"base_model '\.\./gpt2' must be a model name"),
         ({"measures": {"faithfulness": float("nan")}}, "measure 'faithfulness' is nan"),
         ({"measures": {"faithfulness": True}}, "measure 'faithfulness' is True"),
     ],
@@ -155,7 +155,7 @@ def test_the_command(result: Discovery, tmp_path: Path) -> None:
     assert done.exit_code == 1 and "add --card" in done.stderr
     (tmp_path / "result.json").write_text(json.dumps({}))
     done = runner.invoke(cli.app, [*asked, "--force"])
-    assert done.exit_code == 1 and "is no result of this version" in done.stderr
+    assert done.exit_code == 1 and "is not a result of this version" in done.stderr
 
 
 def test_nothing_is_saved_where_no_card_can_be(result: Discovery, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_nothing_is_saved_where_no_card_can_be(result: Discovery, tmp_path: Path
     (tmp_path / "b" / "README.md").mkdir(parents=True)
     for name, force, said in (
         ("a", False, "exists already; pass force"),
-        ("b", True, "is a folder; name another one for the card"),
+        ("b", True, "is a folder; save the card in another folder"),
     ):
         with refused(ConfigError, f"{tmp_path / name / 'README.md'} {said}"):
             result.save_card(tmp_path / name, force=force)

@@ -342,6 +342,6 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path, monkeypatch: Any) -> Non
         done = CliRunner().invoke(app, ["discover", "ioi", "--out", str(out)])
         assert done.exit_code == 130 and done.stderr.startswith("interrupted")
         file = out / "checkpoint.safetensors"
-        assert (f"start the same command again to go on from {file}" in done.stderr) is with_checkpoint
+        assert (f"run the same command again to continue from {file}" in done.stderr) is with_checkpoint
     shown = CliRunner().invoke(app, ["show", str(out)])
     assert shown.exit_code == 1 and "has not finished" in shown.stderr

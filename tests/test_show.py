@@ -142,7 +142,7 @@ def test_contradictions_are_refused(ioi: Path, tmp_path: Path) -> None:
 
 def test_a_circle_is_refused(tmp_path: Path) -> None:
     record = record_of([decision("a->b", 1.0), decision("b->a", 1.0)])
-    refused("run in a circle", saved(record, tmp_path / "r"), "--html", tmp_path / "page.html")
+    refused("form a cycle", saved(record, tmp_path / "r"), "--html", tmp_path / "page.html")
 
 
 def test_halves_of_surrogate_pairs_do_not_stop_it(tmp_path: Path) -> None:

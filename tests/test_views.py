@@ -314,7 +314,9 @@ def test_other_weights_are_compared_and_other_graphs_refused(
     found: Discovery, positional: Discovery
 ) -> None:
     assert found.diff(search(small_model(seed=1), 0.01)).edges == len(found.decisions)
-    with pytest.raises(ResultError, match=r"different graphs.*only the first has .*with positions or"):
+    with pytest.raises(
+        ResultError, match=r"different graphs.*only the first has .*with equal positional"
+    ):
         found.diff(positional)
     with pytest.raises(ResultError, match="different graphs"):
         search(patchable(transformer(n_layers=1)), 0.01).diff(found)

@@ -1,7 +1,7 @@
-"""The command ``pahq``: discover a circuit, show a saved one, look at this machine.
+"""The command ``pahq``: discover a circuit, show a saved one, examine this machine.
 
-Every command prints tables for people, or with ``--json`` one JSON document on standard output.
-Errors are one line on standard error and an exit code other than 0; ``--debug`` shows the traceback.
+Every command prints tables, or with ``--json`` one JSON document, on standard output. An error is one
+line on standard error and a non-zero exit code; ``--debug`` shows the traceback.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pahq_plugin.system.warn import never_fail_printing
 
 app = typer.Typer(
     name="pahq",
-    help="Find circuits in transformers by patching, screened in mixed precision.",
+    help="Find circuits in transformers by activation patching in mixed precision.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -50,7 +50,7 @@ def everywhere(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Find circuits in transformers by patching, screened in mixed precision."""
+    """Find circuits in transformers by activation patching in mixed precision."""
 
 
 for command in (discover, show, compare):
@@ -60,12 +60,12 @@ for command in (discover, show, compare):
 @app.command()
 def store(
     model: Annotated[str, typer.Argument(help="A TransformerLens model name, for example gpt2.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to write it to.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write.")],
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write MODEL as one file a block, which discover opens without reading it whole.
+    """Write MODEL with one file per block, so that discover need not read all of it at once.
 
     pahq discover ioi --model FOLDER --max-memory 8GB
     """
@@ -81,7 +81,7 @@ def store(
 
 @app.command()
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
-    """Say what is installed, which number formats are fast here, and what is missing."""
+    """Show what is installed, which number formats are fast here, and what is missing."""
     with one_line_errors(debug):
         from pahq_plugin.cli.doctor import examine
         from pahq_plugin.cli.output import print_examination
@@ -98,7 +98,7 @@ def schema(
     command: Annotated[str, known.argument(choices.WITH_JSON, "A command that has --json.")],
     debug: Debug = False,
 ) -> None:
-    """Print the JSON Schema of what COMMAND prints with --json."""
+    """Print the JSON Schema of COMMAND's output with --json."""
     with one_line_errors(debug):
         from pahq_plugin.cli.schemas import schema_text
 
@@ -106,13 +106,13 @@ def schema(
 
 
 def main() -> None:
-    """Entry point of the console script; a foreign command that is broken does not break the others."""
+    """Run the command line; a broken command of another package does not break the others."""
     from importlib.metadata import entry_points
 
     from pahq_plugin.system.plugins import COMMANDS, load
 
-    # OpenMP's threads wait for each other in a loop; where other processes want the cores, a search of
-    # small products then took 3 to 40 times as long. Read when PyTorch is imported, which is later.
+    # OpenMP's threads busy-wait for each other by default; where other processes wanted the cores, a
+    # search with small products took 3 to 40 times as long. PyTorch, imported later, reads this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     never_fail_printing()
     for entry in entry_points(group=COMMANDS):

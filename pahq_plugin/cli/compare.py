@@ -1,4 +1,4 @@
-"""The command ``pahq compare``: methods side by side, and a report of it."""
+"""The command ``pahq compare``: run methods side by side and write a report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PROBLEM_OPTIONS = ("model", "prompts", "batch_size", "positional", "bos")
 
 DEFAULT_METHODS = ("pahq", "acdc", "pahq-paper", "rtn-q", "eap", "eap-ig", "act-mag", "random")
-"""What is compared where nothing is said: whatever takes seconds. ``all`` adds the rest."""
+"""Compared by default: methods that take seconds. ``all`` adds the rest."""
 
 
 def compare(
@@ -42,31 +42,33 @@ def compare(
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="A TOML file with problems, methods, ...")] = None,
     profile: Annotated[
-        str | None, known.option(choices.PROFILES, "A plan that comes along: reduced, full.")
+        str | None, known.option(choices.PROFILES, "A bundled plan: reduced or full.")
     ] = None,
     methods: Annotated[
         str | None,
         known.list_option(choices.COMPARED, "pahq,acdc,eap,..., host keys, pahq@int8; or all."),
     ] = None,
-    thresholds: Annotated[str | None, typer.Option(help="Of searches, for example 0.01,0.001.")] = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds of prompts.", min=1)] = 1,
+    thresholds: Annotated[
+        str | None, typer.Option(help="Thresholds of searches, for example 0.01,0.001.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Number of prompt seeds.", min=1)] = 1,
     model: Model = None,
     prompts: Prompts = None,
     batch_size: BatchSize = None,
     positional: Positional = False,
     bos: Bos = None,
     batches: Annotated[int, typer.Option(help="Batches to search with; 0 for all.")] = 1,
-    test_batches: Annotated[int, typer.Option(help="Held-out batches to judge with; 0: all.")] = 0,
+    test_batches: Annotated[int, typer.Option(help="Held-out batches to judge with; 0 for all.")] = 0,
     ablation: Ablation = "resample",
-    out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("runs/compare"),
-    processes: Annotated[int, typer.Option(help="Runs at a time; 1 for clean timings.", min=1)] = 1,
-    threads: Annotated[int, typer.Option(help="Threads of each run.", min=1)] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for the comparison.")] = Path("runs/compare"),
+    processes: Annotated[int, typer.Option(help="Searches at a time; 1 for clean timings.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of each search.", min=1)] = 1,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Compare methods on PROBLEMS (or a plan) and write tables, plots and a page.
 
-    What is in the folder already is not done again: start the same command to go on.
+    Finished searches in the folder are not repeated: run the same command again to continue.
     """
     with one_line_errors(debug), launched() as world:
         named = {
@@ -105,14 +107,14 @@ def _plan(
     given: list[str],
     settings: dict[str, Any],
 ) -> Plan:
-    """The plan that the flags name or make up.
+    """Return the plan that the flags name or describe.
 
     Args:
-        file: of a plan.
-        profile: a bundled plan's name.
-        named: what was said of problems, methods and thresholds.
-        given: flags besides these that somebody has set.
-        settings: the rest, with defaults.
+        file: file of a plan.
+        profile: name of a bundled plan.
+        named: problems, methods and thresholds that were given.
+        given: other flags that were given.
+        settings: values of the other flags, with defaults.
 
     Raises:
         ConfigError: two sources at once, or none.
@@ -124,7 +126,7 @@ def _plan(
     beside = [*sources[1:], *named, *given]
     if sources and beside:
         other = beside[0]
-        raise ConfigError(f"{sources[0]} says what to compare; {other} cannot be given beside it")
+        raise ConfigError(f"{sources[0]} says what to compare; leave out {other}")
     if file is not None:
         return read_plan(file)
     if profile is not None:
@@ -147,17 +149,14 @@ def _problem(
 
 
 def _methods(text: str | None) -> list[str]:
-    """Names separated by commas; ``all`` is every baseline."""
+    """Split names separated by commas; ``all`` means every baseline."""
     from pahq_plugin.compare.baselines import BASELINES
 
     return list(BASELINES) if text == "all" else _parts(text)
 
 
 def _numbers(text: str | None) -> list[float]:
-    """
-    Raises:
-        ConfigError: an entry is no number.
-    """
+    """Parse numbers separated by commas, or refuse the text."""
     try:
         return [float(part) for part in _parts(text)]
     except ValueError:
@@ -169,7 +168,7 @@ def _parts(text: str | None) -> list[str]:
 
 
 def _tell(report: Report, out: Path, outcome: Outcome, as_json: bool) -> None:
-    """Print the summary, what was left out, and where the page is."""
+    """Print the summary, what was refused or failed, and the path of the page."""
     from pahq_plugin.cli.output import print_table
     from pahq_plugin.compare.page.readable import across
     from pahq_plugin.compare.page.write import REPORT_FILE

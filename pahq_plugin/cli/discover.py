@@ -39,10 +39,10 @@ def discover(
     method: Annotated[
         str, known.option(choices.METHODS, "pahq, acdc, eap, ... or a host key.")
     ] = "pahq",
-    threshold: Annotated[float, typer.Option(help="Edges of a smaller effect go.")] = DEFAULT_THRESHOLD,
+    threshold: Annotated[float, typer.Option(help="Smaller effects are pruned.")] = DEFAULT_THRESHOLD,
     metric: Annotated[
         str | None,
-        known.option(choices.METRICS, "kl_div, mse or logit_diff; default: the problem's own."),
+        known.option(choices.METRICS, "kl_div, mse or logit_diff; default: the problem's."),
     ] = None,
     ablation: Ablation = "resample",
     engine: Annotated[
@@ -57,34 +57,36 @@ def discover(
         known.list_option(choices.PARTS, "What --low applies to: qkv,output,scores,values,unembed."),
     ] = None,
     weights: Annotated[
-        str | None, known.option(("int4",), "int4: weights of int8 parts in 4 bits.")
+        str | None, known.option(("int4",), "int4: store weights of int8 parts in 4 bits.")
     ] = None,
     activations: Annotated[
         str | None, known.option(("high", "low"), "high: round weights only.")
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Error budget of --policy hybrid.")] = None,
-    guard: Annotated[str | None, typer.Option(help="auto, or a number; inf re-decides all.")] = None,
+    guard: Annotated[
+        str | None, typer.Option(help="Guard band: auto or a number; inf re-decides all.")
+    ] = None,
     kernel: Annotated[
         str | None, known.option(choices.KERNELS, "auto, eager or native products.")
     ] = None,
     batches: Annotated[int, typer.Option(help="Loader batches to average over; 0 for all.")] = 1,
     batch_size: BatchSize = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if there is one.")
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if available.")
     ] = None,
-    n_edges: Annotated[int | None, typer.Option(help="Circuit size of score methods.")] = None,
+    n_edges: Annotated[int | None, typer.Option(help="Edges that score methods keep.")] = None,
     positional: Positional = False,
     bos: Bos = None,
-    seed: Annotated[int, typer.Option(help="Seed of prompts and of the search.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts and the search.")] = 0,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="File to go on from; default: one in the --out folder.")
+        Path | None, typer.Option(help="File to resume from; default: one in the --out folder.")
     ] = None,
     checkpoint_every: Annotated[
-        float, typer.Option(help="Seconds between two writes.", min=0)
+        float, typer.Option(help="Seconds between checkpoints.", min=0)
     ] = CHECKPOINT_EVERY,
     max_memory: Annotated[
         str | None,
-        typer.Option(help="What a search may take, for example 8GB; the rest comes from disk."),
+        typer.Option(help="Memory limit, for example 8GB; other weights stay on disk."),
     ] = None,
     out: Out = None,
     force: Force = False,
@@ -173,14 +175,11 @@ OPTIONS = {
     "checkpoint": ("checkpoint", "checkpoint_every"),
     **{name: (name,) for name in ("threshold", "metric", "ablation", "engine", "n_edges", "max_memory")},
 }  # fmt: skip
-"""Options of `discover` by the argument that they make, where not every method uses it."""
+"""Argument of `discover` -> its flags, for arguments that not every method uses."""
 
 
 def _refuse_unused(context: typer.Context, method: str, uses: Collection[str]) -> None:
-    """
-    Raises:
-        ConfigError: an option was given that the method cannot use.
-    """
+    """Refuse options that the method does not use."""
     useless = [option for name, options in OPTIONS.items() if name not in uses for option in options]
     given = flags_given(context, useless)
     if given:
@@ -190,7 +189,7 @@ def _refuse_unused(context: typer.Context, method: str, uses: Collection[str]) -
 
 
 def _precision(model: Any, **flags: Any) -> Any:
-    """The device's default precision with the given flags changed; ``None`` if none is given."""
+    """Return the device's default precision changed by the given flags; ``None`` if there are none."""
     changes = {name: value for name, value in flags.items() if value is not None}
     if not changes:
         return None
@@ -203,11 +202,7 @@ def _precision(model: Any, **flags: Any) -> Any:
 
 
 def _guard(text: str | None) -> str | float | None:
-    """``auto`` or a number.
-
-    Raises:
-        ConfigError: neither.
-    """
+    """Parse ``auto`` or a number, or refuse the text."""
     if text is None or text == "auto":
         return text
     try:

@@ -1,5 +1,5 @@
-"""What this machine has: versions, device, which formats its hardware multiplies, what it can be used
-for, and what that takes."""
+"""Examine this machine: versions, device, formats that its hardware multiplies, and which uses of the
+package are ready."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LENS = '"transformer-lens>=2.15,<2.16"'
 
 
 def examine() -> dict[str, Any]:
-    """Versions, device, formats, default precision, uses and advice, as JSON values."""
+    """Return versions, device, formats, default precision, uses and advice, as JSON values."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = default_precision(device)
     return {
@@ -38,7 +38,7 @@ def examine() -> dict[str, Any]:
 
 
 def hardware_formats(device: torch.device) -> dict[str, bool]:
-    """For each format whether ``device`` has instructions that multiply it."""
+    """Return for each format whether ``device`` has instructions that multiply it."""
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         fp8, bf16, int8 = capability >= (8, 9), capability >= (8, 0), capability >= (7, 5)
@@ -58,13 +58,13 @@ def hardware_formats(device: torch.device) -> dict[str, bool]:
 
 
 def _is_offline() -> bool:
-    """Whether huggingface_hub asks nothing of the network."""
+    """Return whether huggingface_hub is told to stay offline."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def uses(device: torch.device) -> list[dict[str, Any]]:
-    """What the package can be used for: whether this machine can do it (``None`` where that was not
-    tried), and what it takes."""
+    """Return the uses of the package, whether each is ready here (``None`` if not tried), and what it
+    requires."""
     formats = hardware_formats(device)
     onnx, offline = has("onnx", "onnxruntime"), _is_offline()
     hub = "huggingface.co once, or a filled cache"
@@ -90,7 +90,7 @@ def uses(device: torch.device) -> list[dict[str, Any]]:
 
 
 def has(*packages: str) -> bool:
-    """Whether all of them can be imported."""
+    """Return whether all of ``packages`` can be imported."""
     return all(find_spec(name) is not None for name in packages)
 
 

@@ -1,7 +1,4 @@
-"""What commands refuse at once: importing PyTorch and the host takes ten seconds on a slow machine.
-
-The defaults that a command shares with the function behind it stand here, too.
-"""
+"""Checks that run before PyTorch and the host are imported, which can take ten seconds."""
 
 from __future__ import annotations
 
@@ -14,10 +11,13 @@ from pahq_plugin.results.files import CHECKPOINT, RESULT_FILE
 
 
 def check_problem(name: str, prompts: Path | None = None) -> None:
-    """
+    """Refuse an unknown problem or a missing prompt file.
+
+    Tracr problems take no prompts; `load_problem` refuses those.
+
     Raises:
         ProblemError: no such problem.
-        PromptError: no such file of prompts. Tracr problems take none, which `load_problem` says.
+        PromptError: no such prompt file.
     """
     if name not in PROBLEMS:
         raise ProblemError(f"no problem {name!r}; the known ones are {', '.join(PROBLEMS)}")
@@ -26,9 +26,10 @@ def check_problem(name: str, prompts: Path | None = None) -> None:
 
 
 def check_folder(out: Path | None, force: bool) -> None:
-    """
+    """Refuse an ``--out`` folder that is a file, or that holds a result while ``force`` is false.
+
     Raises:
-        ConfigError: the folder is a file, or holds a result already.
+        ConfigError: as above.
     """
     if out is None:
         return
@@ -39,12 +40,12 @@ def check_folder(out: Path | None, force: bool) -> None:
 
 
 def how_to_go_on(checkpoint: Path | None, out: Path | None) -> Callable[[], str]:
-    """What to add to ``interrupted``, when the time comes: empty if there is no checkpoint then."""
+    """Return a function that says, after an interrupt, how to resume; empty without a checkpoint."""
     file = checkpoint or (None if out is None else out / CHECKPOINT)
 
     def line() -> str:
         if file is None or not file.is_file():
             return ""
-        return f"; start the same command again to go on from {file}"
+        return f"; run the same command again to continue from {file}"
 
     return line

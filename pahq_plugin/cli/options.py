@@ -1,4 +1,4 @@
-"""Options that several commands have, and options whose values the shell completes."""
+"""Options that several commands share, and options whose values the shell completes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Completer = Callable[[str], list[str]]
 
 
 def one_of(*names: str) -> Completer:
-    """Completes one name."""
+    """Return a completer for one name."""
 
     def complete(incomplete: str) -> list[str]:
         return [name for name in names if name.startswith(incomplete)]
@@ -23,7 +23,7 @@ def one_of(*names: str) -> Completer:
 
 
 def several_of(*names: str) -> Completer:
-    """Completes the last of names separated by commas, none of them twice."""
+    """Return a completer for the last of several comma-separated names, without duplicates."""
 
     def complete(incomplete: str) -> list[str]:
         *before, last = incomplete.split(",")
@@ -34,27 +34,29 @@ def several_of(*names: str) -> Completer:
 
 
 def option(choices: Sequence[str], help: str) -> Any:
-    """An option that takes one of ``choices``, or what else the command may know."""
+    """Return an option completed from ``choices``; the command may accept other values, too."""
     return typer.Option(help=help, autocompletion=one_of(*choices))
 
 
 def argument(choices: Sequence[str], help: str) -> Any:
-    """The same as an argument."""
+    """Return an argument completed from ``choices``; the command may accept other values, too."""
     return typer.Argument(help=help, autocompletion=one_of(*choices))
 
 
 def list_option(choices: Sequence[str], help: str) -> Any:
-    """An option that takes several, separated by commas."""
+    """Return an option that takes several ``choices``, separated by commas."""
     return typer.Option(help=help, autocompletion=several_of(*choices))
 
 
 Model = Annotated[
     str | None,
-    typer.Option(help="A TransformerLens name, or a folder (Hugging Face's, or of pahq store)."),
+    typer.Option(help="A TransformerLens name, or a folder (Hugging Face's or pahq store's)."),
 ]
 
 
-Prompts = Annotated[Path | None, typer.Option(help="Your prompts, a host JSON file.")]
+Prompts = Annotated[
+    Path | None, typer.Option(help="Your own prompts: a file in the host's JSON format.")
+]
 
 
 BatchSize = Annotated[int | None, typer.Option(help="Prompts per batch.")]
@@ -62,20 +64,20 @@ BatchSize = Annotated[int | None, typer.Option(help="Prompts per batch.")]
 
 Bos = Annotated[
     bool | None,
-    typer.Option("--bos/--no-bos", help="Begin text prompts with BOS; default: as the model says."),
+    typer.Option("--bos/--no-bos", help="Begin text prompts with BOS; default: the model's setting."),
 ]
 
 
-Positional = Annotated[bool, typer.Option(help="Edges at each token position.")]
+Positional = Annotated[bool, typer.Option(help="Separate edges for each token position.")]
 
 
-Ablation = Annotated[str, option(choices.ABLATIONS, "What a patched edge carries.")]
+Ablation = Annotated[str, option(choices.ABLATIONS, "Value that a patched edge carries.")]
 
 
 Out = Annotated[Path | None, typer.Option(help="Folder to save the result in.")]
 
 
-Force = Annotated[bool, typer.Option(help="Replace what is there already.")]
+Force = Annotated[bool, typer.Option(help="Replace existing files.")]
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
@@ -88,7 +90,7 @@ Top = Annotated[int, typer.Option(help="How many of the strongest edges to list.
 
 
 def flags_given(context: typer.Context, names: Iterable[str]) -> list[str]:
-    """The flags of those parameters that the command line sets."""
+    """Return the flags among ``names`` that were given on the command line."""
     sources = {name: context.get_parameter_source(name) for name in names}
     given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
     return [f"--{name.replace('_', '-')}" for name in given]

@@ -1,4 +1,4 @@
-"""What commands share: options that several have, errors of one line, results in a table or as JSON."""
+"""Output of commands: one-line errors and warnings, results as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from pahq_plugin.system.warn import OWN
 
 @contextmanager
 def one_line_errors(debug: bool, how_to_go_on: Callable[[], str] = str) -> Iterator[None]:
-    """Inside the ``with`` block, an error raised on purpose becomes one line and exit code 1.
+    """Turn errors inside the ``with`` block into one line and an exit code: 1 if raised on purpose.
 
-    Warnings and log lines of this package are one line each on standard error, and those of other
+    Warnings and log records of this package become one line each on standard error; those of other
     libraries are not printed.
 
     Args:
         debug: let errors through, with their traceback.
-        how_to_go_on: asked for the end of the line about an interrupt.
+        how_to_go_on: returns the end of the line printed after an interrupt.
     """
     with _one_line_notices():
         try:
@@ -45,7 +45,7 @@ def one_line_errors(debug: bool, how_to_go_on: Callable[[], str] = str) -> Itera
 
 
 def _told(error: BaseException, how_to_go_on: Callable[[], str]) -> int:
-    """Say in one line what was wrong; returns the exit code."""
+    """Print what was wrong in one line and return the exit code."""
     if isinstance(error, KeyboardInterrupt):
         complain(f"interrupted{how_to_go_on()}", style="")
         return 130
@@ -59,7 +59,7 @@ def _told(error: BaseException, how_to_go_on: Callable[[], str]) -> int:
 
 @contextmanager
 def _one_line_notices() -> Iterator[None]:
-    """Warnings and log records as `one_line_errors` says; afterwards as they were."""
+    """Print warnings and log records as `one_line_errors` describes; restore the settings afterwards."""
     handler = _OneLine(logging.WARNING)
     loggers = {name: logging.getLogger(name) for name in ("", *OWN)}
     levels = {name: logger.level for name, logger in loggers.items()}
@@ -86,7 +86,7 @@ def _show(
     *where: Any,
     **others: Any,
 ) -> None:
-    """Our warnings as one line; others as before."""
+    """Print this package's warnings as one line, and others as before."""
     if issubclass(category, PahqWarning):
         complain(f"warning: {message}", style="yellow")
     else:
@@ -94,15 +94,15 @@ def _show(
 
 
 class _OneLine(logging.Handler):
-    """Log records as lines on standard error."""
+    """Prints log records as lines on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         complain(f"{record.levelname.lower()}: {record.getMessage()}", style="yellow")
 
 
 def complain(line: str, style: str = "red") -> None:
-    """One line on standard error, coloured as rich colours: on a terminal, ``NO_COLOR`` unset, or where
-    ``FORCE_COLOR`` asks for it."""
+    """Print one line on standard error, coloured on a terminal without ``NO_COLOR`` or with
+    ``FORCE_COLOR``."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -117,7 +117,7 @@ def print_json(record: object) -> None:
 def print_result(
     record: dict[str, Any], stats: dict[str, Any], top: int, as_json: bool, saved: Path | None = None
 ) -> None:
-    """Print a result and what it cost: one JSON document, or its ``top`` edges and where it is saved."""
+    """Print a result and its cost: as one JSON document, or its ``top`` edges and where it is saved."""
     if as_json:
         print_json(record | {"stats": stats})
         return
@@ -125,13 +125,13 @@ def print_result(
 
     print_record(record, stats, top)
     if saved is not None:
-        typer.echo(f"saved in {saved}; look at it again with: pahq show {saved}")
+        typer.echo(f"saved in {saved}; show it again with: pahq show {saved}")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table whose cells are text already; the first column names the row.
+    """Print a table of text; the first column names the row.
 
-    Where the terminal is too narrow for whole words, the last columns are only named.
+    If the terminal is too narrow for whole words, the last columns are only named below the table.
     """
     console = Console(highlight=False, markup=False)
     if console.options.ascii_only:
@@ -156,7 +156,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def _width(columns: Sequence[int]) -> int:
-    """Of a table: each column has a space on both sides and a rule after it."""
+    """Return a table's width: each column has a space on both sides and a rule after it."""
     return sum(columns) + 3 * len(columns) + 1
 
 
@@ -177,12 +177,10 @@ def print_examination(found: dict[str, Any]) -> None:
     for name, fast in found["formats"].items():
         formats.add_row(name, "yes" if fast else "no", found["kernels"].get(name, ""))
     console.print(formats)
-    console.print(
-        "A format without a kernel is computed in FP32: exact in its numerics, and not faster."
-    )
+    console.print("A format without a kernel is emulated in FP32: the same numerics, but no faster.")
     console.print(f"Default precision here: {found['default_precision']}")
-    uses = Table(title="What for, and what it takes", title_justify="left", title_style="bold")
-    for name in ("use", "ready", "takes"):
+    uses = Table(title="Uses, and what they require", title_justify="left", title_style="bold")
+    for name in ("use", "ready", "requires"):
         uses.add_column(name)
     for entry in found["uses"]:
         ready = {True: "yes", False: "no", None: "not tried"}[entry["ready"]]

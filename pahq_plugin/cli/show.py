@@ -19,23 +19,25 @@ from pahq_plugin.errors import ConfigError
 
 def show(
     result: Annotated[Path, typer.Argument(help="Folder of a saved result.")],
-    html: Annotated[Path | None, typer.Option(help="Write an interactive picture, a web page.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write an interactive drawing as a web page.")
+    ] = None,
     dot: Annotated[str | None, typer.Option(help="Write a Graphviz file; - prints it.")] = None,
     compare: Annotated[
-        Path | None, typer.Option(help="Folder of another result: what differs, or both in the picture.")
+        Path | None, typer.Option(help="Folder of another result: print the difference, or draw both.")
     ] = None,
     card: Annotated[
-        bool, typer.Option("--card", help="Write README.md, a Hugging Face model card, beside it.")
+        bool, typer.Option("--card", help="Write README.md, a Hugging Face model card, to the folder.")
     ] = False,
-    license: Annotated[str | None, typer.Option(help="Of the card, such as mit.")] = None,
-    base_model: Annotated[str | None, typer.Option(help="Of the card: the hub's owner/name.")] = None,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the picture in a browser.")] = False,
+    license: Annotated[str | None, typer.Option(help="Licence on the card, such as mit.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Model on the card: owner/name.")] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the drawing in a browser.")] = False,
     force: Force = False,
     top: Top = 20,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Print a saved result, or draw it; the model is not loaded."""
+    """Print or draw a saved result, without loading the model."""
     with one_line_errors(debug):
         from pahq_plugin.results.drawing.write import Drawing, difference_of
         from pahq_plugin.results.files import read_record, read_stats, result_file
@@ -54,7 +56,7 @@ def show(
             if not drawing.wanted and compare is None:
                 return None
         elif license or base_model:
-            raise ConfigError("--license and --base-model are of the card; add --card")
+            raise ConfigError("--license and --base-model belong to a card; add --card")
         if drawing.wanted:
             return drawing.write(result, say=typer.echo)
         if compare is not None:

@@ -1,7 +1,7 @@
-"""The methods of a comparison by name: ours, the host's, and ours in other precisions.
+"""Methods of a comparison by name: ours, the host's, and ours in other precisions.
 
-``pahq@FORMAT`` screens heads and MLPs in one number format, ``unguarded@FORMAT`` decides on what was
-screened without a second look in FP32. Any other name is a key of the host's ``PRUNE_ALGO_DICT``.
+``pahq@FORMAT`` screens heads and MLPs in one number format and re-decides in FP32 near the threshold;
+``unguarded@FORMAT`` does not re-decide. Any other name is a key of the host's ``PRUNE_ALGO_DICT``.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from pahq_plugin.precision.formats import FORMATS
 from pahq_plugin.system.plugins import is_reference
 
 Options = Callable[[str, float | None, bool], dict[str, Any]]
-"""From the problem's metric, the threshold, and whether answers are token ids, to arguments of a host
-algorithm."""
+"""(problem's metric, threshold, whether answers are token ids) -> arguments of a host algorithm."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,9 @@ class Baseline:
         name: its name in plans and tables.
         method: what `pahq_plugin.discovery.discover.discover` runs.
         sweeps: whether it takes a threshold and gives one circuit; others rank all edges.
-        precision: to search in; ``None`` for the method's own.
-        options: of a host algorithm: what depends on the problem.
-        answers: the same where answers are numbers, not token ids; ``None`` if there is no such.
+        precision: precision of the search; ``None`` for the method's own.
+        options: arguments of a host algorithm that depend on the problem.
+        answers: method for problems whose answers are numbers, not token ids; ``None`` if there is none.
     """
 
     name: str
@@ -46,22 +45,22 @@ class Baseline:
 
     @property
     def needs_true_edges(self) -> bool:
-        """Whether it can only run where the circuit is known."""
+        """Whether it needs a problem with a known circuit."""
         return self.method.key == NEEDS_TRUE_EDGES
 
     def fitted(
         self, metric: str, threshold: float | None, token_answers: bool, changed: Mapping[str, Any]
     ) -> Method:
-        """The method for one problem.
+        """Return the method with its options for one problem.
 
         Args:
             metric: the problem's loss.
-            threshold: of a method that sweeps.
+            threshold: threshold of a method that sweeps.
             token_answers: whether right and wrong answers are token ids.
             changed: options of a host algorithm that the plan sets.
 
         Raises:
-            ConfigError: it needs token ids as answers, or takes no options.
+            ConfigError: the method needs token ids as answers, or takes no options.
         """
         method = self.method
         if not token_answers and not method.searches and self._reads_answers:
@@ -85,21 +84,21 @@ def _host(key: str, name: str, title: str, **options: Any) -> Method:
 
 
 def _at_threshold(metric: str, threshold: float | None, token_answers: bool) -> dict[str, Any]:
-    """A search of the host at a single threshold instead of its sweep, for the loss that it is for."""
+    """Return arguments that run a host search at one threshold instead of a sweep, with its own loss."""
     return {"tao_bases": [threshold], "tao_exps": [0]}
 
 
 def _one_threshold(metric: str, threshold: float | None, token_answers: bool) -> dict[str, Any]:
-    """The host's ACDC at a single threshold, for the problem's loss."""
+    """Return arguments that run the host's ACDC at one threshold, with the problem's loss."""
     return _at_threshold(metric, threshold, token_answers) | {"faithfulness_target": metric}
 
 
 _SWEPT: dict[str, Options] = {key: _at_threshold for key in SWEEPS} | {"ACDC": _one_threshold}
-"""The host's searches by their own names."""
+"""Options of the host's searches, by key."""
 
 
 def _target(metric: str, threshold: float | None, token_answers: bool) -> dict[str, Any]:
-    """What probing stays faithful to; for ``mse`` the host compares with the answers, as numbers."""
+    """Return the loss of probing; for ``mse`` the host compares with the answers, as numbers."""
     return {"faithfulness_target": "kl_div" if token_answers else metric}
 
 
@@ -138,22 +137,22 @@ _HOSTS = [
 
 BASELINES: dict[str, Baseline] = {baseline.name: baseline for baseline in [*_SEARCHES, *_HOSTS]}
 EXACT = "acdc"
-"""The search whose decisions the others are held against."""
+"""The FP32 search that others are compared with."""
 
 PRECISIONS = ("pahq", "unguarded")
 
 
 def baseline_names() -> list[str]:
-    """Names of a comparison's methods, without the host's own keys."""
+    """Return the names of all baselines, without the host's keys."""
     formats = [name for name in FORMATS if name != "fp32"]
     return [*BASELINES, *(f"{kind}@{name}" for kind in PRECISIONS for name in formats)]
 
 
 def get_baseline(name: str) -> Baseline:
-    """The baseline of that name.
+    """Return the baseline of that name.
 
     Raises:
-        ConfigError: no such method; lists the known ones.
+        ConfigError: no such method; the message lists the known ones.
     """
     if name in BASELINES:
         return BASELINES[name]
@@ -173,7 +172,7 @@ def get_baseline(name: str) -> Baseline:
 
 
 def _in_format(name: str, kind: str, number_format: str) -> Baseline:
-    """``pahq`` with heads and MLPs in one format; 4 bits are weights under 8-bit activations."""
+    """Return ``pahq`` with heads and MLPs in one format; int4 means 4-bit weights, int8 activations."""
     guard = "auto" if kind == "pahq" else 0.0
     if number_format == "int4":
         precision = PrecisionConfig(low="int8", mlp="int8", weights="int4", guard=guard)

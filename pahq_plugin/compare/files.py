@@ -1,4 +1,4 @@
-"""Files that a sweep leaves in its folder, read back and checked before anything is made of them."""
+"""Read and check the files that a comparison leaves in its folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pahq_plugin.system.files import read_json
 
 
 def read_search(file: Path) -> dict[str, Any]:
-    """The content of a ``search.json``.
+    """Read and check a ``search.json``.
 
     Raises:
-        ResultError: the file is damaged; says to delete it.
+        ResultError: the file is damaged.
     """
     record = _record(file)
     fits = {
@@ -31,14 +31,14 @@ def read_search(file: Path) -> dict[str, Any]:
 
 
 def read_judged(file: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """The circuits of one method on held-out prompts, see `pahq_plugin.compare.work.judge`.
+    """Read and check one method's circuits on held-out prompts, see `pahq_plugin.compare.work.judge`.
 
     Args:
-        file: below ``judged``.
-        expected: problem, method and seed that it has to be of.
+        file: file in ``judged``.
+        expected: problem, method and seed that the file must have.
 
     Raises:
-        ResultError: the file is damaged; says to delete it.
+        ResultError: the file is damaged.
     """
     record = _record(file)
     edges, measures = record.get("edges"), record.get("measures")
@@ -67,22 +67,19 @@ def _record(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ResultError(f"{file} is damaged; delete it and run again: {error}") from error
     if not isinstance(record, dict):
-        raise ResultError(f"{file} is damaged; delete it and run again: it holds no object")
+        raise ResultError(f"{file} is damaged; delete it and run again: it is not a JSON object")
     return record
 
 
 def _check(file: Path, fits: Mapping[str, bool]) -> None:
-    """
-    Raises:
-        ResultError: something does not fit.
-    """
+    """Refuse a file with a field that does not fit; ``fits`` maps each field to whether it does."""
     wrong = [name for name, right in fits.items() if not right]
     if wrong:
         raise ResultError(f"{file} is damaged; delete it and run again: {wrong[0]} is missing or wrong")
 
 
 def _is_integer(value: object) -> bool:
-    """Whether it is one that a column of numbers can hold."""
+    """Return whether the value is an integer that fits into 64 bits, as a column of numbers needs."""
     return type(value) is int and abs(value) < 2**63
 
 
@@ -95,7 +92,7 @@ def _is_number(value: object) -> bool:
 
 
 def _are_rows(rows: object, prompts: int, width: int) -> bool:
-    """Whether it is one row a prompt, with a number for each measure."""
+    """Return whether ``rows`` has one row per prompt, with a number for each measure."""
     return (
         isinstance(rows, list)
         and len(rows) == prompts > 0
@@ -106,7 +103,7 @@ def _are_rows(rows: object, prompts: int, width: int) -> bool:
 
 
 def _is_circuit(circuit: object, edges: int, prompts: int, width: int) -> bool:
-    """Whether it has a size and what it gave, and its complement if it is of a threshold."""
+    """Return whether a circuit has a size and its measures, and with a threshold its complement's."""
     if not isinstance(circuit, dict) or "threshold" not in circuit:
         return False
     threshold, size = circuit["threshold"], circuit.get("size")
@@ -122,7 +119,7 @@ def _is_circuit(circuit: object, edges: int, prompts: int, width: int) -> bool:
 
 
 def _are_edges(labels: object, edges: int) -> bool:
-    """Whether it is no circuit, or one of some but not all edges, each with its position once."""
+    """Return whether ``labels`` is ``None``, or lists some but not all edges, each once."""
     if labels is None:
         return True
     if not isinstance(labels, list) or not all(map(_is_label, labels)):

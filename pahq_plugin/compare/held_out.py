@@ -1,8 +1,8 @@
-"""Circuits run alone, by the host, on prompts that were not used to find them.
+"""Run circuits on held-out prompts, with the host's forward pass.
 
 A circuit is run by patching every edge outside it, as in the host's ``run_circuits`` with tree
-patching; its complement by patching every edge inside it. What is kept of a run is one number per
-prompt and measure, so that averages and their spread can be taken later without a model.
+patching, and its complement by patching every edge inside it. A run yields one number per prompt and
+measure, so that averages and their spread can be computed later without a model.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pahq_plugin.host.prompts import check_one_shape, collect_batches
 from pahq_plugin.metrics import Metric, check_answers, logit_diff, per_prompt
 
 MEASURES = ("loss", "logit_diff", "correct")
-"""Per prompt: the metric's loss; right minus wrong logit; the share of output positions whose
-largest logit is a right answer's."""
+"""Per prompt: the loss; the logit difference, right minus wrong; the share of output positions whose
+largest logit is that of a right answer."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Judge:
     """A borrowed model on held-out prompts.
 
     Attributes:
-        model: the host model; masks are written.
+        model: the host model; its patch masks are overwritten.
         prepared: batches with clean and ablated source outputs.
         metric: the loss.
-        answered: whether right and wrong answers are token ids, so that all of `MEASURES` exist.
+        answered: whether right and wrong answers are token ids, so that all `MEASURES` exist.
     """
 
     model: PatchableModel
@@ -50,7 +50,7 @@ class Judge:
     answered: bool
 
     def whole(self) -> list[list[float]]:
-        """`run` with nothing patched: every edge is in the circuit."""
+        """`run` with no edge patched: every edge is in the circuit."""
         return self.run(self.model.edges)
 
     def empty(self) -> list[list[float]]:
@@ -59,13 +59,13 @@ class Judge:
 
     @torch.inference_mode()
     def run(self, circuit: Collection[Edge]) -> list[list[float]]:
-        """What a circuit makes of the prompts.
+        """Run a circuit on the prompts.
 
         Args:
             circuit: edges to keep; all others are patched.
 
         Returns:
-            ``[prompt, measure]`` in the order of `MEASURES`; the loss alone where not ``answered``.
+            ``[prompt, measure]`` in the order of `MEASURES`; only the loss if not ``answered``.
         """
         masks = {w.module_name: torch.ones_like(w.patch_mask.data) for w in self.model.dest_wrappers}
         for edge in circuit:
@@ -80,7 +80,7 @@ class Judge:
         return rows
 
     def _measured(self, logits: Tensor, batch: PatchBatch) -> Tensor:
-        """``[prompt, measure]``, FP64."""
+        """Return the measures of a batch, ``[prompt, measure]``, FP64."""
         columns = [self.metric(logits, batch.logits, batch.batch)]
         if self.answered:
             columns += [-logit_diff(logits, batch.logits, batch.batch), correct(logits, batch.batch)]
@@ -91,7 +91,7 @@ class Judge:
 def judging(
     model: PatchableModel, loader: PromptDataLoader, ablation: AblationType, metric: Metric
 ) -> Iterator[Judge]:
-    """Borrow a model to run circuits of it.
+    """Borrow a model to run its circuits.
 
     Args:
         model: a factorized host model.
@@ -100,7 +100,7 @@ def judging(
         metric: the loss.
 
     Raises:
-        PromptError: prompts that do not fit the model.
+        PromptError: prompts do not fit the model.
     """
     batches = collect_batches(model, loader, None)
     if ablation.mean_over_dataset:
@@ -111,7 +111,7 @@ def judging(
 
 
 def has_answers(batches: Sequence[PromptPairBatch], vocabulary: int) -> bool:
-    """Whether right and wrong answers are token ids of the output vocabulary."""
+    """Return whether right and wrong answers are token ids of the output vocabulary."""
     try:
         check_answers(batches, vocabulary)
     except MetricError:
@@ -120,7 +120,7 @@ def has_answers(batches: Sequence[PromptPairBatch], vocabulary: int) -> bool:
 
 
 def correct(logits: Tensor, batch: PromptPairBatch) -> Tensor:
-    """Share of the output positions whose largest logit is one of the right answers', ``[prompt]``.
+    """Return the share of output positions whose largest logit is a right answer's, ``[prompt]``.
 
     Args:
         logits: ``[prompt, (pos,) vocab]``.

@@ -1,4 +1,4 @@
-"""Measures of circuits: plain numbers in, plain numbers out.
+"""Measures of circuits, as functions of plain numbers.
 
 =======================  ===========================================================  ================
 measure                  definition                                                   source
@@ -13,11 +13,10 @@ CMD                      ∫ |1 - faithfulness| d(size / |E|), smaller is better
 Jaccard                  |A ∩ B| / |A ∪ B|, 1 for two empty circuits
 =======================  ===========================================================  ================
 
-C is a circuit, T the official one, E all edges, m a number that grows with the behaviour (the logit
-difference as in MIB, or minus the loss that searches keep low); m(∅) is the model with every edge
-patched. MIB measures circuits of ten fixed sizes from 0.1 % of the edges on; here curves begin at 0
-edges and end at all of them, where faithfulness is 0 and 1 by definition, and lie straight between
-the sizes measured.
+C is a circuit, T the published one, E all edges. m grows with the behaviour: the logit difference, as in
+MIB, or minus the loss, which searches keep low. m(∅) is m with every edge patched. MIB measures circuits
+of ten fixed sizes, from 0.1 % of the edges on. Here curves run from no edge to all edges, where
+faithfulness is 0 and 1 by definition, and are straight between the sizes measured.
 
 [1] Conmy et al. 2023, arXiv 2304.14997. [2] Wang et al. 2022, arXiv 2211.00593.
 [3] Mueller et al. 2025, arXiv 2504.13151. [4] Marks et al. 2024, arXiv 2403.19647.
@@ -36,22 +35,22 @@ from sklearn.metrics import roc_auc_score, roc_curve
 Point = tuple[float, float]
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""From means over prompts, ``[draw, value]``, to one number each, ``[draw]``."""
+"""Means over prompts, ``[draw, value]`` -> one number per draw, ``[draw]``."""
 
 Group = tuple[NDArray[np.float64], Statistic]
-"""What was measured with one seed, ``[prompt, value]``, and the statistic of its means."""
+"""Values measured with one seed, ``[prompt, value]``, and the statistic of their means."""
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
 
 
 def rates(circuit: Collection[Any], true_edges: Collection[Any], n_edges: int) -> Point:
-    """False and true positive rate of a circuit, in that order.
+    """Return the false and the true positive rate of a circuit, in that order.
 
     Args:
-        circuit: the edges kept.
-        true_edges: the official circuit, neither empty nor all edges.
-        n_edges: edges of the model.
+        circuit: the kept edges.
+        true_edges: the published circuit, neither empty nor all edges.
+        n_edges: number of edges of the model.
     """
     true = set(true_edges)
     right = len(true & set(circuit))
@@ -59,27 +58,27 @@ def rates(circuit: Collection[Any], true_edges: Collection[Any], n_edges: int) -
 
 
 def roc_points(scores: ArrayLike, truth: ArrayLike) -> list[Point]:
-    """False and true positive rate at every cut-off of |score|, from (0, 0) to (1, 1).
+    """Return false and true positive rate at every cut-off of |score|, from (0, 0) to (1, 1).
 
     Args:
         scores: ``[edge]``.
-        truth: ``[edge]``, whether the edge is in the official circuit.
+        truth: ``[edge]``, whether the edge is in the published circuit.
     """
-    # Points on a straight line count: under a staircase they add area.
+    # Keep points on a straight line: under a staircase they add area.
     false, true, _ = roc_curve(np.asarray(truth), np.abs(scores), drop_intermediate=False)
     return list(zip(false.tolist(), true.tolist(), strict=True))
 
 
 def roc_auc(scores: ArrayLike, truth: ArrayLike) -> float:
-    """Area under `roc_points`: the chance that an edge of the official circuit ranks above another."""
+    """Return the area under `roc_points`: the chance that a published edge ranks above another edge."""
     return float(roc_auc_score(np.asarray(truth), np.abs(scores)))
 
 
 def pessimistic_auc(points: Iterable[Point]) -> float:
-    """Area under the staircase that rises only where a circuit was measured.
+    """Return the area under the staircase that rises only where a circuit was measured.
 
-    A search yields one circuit per threshold, not a ranking. Nothing is assumed between them: at a
-    false positive rate x it gets the best true positive rate of the circuits with at most x.
+    A search yields one circuit per threshold, not a ranking, and nothing is assumed between them: at a
+    false positive rate x the staircase has the best true positive rate of the circuits with at most x.
 
     Args:
         points: (false, true) positive rates in any order; (1, 1) adds nothing.
@@ -92,9 +91,9 @@ def pessimistic_auc(points: Iterable[Point]) -> float:
 
 
 def faithfulness(value: ArrayLike, empty: ArrayLike, full: ArrayLike) -> Any:
-    """``(value - empty) / (full - empty)``: 0 as with every edge patched, 1 as the whole model.
+    """Return ``(value - empty) / (full - empty)``: 0 with every edge patched, 1 for the whole model.
 
-    Arrays are broadcast. NaN where the whole model does exactly as with every edge patched.
+    Arrays are broadcast. NaN where ``full`` equals ``empty``.
     """
     value, empty, full = (np.asarray(x, dtype=float) for x in (value, empty, full))
     span = full - empty
@@ -102,7 +101,7 @@ def faithfulness(value: ArrayLike, empty: ArrayLike, full: ArrayLike) -> Any:
 
 
 def completeness(complement: ArrayLike, empty: ArrayLike, full: ArrayLike) -> Any:
-    """1 if nothing of the behaviour is left outside the circuit, 0 if all of it is.
+    """Return 1 if none of the behaviour is outside the circuit, 0 if all of it is.
 
     Args:
         complement: m with the circuit's own edges patched and all others kept.
@@ -115,14 +114,14 @@ def completeness(complement: ArrayLike, empty: ArrayLike, full: ArrayLike) -> An
 def curve(
     sizes: Sequence[int], values: ArrayLike, n_edges: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Faithfulness against share of edges, from (0, 0) to (1, 1), in the order of size.
+    """Return faithfulness against share of edges, from (0, 0) to (1, 1), by ascending size.
 
-    Circuits of equal size are one point, their mean.
+    Circuits of equal size are averaged into one point.
 
     Args:
         sizes: ``[circuit]``.
         values: faithfulness, ``[..., circuit]``.
-        n_edges: edges of the model.
+        n_edges: number of edges of the model.
 
     Returns:
         Shares ``[point]`` and faithfulness ``[..., point]``.
@@ -136,14 +135,14 @@ def curve(
 
 
 def cpr(x: ArrayLike, y: ArrayLike) -> Any:
-    """Circuit performance ratio: area under faithfulness curves ``[..., point]``, ``[...]``."""
+    """Return the circuit performance ratio, ``[...]``: the area under curves ``[..., point]``."""
     return trapezoid(np.asarray(y), np.asarray(x), axis=-1)
 
 
 def cmd(x: ArrayLike, y: ArrayLike) -> Any:
-    """Circuit-model distance: area between faithfulness curves ``[..., point]`` and 1, ``[...]``.
+    """Return the circuit-model distance: area between faithfulness curves and 1, ``[...]``.
 
-    A line from one side of 1 to the other encloses two triangles.
+    ``y`` is ``[..., point]``. A segment that crosses 1 encloses two triangles.
     """
     off = 1 - np.asarray(y)
     a, b = off[..., :-1], off[..., 1:]
@@ -153,31 +152,31 @@ def cmd(x: ArrayLike, y: ArrayLike) -> Any:
 
 
 def jaccard(a: Collection[Any], b: Collection[Any]) -> float:
-    """Size of the intersection over size of the union; 1 for two empty sets."""
+    """Return the size of the intersection over that of the union; 1 for two empty sets."""
     union = set(a) | set(b)
     return len(set(a) & set(b)) / len(union) if union else 1.0
 
 
 def mean_pairwise_jaccard(circuits: Sequence[Collection[Any]]) -> float:
-    """Stability: mean Jaccard index over all pairs; NaN for fewer than two circuits."""
+    """Return the mean Jaccard index over all pairs; NaN for fewer than two circuits."""
     pairs = [jaccard(a, b) for i, a in enumerate(circuits) for b in circuits[:i]]
     return float(np.mean(pairs)) if pairs else float("nan")
 
 
 def bootstrap(groups: Sequence[Group], seed: int = 0, resamples: int = RESAMPLES) -> Point:
-    """Percentile interval of a statistic's mean over seeds (a two-stage bootstrap).
+    """Return a percentile interval of a statistic's mean over seeds (a two-stage bootstrap).
 
-    Each resample draws seeds with replacement, within each drawn seed its prompts with replacement,
-    and averages the statistics of the seeds (Davison & Hinkley 1997, section 3.8). With one seed only
-    prompts are drawn; with few, the interval says little about other seeds.
+    Each resample draws seeds with replacement and, within each, its prompts with replacement, and
+    averages the statistics of the seeds (Davison & Hinkley 1997, section 3.8). With one seed only
+    prompts are drawn; with few seeds the interval says little about other seeds.
 
     Args:
         groups: one per seed.
-        seed: of the drawing.
-        resamples: how many.
+        seed: seed of the resampling.
+        resamples: number of resamples.
 
     Returns:
-        Lower and upper end at `CONFIDENCE`; NaN where the statistic never is a number.
+        Lower and upper end at `CONFIDENCE`; NaN if the statistic is always NaN.
     """
     rng = np.random.default_rng(seed)
     draws = resamples * len(groups)
@@ -195,9 +194,9 @@ def bootstrap(groups: Sequence[Group], seed: int = 0, resamples: int = RESAMPLES
 def _drawn(
     rng: np.random.Generator, values: NDArray[np.float64], statistic: Statistic, draws: int
 ) -> NDArray[np.float64]:
-    """The statistic of as many resamples of the prompts, ``[draw]``.
+    """Return the statistic of resampled prompts, ``[draw]``.
 
-    The mean over a resample is a weighted mean, the weights being how often each prompt was drawn.
+    The mean over a resample is a mean weighted by how often each prompt was drawn.
     """
     prompts = len(values)
     weights = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=draws) / prompts

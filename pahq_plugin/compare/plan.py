@@ -1,6 +1,6 @@
 """What to compare: problems, methods, thresholds and seeds, from flags or a TOML file.
 
-A plan is a list of runs; a run is a grid. Top-level keys of the file are what every run starts from::
+A plan is a list of runs, and a run is a grid. Top-level keys of the file are defaults of every run::
 
     seeds = [0, 1]
     thresholds = [0.001, 0.01]
@@ -9,7 +9,7 @@ A plan is a list of runs; a run is a grid. Top-level keys of the file are what e
     [[runs]]
     methods = ["pahq", "acdc", "eap"]
 
-    [[runs]]                      # a slow baseline on less
+    [[runs]]                      # fewer searches of a slow baseline
     methods = ["host-acdc"]
     seeds = [0]
     thresholds = [0.01]
@@ -44,15 +44,17 @@ PROBLEM_SETTINGS = ("name", "model", "prompts", "batch_size", "positional", "bos
 
 @dataclass(frozen=True)
 class ProblemSpec:
-    """Arguments of ``load_problem`` but the seed.
+    """Arguments of ``load_problem`` except the seed.
 
     Attributes:
         name: a problem's name.
-        model: a hub model; ``None`` for the problem's own.
+        model: a hub model or a folder; ``None`` for the problem's own.
         prompts: a prompt file.
         batch_size: prompts per batch.
-        positional: edges of single positions.
-        content: digest of the prompt file, as it was when the plan was made.
+        positional: whether edges are those of single positions.
+        content: digest of the prompt file when the plan was made.
+        bos: whether text prompts begin with BOS; ``None`` for the model's setting.
+        model_content: digest of the model's folder when the plan was made.
     """
 
     name: str
@@ -66,7 +68,7 @@ class ProblemSpec:
 
     @property
     def label(self) -> str:
-        """The name, with the hub model if there is one, and what else is not the default."""
+        """The name, with the model and whatever else is not the default."""
         parts = [self.name, self.model or "", Path(self.prompts).stem if self.prompts else ""]
         parts += ["positions" if self.positional else ""]
         parts += [{None: "", True: "BOS", False: "no BOS"}[self.bos]]
@@ -75,15 +77,15 @@ class ProblemSpec:
 
 @dataclass(frozen=True)
 class Search:
-    """One method once: the unit of work, run in a process of its own.
+    """One search by one method: the unit of work, run in its own process.
 
     Attributes:
         problem: what to search.
-        method: a name of `pahq_plugin.compare.baselines`.
-        threshold: of methods that take one.
-        seed: of prompts and method.
+        method: a name in `pahq_plugin.compare.baselines`.
+        threshold: ``None`` for methods that take none.
+        seed: seed of prompts and method.
         batches: batches of prompts to search with; ``None`` for all.
-        ablation: a host ablation type's name.
+        ablation: name of a host ablation type.
         options: changed arguments of a host algorithm.
     """
 
@@ -96,25 +98,25 @@ class Search:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def key(self) -> dict[str, Any]:
-        """All that its result depends on, as JSON values; the contents of files included."""
+        """Return everything that the result depends on, including contents of files, as JSON values."""
         key: dict[str, Any] = asdict(self) | {"version": installed_version("pahq-plugin")}
         problem = key["problem"]
         problem["prompts"] = problem.pop("content")
-        for name in ("bos", "model_content"):  # of few problems
+        for name in ("bos", "model_content"):  # set by few problems
             if problem[name] is None:
                 del problem[name]
         return key
 
     @property
     def folder(self) -> str:
-        """Name of the folder of its result: readable, and different for every `key`."""
+        """Name of the result's folder: readable, and unique for every `key`."""
         named = [self.problem.label, self.method, f"{self.threshold:g}" if self.threshold else ""]
         name = " ".join(filter(None, [*named, f"seed {self.seed}"]))
         return f"{slug(name)}-{digest_of(self.key())}"
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Readable name."""
         at = f" at {self.threshold:g}" if self.threshold else ""
         return f"{self.method} on {self.problem.label}{at}, seed {self.seed}"
 
@@ -124,9 +126,9 @@ class Plan:
     """Searches to run, and how they are judged.
 
     Attributes:
-        searches: in the order given, none twice.
+        searches: in the order given, without duplicates.
         test_batches: held-out batches to judge circuits on; ``None`` for all.
-        title: of the report.
+        title: title of the report.
         note: a sentence on what was left out, for the report.
     """
 
@@ -137,11 +139,11 @@ class Plan:
 
     @property
     def problems(self) -> list[ProblemSpec]:
-        """In the order of first use."""
+        """Problems in the order of first use."""
         return list(dict.fromkeys(search.problem for search in self.searches))
 
     def record(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the plan as JSON values."""
         return {
             "title": self.title,
             "note": self.note,
@@ -151,18 +153,18 @@ class Plan:
 
 
 def file_digest(file: str | Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def folder_digest(model: str | Path) -> str | None:
     """Hash the model in a folder by the names and contents of its files.
 
-    Of a folder that ``pahq store`` wrote, ``model.json`` is enough: it holds fingerprints of all
+    For a folder that ``pahq store`` wrote, ``model.json`` is enough: it holds fingerprints of all
     weights, which are checked when the model is opened.
 
     Returns:
-        Hexadecimal digits; ``None`` for a name of the hub.
+        Hexadecimal digits; ``None`` for a hub name.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
@@ -179,27 +181,27 @@ def folder_digest(model: str | Path) -> str | None:
 
 
 def digest_of(value: object) -> str:
-    """Ten hexadecimal digits of a JSON value."""
+    """Hash a JSON value to ten hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
 
 def slug(name: str) -> str:
-    """Letters, digits, dots and dashes of a name, so that it cannot lead out of a folder."""
+    """Reduce a name to ASCII letters, digits, dots and dashes, so that it cannot leave a folder."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in ".-") else "-" for c in name)
     return kept.strip(".-")[:80]
 
 
 def read_plan(file: Path) -> Plan:
-    """The plan in a TOML file; prompt files are looked for beside it.
+    """Read a plan from a TOML file; prompt files are relative to it.
 
     Raises:
-        ConfigError: no readable TOML, an unknown key, or a value of the wrong type or range.
+        ConfigError: unreadable TOML, an unknown key, or a value of the wrong type or range.
     """
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # integers of thousands of digits, too
-        raise ConfigError(f"{file} is no readable TOML: {one_line(error)}") from error
+        raise ConfigError(f"{file} is not readable TOML: {one_line(error)}") from error
     try:
         return make_plan(content, file.parent)
     except ConfigError as error:
@@ -209,7 +211,7 @@ def read_plan(file: Path) -> Plan:
 
 
 def profile(name: str) -> Plan:
-    """A plan that comes with the package: ``"reduced"`` (minutes) or ``"full"``.
+    """Return a bundled plan: ``"reduced"`` (minutes) or ``"full"`` (hours).
 
     Raises:
         ConfigError: no such profile.
@@ -221,21 +223,21 @@ def profile(name: str) -> Plan:
 
 
 def make_plan(content: Mapping[str, Any], folder: Path) -> Plan:
-    """A plan from the values of a TOML file.
+    """Make a plan from the values of a TOML file.
 
     Args:
-        content: see the head of this module.
-        folder: where relative prompt files are.
+        content: see the module's docstring.
+        folder: folder that prompt files are relative to.
 
     Raises:
-        ConfigError: an unknown key, or a value of the wrong type or range; names it.
+        ConfigError: an unknown key, or a value of the wrong type or range.
     """
     known = {*SETTINGS, "runs", "title", "note", "test_batches"}
     _refuse_unknown(content, known, "the plan")
     shared = {name: content[name] for name in SETTINGS if name in content}
     runs = content.get("runs", [{}])
     if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
-        raise ConfigError("runs must be tables, at least one: [[runs]]")
+        raise ConfigError("runs must be one or more tables: [[runs]]")
     searches: dict[str, Search] = {}
     for run in runs:
         _refuse_unknown(run, set(SETTINGS), "a run")
@@ -251,7 +253,7 @@ def make_plan(content: Mapping[str, Any], folder: Path) -> Plan:
 
 
 def _searches(run: Mapping[str, Any], folder: Path) -> list[Search]:
-    """The searches of one run."""
+    """Expand one run into its searches."""
     from pahq_plugin.compare.baselines import get_baseline
     from pahq_plugin.discovery.checks import ablation_type
 
@@ -265,7 +267,7 @@ def _searches(run: Mapping[str, Any], folder: Path) -> list[Search]:
     try:
         json.dumps(options, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"options must hold finite numbers, texts and lists: {error}") from error
+        raise ConfigError(f"options must hold finite numbers, strings and lists: {error}") from error
     if not isinstance(options, dict):
         raise ConfigError(f"options must be a table, not {options!r}")
     return [
@@ -276,15 +278,17 @@ def _searches(run: Mapping[str, Any], folder: Path) -> list[Search]:
 
 
 def _refuse_ambiguous(searches: Collection[Search]) -> None:
-    """Tables tell searches apart by problem, method, threshold and seed, and by nothing else; files by
-    what `slug` leaves of a problem's label."""
+    """Refuse searches that tables or files cannot tell apart.
+
+    Tables use problem, method, threshold and seed; files use the `slug` of a problem's label.
+    """
     labelled: dict[str, ProblemSpec] = {}
     for problem in dict.fromkeys(search.problem for search in searches):
         other = labelled.setdefault(slug(problem.label), problem)
         if other is not problem:
             raise ConfigError(
-                f"two problems are called {problem.label!r} and {other.label!r}, which tables and files "
-                "cannot tell apart; compare those in plans of their own"
+                f"two problems are named {problem.label!r} and {other.label!r}, which tables and files "
+                "cannot tell apart; compare them in separate plans"
             )
     alike: dict[tuple[str, str], Search] = {}
     for search in searches:
@@ -296,13 +300,13 @@ def _refuse_ambiguous(searches: Collection[Search]) -> None:
         ]
         if differing:
             raise ConfigError(
-                f"two runs hold {search.method} on {search.problem.label}, with different "
-                f"{' and '.join(differing)}; compare those in plans of their own"
+                f"two runs have {search.method} on {search.problem.label} with different "
+                f"{' and '.join(differing)}; compare them in separate plans"
             )
 
 
 def _problem(value: object, folder: Path) -> ProblemSpec:
-    """A problem's name, or a table of `PROBLEM_SETTINGS`."""
+    """Check a problem's name or table of `PROBLEM_SETTINGS`, and add digests of its files."""
     from pahq_plugin.problems.load import problem_names
 
     given: Any = {"name": value} if isinstance(value, str) else value
@@ -328,7 +332,7 @@ def _problem(value: object, folder: Path) -> ProblemSpec:
         raise ConfigError(f"batch_size must be an integer above 0, not {size!r}")
     spec = ProblemSpec(**given)
     if not spec.label.isprintable():
-        raise ConfigError(f"a problem is named {spec.label!r}; names must be of visible characters")
+        raise ConfigError(f"a problem is named {spec.label!r}; names must be printable")
     return spec
 
 
@@ -372,7 +376,7 @@ def _seed(value: object) -> int:
 
 
 def _count(value: object, name: str) -> int | None:
-    """A number of batches; 0 stands for all, ``None``."""
+    """Check a number of batches; 0 means all and becomes ``None``."""
     if value is not None and (type(value) is not int or value < 0):
-        raise ConfigError(f"{name} must be 0 (all) or an integer above it, not {value!r}")
+        raise ConfigError(f"{name} must be 0 (all) or an integer above 0, not {value!r}")
     return value or None

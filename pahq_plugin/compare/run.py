@@ -1,8 +1,8 @@
-"""Runs a plan: searches first, then the judging of their circuits, several processes at a time.
+"""Run a plan: first the searches, then the judging of their circuits, several processes at a time.
 
-Every piece of work has a process of its own, forked from a server that has imported everything and
-run nothing, so that times and memory are those of the piece. What lies finished in the folder is not
-done again; a sweep that was killed goes on when it is started again.
+Each piece of work has its own process, forked from a server that has imported everything and run
+nothing, so that time and memory are those of the piece alone. Finished work in the folder is not
+repeated: a comparison that was killed continues when it is started again.
 
 ====================  ==============================================================================
 in the folder         holds
@@ -42,10 +42,10 @@ from pahq_plugin.system.launch import ALONE
 from pahq_plugin.system.progress import progress_bar
 
 REFUSALS = (ConfigError, ModelError, MetricError)
-"""Errors that say of a method that it is not for a problem; any other means that something broke."""
+"""Errors of a method that does not support a problem; any other error means that something broke."""
 
 WARNINGS = 5
-"""Of one piece of work that are passed on."""
+"""The most warnings of one piece of work that are reported."""
 
 PLAN_FILE = "plan.json"
 PRELOADED = ("pahq_plugin.discovery.discover", "pahq_plugin.problems.load", "pahq_plugin.compare.work")
@@ -56,8 +56,8 @@ class Work:
     """One piece of work.
 
     Attributes:
-        label: for people.
-        run: what its process calls; picklable.
+        label: readable name.
+        run: called in its process; picklable.
     """
 
     label: str
@@ -66,12 +66,12 @@ class Work:
 
 @dataclass
 class Outcome:
-    """What a sweep could not do.
+    """What was refused, failed or warned of in a comparison.
 
     Attributes:
-        refused: label to reason, of work that a method or problem does not allow.
-        failed: label to reason, of work that broke.
-        warned: label to warnings, of work that gave some.
+        refused: label -> reason of work that a method or problem does not support.
+        failed: label -> reason of work that broke.
+        warned: label -> warnings of work.
     """
 
     refused: dict[str, str] = field(default_factory=dict)
@@ -87,28 +87,27 @@ def run_plan(
     progress: bool = True,
     world: Any = ALONE,
 ) -> Outcome:
-    """Run what is missing of a plan.
+    """Run the unfinished work of a plan.
 
     Args:
         plan: what to compare.
-        folder: where results are and go.
-        processes: pieces of work at a time. Times are those of a machine with as many of them.
-        threads: of each process.
+        folder: folder of the comparison.
+        processes: pieces of work at a time; with several, times include the load of the others.
+        threads: threads of each process.
         progress: show a bar when a terminal is attached.
-        world: a `pahq_plugin.system.processes.World` whose processes, on one machine or with a folder in
-            common, share the work.
+        world: a `pahq_plugin.system.processes.World` of processes that share the work and the folder.
 
     Returns:
         What was refused or failed; everything else is in the folder.
 
     Raises:
-        ConfigError: ``folder`` is a file, or there is no process or no thread to work with.
-        ResultError: the result of a search is damaged; says which.
+        ConfigError: ``folder`` is a file, or ``processes`` or ``threads`` is below 1.
+        ResultError: the result of a search is damaged.
     """
     if processes < 1 or threads < 1:
         raise ConfigError(f"processes={processes} and threads={threads} must both be at least 1")
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; a comparison is kept in a folder")
+        raise ConfigError(f"{folder} is a file; name a folder for the comparison")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / PLAN_FILE, json.dumps(plan.record(), indent=1) + "\n")
     outcome, mine = Outcome(), slice(world.rank, None, world.size)
@@ -119,7 +118,7 @@ def run_plan(
         if not is_found(search, found)
     ]
     run_work("searches", searches, processes, outcome, progress)
-    world.collect(None)  # circuits are judged when all are found
+    world.collect(None)  # judge circuits only after all searches
     judgements = [
         Work(judgement.label, partial(judge, judgement, found, judged, threads))
         for judgement in judgements_of(plan, found)[mine]
@@ -135,12 +134,12 @@ def run_plan(
 
 
 def is_found(search: Search, found: Path) -> bool:
-    """Whether the result of a search is there, with all its files."""
+    """Return whether all files of a search's result exist."""
     return all((found / search.folder / name).is_file() for name in SEARCH_FILES)
 
 
 def judgements_of(plan: Plan, found: Path) -> list[Judgement]:
-    """What there is to judge: per problem, seed and method, all searches that were done."""
+    """Group the finished searches of each problem, seed and method into one judgement."""
     groups: dict[tuple[Any, ...], list[Search]] = {}
     for search in plan.searches:
         if is_found(search, found):
@@ -158,7 +157,7 @@ def judgements_of(plan: Plan, found: Path) -> list[Judgement]:
 
 
 def _sizes(exact: Iterable[Search], found: Path) -> tuple[tuple[float, int], ...]:
-    """Thresholds of the FP32 searches and the sizes of their circuits."""
+    """Return (threshold, circuit size) of the FP32 searches."""
     sizes = []
     for search in exact:
         decisions = read_record(found / search.folder / RESULT_FILE)["decisions"]
@@ -175,7 +174,7 @@ def _evidence(searches: Iterable[Search], found: Path) -> str:
 
 
 def run_work(title: str, work: Sequence[Work], processes: int, outcome: Outcome, progress: bool) -> None:
-    """Run pieces of work, each in a process of its own; enter into ``outcome`` what did not work."""
+    """Run pieces of work, each in its own process; record refusals and failures in ``outcome``."""
     if not work:
         return
     context = multiprocessing.get_context("forkserver")
@@ -209,7 +208,7 @@ def _start(context: Any, piece: Work) -> tuple[Connection, ForkServerProcess]:
 
 
 def _close(piece: Work, process: Any, receiver: Connection, outcome: Outcome) -> None:
-    """Take in how a process ended."""
+    """Join a process and record how it ended."""
     process.join()
     refused, reason = False, f"its process ended with exit code {process.exitcode}"
     warned: list[str] = []
@@ -226,7 +225,7 @@ def _close(piece: Work, process: Any, receiver: Connection, outcome: Outcome) ->
 
 
 def _in_process(run: Callable[[], None], sender: Connection) -> None:
-    """The body of a worker: quiet, and with one line about what went wrong."""
+    """Run a piece of work quietly, and send the parent one line about an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # the host draws a progress bar for every loop
     os.dup2(nowhere, 2)
@@ -244,5 +243,5 @@ def _in_process(run: Callable[[], None], sender: Connection) -> None:
             reason = f"{type(error).__name__}: {one_line(error)} ({where.name}, line {where.lineno})"
             code = 1
     told = list(dict.fromkeys(one_line(warning.message) for warning in caught))
-    sender.send((refused, reason, told[:WARNINGS]))  # short: nobody reads before the process has ended
+    sender.send((refused, reason, told[:WARNINGS]))  # short: read only after the process has ended
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""The tables people read: one row per problem and method, and what precision changes."""
+"""Summary tables: one row per problem and method, and the effect of precision."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ class Estimate:
     high: float
 
     def columns(self, name: str) -> dict[str, float]:
-        """As three columns of a table."""
+        """Return the estimate as three columns of a table."""
         return {name: self.mean, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
 def estimate(groups: Sequence[measures.Group]) -> Estimate:
-    """Mean over seeds of a statistic of the prompts' means, with a bootstrap interval."""
+    """Return a statistic's mean over seeds, with a bootstrap interval."""
     means = [float(statistic(values.mean(axis=0)[None])[0]) for values, statistic in groups]
     return Estimate(float(np.mean(means)), *measures.bootstrap(groups))
 
 
 def over_seeds(values: Iterable[float]) -> Estimate:
-    """Of one number per seed."""
+    """Return the mean of one number per seed, with a bootstrap interval."""
     return estimate([(np.array([[value]]), lambda means: means[:, 0]) for value in values])
 
 
 def summary(material: Material) -> pd.DataFrame:
-    """One row per problem and method, over all thresholds and seeds.
+    """Return one row per problem and method, over all thresholds and seeds.
 
     ======================  ====================================================================
     column                  meaning
     ======================  ====================================================================
-    searches, thresholds    how many there are
-    roc_auc                 of the ranking; of a search: by the smallest threshold that removes
+    searches, thresholds    their numbers
+    roc_auc                 of the ranking; a search ranks by the smallest threshold that removes
     pessimistic_auc         of the circuits, one per threshold or cut-off
     cpr_*, cmd_*            areas of the faithfulness curve, held-out prompts
     seed_stability          mean Jaccard index between seeds, at each threshold
-    threshold_stability     mean Jaccard index of circuits of neighbouring thresholds
-    differing, decisions    edges that only this search or only the FP32 one keeps; of how many
+    threshold_stability     mean Jaccard index of circuits at neighbouring thresholds
+    differing, decisions    edges that only this search or only the FP32 one keeps; out of how many
     ======================  ====================================================================
 
     ``_low`` and ``_high`` are the ends of 95 % intervals.
@@ -82,7 +82,7 @@ def summary(material: Material) -> pd.DataFrame:
 def _by_problem_and_method(
     findings: Sequence[Finding],
 ) -> list[tuple[tuple[str, str], list[Finding]]]:
-    """In the order of first appearance."""
+    """Group findings by problem and method, in the order of first appearance."""
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
         key = (finding.search.problem.label, finding.search.method)
@@ -95,16 +95,16 @@ def _is_of(judged: Judged, problem: str, method: str) -> bool:
 
 
 def by_seed(findings: Sequence[Finding]) -> list[list[Finding]]:
-    """Findings of each seed, thresholds ascending."""
+    """Group findings by seed, thresholds ascending."""
     ordered = sorted(findings, key=lambda f: (f.search.seed, f.search.threshold or 0))
     return [list(group) for _, group in groupby(ordered, key=lambda f: f.search.seed)]
 
 
 def ranking_scores(findings: Sequence[Finding]) -> dict[Name, float]:
-    """A score for every edge, from one seed's searches.
+    """Return a score for every edge, from one seed's searches.
 
-    Of a search, as in `pahq_plugin.discovery.register`: the smallest threshold that removes the edge,
-    ten times the largest if none does.
+    For a search, as in `pahq_plugin.discovery.register`: the smallest threshold that removes the edge,
+    or ten times the largest if none does.
     """
     if not get_baseline(findings[0].search.method).sweeps:
         return {name: abs(score) for name, score in findings[0].scores.items()}
@@ -117,7 +117,7 @@ def ranking_scores(findings: Sequence[Finding]) -> dict[Name, float]:
 
 
 def roc(findings: Sequence[Finding], true: frozenset[Name]) -> list[measures.Point]:
-    """Points of one seed: a circuit per threshold, or every cut-off of a ranking."""
+    """Return the ROC points of one seed: a circuit per threshold, or every cut-off of a ranking."""
     if get_baseline(findings[0].search.method).sweeps:
         return sorted(measures.rates(f.circuit, true, f.edges) for f in findings)
     scores = ranking_scores(findings)
@@ -136,7 +136,7 @@ def _roc_columns(findings: Sequence[Finding], true: frozenset[Name] | None) -> d
 
 
 def _area_columns(judged: Sequence[Judged]) -> dict[str, Any]:
-    """CPR and CMD, the curve drawn anew for every resample of the prompts."""
+    """Return CPR and CMD; every resample of the prompts has its own curve."""
     if not judged:
         return {}
     columns: dict[str, Any] = {}
@@ -148,7 +148,7 @@ def _area_columns(judged: Sequence[Judged]) -> dict[str, Any]:
 
 
 def curve_group(judged: Judged, behaviour: str, area: Any) -> measures.Group:
-    """What one seed measured of every prompt, and the area of its mean curve."""
+    """Return one seed's values per prompt, and the statistic: the area of the mean curve."""
     circuits = judged.record["circuits"]
     sizes, n_edges = [circuit["size"] for circuit in circuits], judged.record["edges"]
     rows = [judged.record["empty"], judged.record["whole"], *(c["inside"] for c in circuits)]
@@ -162,7 +162,7 @@ def curve_group(judged: Judged, behaviour: str, area: Any) -> measures.Group:
 
 
 def _stability(findings: Sequence[Finding]) -> dict[str, Any]:
-    """Agreement of a method with itself."""
+    """Return the agreement of a method with itself, between seeds and between thresholds."""
     if not get_baseline(findings[0].search.method).sweeps:
         return {}
     thresholds = sorted({f.search.threshold for f in findings if f.search.threshold})
@@ -177,7 +177,7 @@ def _stability(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def _differing(findings: Sequence[Finding], material: Material) -> dict[str, Any]:
-    """Decisions that differ from the FP32 search's, over all thresholds and seeds."""
+    """Count decisions that differ from those in FP32, over all thresholds and seeds."""
     pairs = [
         (finding, exact)
         for finding in findings
@@ -193,9 +193,9 @@ def _differing(findings: Sequence[Finding], material: Material) -> dict[str, Any
 
 
 def at_threshold(material: Material, threshold: float) -> pd.DataFrame:
-    """One row per problem and method: the circuits at one threshold, on held-out prompts.
+    """Return one row per problem and method: the circuits at one threshold, on held-out prompts.
 
-    Of a ranking, the circuits of the FP32 search's size. Intervals are over prompts and seeds.
+    Rankings are cut at the size of the FP32 search's circuit. Intervals are over prompts and seeds.
     """
     rows = []
     keys = dict.fromkeys((j.record["problem"], j.record["method"]) for j in material.judged)
@@ -242,21 +242,21 @@ def _share_group(
 
 
 def precision_study(material: Material) -> pd.DataFrame:
-    """What precision changes in the conclusions: one row per format, problem and threshold.
+    """Return the effect of precision on the conclusions: one row per format, problem and threshold.
 
-    Every method that sweeps is held against the FP32 search of equal problem, threshold and seed.
+    Every method that sweeps is compared with the FP32 search of the same problem, threshold and seed.
 
     ================  ==========================================================================
     column            meaning
     ================  ==========================================================================
-    differing, worst  edges that only one of the two keeps: mean and most over the seeds
-    jaccard           of the circuits
-    heads_lost        heads with a kept edge in FP32 and none here, mean
-    heads_gained      the other way round
-    top_heads         of the FP32 circuit's five heads with the largest sums of outgoing effects (or
-                      as many as it has), the share that is among the five here; 1 if it has none
+    differing, worst  edges that only one of the two keeps: mean and maximum over seeds
+    jaccard           Jaccard index of the circuits
+    heads_lost        heads with a kept edge in FP32 but none here, mean
+    heads_gained      heads with a kept edge here but none in FP32, mean
+    top_heads         share of the FP32 circuit's five heads with the largest sums of outgoing
+                      effects (or all, if fewer) that are among the five here; 1 if it has no head
     faithfulness_off  |faithfulness - FP32's|, in minus the loss, on held-out prompts, mean
-    exact_share       share of decisions taken on FP32 numbers
+    exact_share       share of decisions taken in FP32
     ================  ==========================================================================
     """
     faithful = {
@@ -298,18 +298,18 @@ def precision_study(material: Material) -> pd.DataFrame:
 
 
 def share_of(wanted: set[str], given: set[str]) -> float:
-    """The share of ``wanted`` that is ``given``; 1 where nothing is wanted."""
+    """Return the share of ``wanted`` that is in ``given``; 1 if ``wanted`` is empty."""
     return len(wanted & given) / len(wanted) if wanted else 1.0
 
 
 def heads(circuit: Iterable[Name]) -> set[str]:
-    """Attention heads that an edge of the circuit leaves or enters: names such as ``"A1.3"``."""
+    """Return the attention heads with an edge in the circuit: names such as ``"A1.3"``."""
     nodes = (node for name, _ in circuit for node in ends(name)[:2])
     return {node for node in nodes if kind_of(node) == "head"}
 
 
 def top_heads(finding: Finding) -> set[str]:
-    """The heads whose kept outgoing edges have the largest sums of |effect|."""
+    """Return the `TOP_HEADS` heads with the largest sums of |effect| over kept outgoing edges."""
     sums: dict[str, float] = {}
     for name in finding.circuit:
         source = ends(name[0]).source

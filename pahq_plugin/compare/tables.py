@@ -1,6 +1,6 @@
-"""What a sweep left in its folder, as tidy tables: one row per search, one per judged circuit.
+"""Results of a comparison as tidy tables: one row per search, one per judged circuit.
 
-Everything but `costs` is the same for equal plans, however often the sweep was interrupted.
+All tables except `costs` are the same for equal plans, however often the run was interrupted.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from pahq_plugin.results.files import RESULT_FILE, read_record
 Name = tuple[str, int | None]
 MIB = 2**20
 CIRCUIT_COLUMNS = ["problem", "method", "threshold", "seed", "size", "share", "metric", "loss"]
-"""Those that `circuits` always has."""
+"""Columns that `circuits` always has."""
 
 BEHAVIOURS = ("loss", "logit_diff")
-"""Measures in which faithfulness is stated: what searches keep low, and what MIB measures."""
+"""Measures that faithfulness is stated in: the loss that searches keep low, and MIB's measure."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one search found.
+    """The result of one search.
 
     Attributes:
         search: what was run.
         record: content of its ``result.json``.
-        cost: its stats, and bytes above those of the loaded model.
+        cost: its stats and the content of its ``search.json``.
     """
 
     search: Search
@@ -49,7 +49,7 @@ class Finding:
 
     @cached_property
     def circuit(self) -> frozenset[Name]:
-        """The edges kept."""
+        """The kept edges."""
         return frozenset((d["edge"], d["seq_idx"]) for d in self.record["decisions"] if d["kept"])
 
     @cached_property
@@ -59,7 +59,7 @@ class Finding:
 
     @property
     def edges(self) -> int:
-        """Edges of the model."""
+        """Number of edges of the model."""
         return len(self.record["decisions"])
 
 
@@ -71,16 +71,16 @@ class Judged:
 
     @property
     def behaviours(self) -> list[str]:
-        """What faithfulness can be measured in: minus the loss, and the logit difference."""
+        """Those of `BEHAVIOURS` that were measured."""
         return [name for name in BEHAVIOURS if name in self.record["measures"]]
 
     def behaviour(self, name: str, rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-        """The behaviour of each prompt, larger = more of it, ``[prompt]``."""
+        """Return the behaviour of each prompt, ``[prompt]``; larger means more of it."""
         column = np.array(rows)[:, self.record["measures"].index(name)]
         return -column if name == "loss" else column
 
     def faithfulness(self, name: str, rows: Sequence[Sequence[float]]) -> float:
-        """Of a circuit's rows, in one of `behaviours`."""
+        """Return the faithfulness of a circuit's ``[prompt, measure]``, in one of `behaviours`."""
         means = [
             self.behaviour(name, r).mean() for r in (rows, self.record["empty"], self.record["whole"])
         ]
@@ -89,13 +89,13 @@ class Judged:
 
 @dataclass(frozen=True)
 class Material:
-    """Everything that tables are made of."""
+    """All results that tables are made of."""
 
     findings: tuple[Finding, ...]
     judged: tuple[Judged, ...]
 
     def exact_for(self, search: Search) -> Finding | None:
-        """The FP32 search of the same prompts, threshold and ablation, if there is one."""
+        """Return the FP32 search with the same prompts, threshold and ablation, if there is one."""
         return self._exact.get(_task(search))
 
     @cached_property
@@ -103,7 +103,7 @@ class Material:
         return {_task(f.search): f for f in self.findings if f.search.method == EXACT}
 
     def cut_at(self, finding: Finding, threshold: float) -> frozenset[Name] | None:
-        """Of a ranking, the edges kept at the size of the FP32 circuit; ``None`` for a search."""
+        """Return a ranking's edges, cut at the size of the FP32 circuit; ``None`` for a search."""
         search = finding.search
         if get_baseline(search.method).sweeps:
             return None
@@ -114,7 +114,7 @@ class Material:
 
     @cached_property
     def true_edges(self) -> dict[str, frozenset[Name]]:
-        """Official circuits by problem label, where known."""
+        """Problem label -> published circuit, where known."""
         return {
             judged.record["problem"]: frozenset((n, p) for n, p in judged.record["true_edges"])
             for judged in self.judged
@@ -123,15 +123,15 @@ class Material:
 
 
 def _task(search: Search) -> tuple[Any, ...]:
-    """All of a search but how it is done."""
+    """Return the settings of a search without its method."""
     return search.problem, search.threshold, search.seed, search.batches, search.ablation
 
 
 def read_material(plan: Plan, folder: Path) -> Material:
-    """Read what a sweep left.
+    """Read all results in a comparison's folder.
 
     Raises:
-        ResultError: a file is damaged; says which one to delete.
+        ResultError: a file is damaged; the message says which one to delete.
     """
     found, judged = folder / "found", folder / "judged"
     findings = tuple(_finding(s, found / s.folder) for s in plan.searches if is_found(s, found))
@@ -155,10 +155,10 @@ def _expected(judgement: Judgement) -> dict[str, Any]:
 
 
 def searches(material: Material) -> pd.DataFrame:
-    """One row per search: what it kept, against the FP32 search and the official circuit.
+    """Return one row per search: what it kept, compared with the FP32 search and the published circuit.
 
-    ``differing`` counts edges that only one of the two keeps, ``exact_share`` the share of decisions
-    taken on FP32 numbers; both are of searches only.
+    ``differing`` counts edges that only one of the two keeps; ``exact_share`` is the share of decisions
+    taken in FP32. Methods that rank edges have neither.
     """
     return pd.DataFrame([_search_row(finding, material) for finding in material.findings])
 
@@ -184,7 +184,7 @@ def _search_row(finding: Finding, material: Material) -> dict[str, Any]:
 
 
 def costs(material: Material) -> pd.DataFrame:
-    """One row per search: what it cost."""
+    """Return one row per search: its cost."""
     rows = []
     for finding in material.findings:
         spent = finding.cost
@@ -203,10 +203,10 @@ def costs(material: Material) -> pd.DataFrame:
 
 
 def circuits(material: Material) -> pd.DataFrame:
-    """One row per judged circuit, averaged over held-out prompts.
+    """Return one row per judged circuit, averaged over held-out prompts.
 
-    Faithfulness and completeness are stated in minus the loss and in the logit difference. A row of a
-    ranking with a threshold is its circuit of the size that the FP32 search has there.
+    Faithfulness and completeness are stated in minus the loss and in the logit difference. A ranking's
+    row with a threshold is its circuit of the same size as the FP32 search's at that threshold.
     """
     rows = []
     for judged in material.judged:

@@ -1,7 +1,7 @@
 """The work of one process: a search, or the judging of one method's circuits.
 
-A finished piece of work is one folder or file that appears whole, by a rename; whatever a killed
-process leaves is a hidden temporary name that nobody reads.
+A finished piece of work is one folder or file that appears atomically, by a rename. A killed process
+leaves only hidden temporary files, which are never read.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ class Judgement:
     """One method's circuits on one problem and seed, to be run on held-out prompts.
 
     Attributes:
-        searches: those of the method, one per threshold; one for a method that ranks edges.
-        sizes: circuit sizes at which a ranking is cut, by the threshold whose FP32 circuit has that
-            size.
+        searches: the method's searches, one per threshold; one for a method that ranks edges.
+        sizes: (threshold, size of the FP32 circuit there) at which a ranking is cut.
         test_batches: held-out batches; ``None`` for all.
         evidence: digest of the searches' results.
     """
@@ -50,7 +49,7 @@ class Judgement:
 
     @property
     def file(self) -> str:
-        """Name of its file, different for whatever else it depends on."""
+        """Name of its file, unique for everything that the judgement depends on."""
         first = self.searches[0]
         keys = [search.key() for search in self.searches]
         digest = digest_of([keys, self.sizes, self.test_batches, self.evidence])
@@ -58,7 +57,7 @@ class Judgement:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Readable name."""
         first = self.searches[0]
         return f"circuits of {first.method} on {first.problem.label}, seed {first.seed}"
 
@@ -80,9 +79,9 @@ def find(search: Search, folder: Path, threads: int) -> None:
     if baseline.needs_true_edges and problem.true_edges is None:
         raise ConfigError(f"no published circuit is known for {search.problem.label}")
     if baseline.method.key in SWEEPS and search.batches != 1 and len(problem.train_loader) > 1:
-        raise ConfigError(f"{search.method} searches with the first batch only; the others with more")
+        raise ConfigError(f"{search.method} searches with the first batch only; set batches to 1")
     model, batches = problem.model, collect_batches(problem.model, problem.train_loader, search.batches)
-    forward_seconds(model, batches)  # so that no method pays for what is done once
+    forward_seconds(model, batches)  # one-time costs are charged to no method
     method = baseline.fitted(
         problem.metric,
         search.threshold,
@@ -95,7 +94,7 @@ def find(search: Search, folder: Path, threads: int) -> None:
     if "ablation" in method.uses:
         arguments["ablation"] = search.ablation
     elif search.ablation != "resample":
-        raise ConfigError(f"{search.method} knows the ablation resample only")
+        raise ConfigError(f"{search.method} supports the ablation resample only")
     with memory_above() as memory:
         result = discover(
             model,
@@ -119,11 +118,11 @@ def find(search: Search, folder: Path, threads: int) -> None:
 
 
 def _save_whole(result: Discovery, record: dict[str, Any], there: Path) -> None:
-    """Write a result and what a search was; the folder ``there`` appears with all its files at once.
+    """Write a result and its search; the folder ``there`` appears with all its files at once.
 
     Raises:
-        OSError: it cannot be written.
-        ResultError: it is there already, and files are missing.
+        OSError: the folder cannot be written.
+        ResultError: the folder exists already, and files are missing.
     """
     there.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".", dir=there.parent))
@@ -134,14 +133,14 @@ def _save_whole(result: Discovery, record: dict[str, Any], there: Path) -> None:
     except OSError as error:
         if not there.exists():
             raise
-        if not all((there / name).is_file() for name in SEARCH_FILES):  # else another was first
+        if not all((there / name).is_file() for name in SEARCH_FILES):  # else another process was first
             raise ResultError(f"{there} is damaged; delete it and run again") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def judge(judgement: Judgement, found: Path, folder: Path, threads: int) -> None:
-    """Run the circuits of a method on held-out prompts and save what each prompt gave."""
+    """Run the circuits of a method on held-out prompts and save the measures of each prompt."""
     import torch
 
     from pahq_plugin.compare.held_out import MEASURES, judging
@@ -185,9 +184,9 @@ Names = list[tuple[str, int | None]]
 
 
 def chosen_circuits(judgement: Judgement, found: Path, n_edges: int) -> list[tuple[float | None, Names]]:
-    """The circuits to judge: threshold and edges.
+    """Return (threshold, edges) of the circuits to judge.
 
-    A search gives one circuit a threshold. A ranking is cut at the size of the FP32 search's circuit
+    A search gives one circuit per threshold. A ranking is cut at the size of the FP32 search's circuit
     for each threshold, and at `SHARES` of the edges.
     """
     records = [read_record(found / s.folder / RESULT_FILE) for s in judgement.searches]
@@ -203,16 +202,16 @@ def chosen_circuits(judgement: Judgement, found: Path, n_edges: int) -> list[tup
 
 
 def cut(ranking: Sequence[dict[str, Any]], size: int) -> Names:
-    """The ``size`` edges of largest |score|, and whatever ties with the last of them; none for 0.
+    """Return the ``size`` edges of largest |score|, and those that tie with the last of them.
 
-    Edges whose score is 0 are never taken: a method that scores few edges has no larger circuit.
+    Edges with a score of 0 are never taken, even if fewer than ``size`` remain.
     """
     least = abs(ranking[size - 1]["effect"]) if size else float("inf")
     return [_name(d) for d in ranking if abs(d["effect"]) >= max(least, 5e-324)]
 
 
 def cost(folder: Path) -> dict[str, Any]:
-    """What a search cost: its stats, and bytes above what the loaded model took.
+    """Return the cost of a search: its stats and the content of its ``search.json``.
 
     Raises:
         ResultError: a file is damaged, or its stats are missing.

@@ -1,1 +1,1 @@
-"""What was found: values, files, tables and pictures."""
+"""Results of a search: in memory, as files, as tables and as pictures."""

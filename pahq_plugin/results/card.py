@@ -1,7 +1,7 @@
-"""A saved result's ``README.md``: a model card as Hugging Face reads it, and people do.
+"""The ``README.md`` of a saved result: a Hugging Face model card.
 
-The head is YAML (tags, the model it is of, a licence if one is named); the text says what was found
-and how, and how to load it again. Equal results give equal cards.
+The YAML front matter holds tags, the base model and, if given, a licence. The text says what was
+found, how it was found, and how to load it. Equal results give equal cards.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pahq_plugin.system.files import write_text
 CARD_FILE = "README.md"
 STRONGEST = 10
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|gpt2(-\w+)?|distilgpt2")
-"""What a name on the hub looks like: an owner and a name; a few old ones have no owner."""
+"""Matches a model name on the Hugging Face hub: owner/name, or one of the old names without an owner."""
 
 PAHQ = "https://arxiv.org/abs/2510.23264"
 ACDC = "https://arxiv.org/abs/2304.14997"
@@ -44,19 +44,19 @@ def write_card(
     base_model: str | None = None,
     force: bool = False,
 ) -> Path:
-    """Write the card of the result in ``folder``, whole or not at all, and return its path.
+    """Write the card of the result in ``folder`` atomically and return its path.
 
     Args:
-        folder: of a saved result.
-        measures: numbers that judge the circuit, such as ``{"faithfulness": 0.96}``, by name.
-        license: of the result, as the hub names it, such as ``mit``; ``None`` leaves it to you.
-        base_model: name on the hub of the model that the circuit is of; ``None`` for what the result
-            says, if that is such a name.
-        force: whether a ``README.md`` that is there is replaced.
+        folder: folder of a saved result.
+        measures: name -> value of measures of the circuit, such as ``{"faithfulness": 0.96}``.
+        license: the result's licence as the hub spells it, such as ``mit``; ``None`` leaves it open.
+        base_model: hub name of the model that was searched; ``None`` takes the name in the result,
+            if it is a hub name.
+        force: whether to replace an existing ``README.md``.
 
     Raises:
-        ResultError: no result, or one that is damaged, in the folder.
-        ConfigError: there is a ``README.md``, or an argument that no card can hold.
+        ResultError: the folder holds no result, or a damaged one.
+        ConfigError: a ``README.md`` exists already, or an argument is invalid.
     """
     file = folder / CARD_FILE
     if not (folder / RESULT_FILE).is_file():
@@ -69,13 +69,14 @@ def write_card(
 
 
 def check_card_place(folder: Path, force: bool) -> None:
-    """
+    """Refuse a folder whose ``README.md`` is a folder, or exists while ``force`` is false.
+
     Raises:
-        ConfigError: there is a ``README.md``, and it is not to be replaced or is a folder.
+        ConfigError: as above.
     """
     file = folder / CARD_FILE
     if file.is_dir():
-        raise ConfigError(f"{file} is a folder; name another one for the card")
+        raise ConfigError(f"{file} is a folder; save the card in another folder")
     if file.exists() and not force:
         raise ConfigError(f"{file} exists already; pass force (--force) to replace it")
 
@@ -86,19 +87,19 @@ def card_text(
     license: str | None = None,
     base_model: str | None = None,
 ) -> str:
-    """The text of a card.
+    """Return the Markdown text of a card.
 
     Args:
         record: checked content of a ``result.json``.
         measures, license, base_model: see `write_card`.
 
     Raises:
-        ConfigError: a licence or a model that is no such name, or a measure that is no number.
+        ConfigError: an invalid licence or model name, or a measure that is not a finite number.
     """
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise ConfigError(f"license {license!r:.80} is no name of the hub's, such as mit or apache-2.0")
+        raise ConfigError(f"license {license!r:.80} must be a name that the hub knows, such as mit")
     if base_model is not None and not HUB_NAME.fullmatch(base_model):
-        raise ConfigError(f"base_model {base_model!r:.80} is no name of the hub's, such as owner/name")
+        raise ConfigError(f"base_model {base_model!r:.80} must be a model name on the hub: owner/name")
     for name, value in measures.items():
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not abs(value) <= sys.float_info.max or not isinstance(name, str):
@@ -122,7 +123,7 @@ def _front_matter(record: dict[str, Any], license: str | None, base: str | None)
     tags = ["mechanistic-interpretability", "circuit-discovery", "pahq-plugin"]
     method = record["settings"]["method"]
     lines = ["---", "library_name: pahq-plugin"]
-    lines += [f"license: {license}"] if license else ["# license: yours to choose, such as mit"]
+    lines += [f"license: {license}"] if license else ["# license: choose one, such as mit"]
     lines += [f"base_model: {json.dumps(base)}"] if base else []
     return "\n".join([*lines, "tags:", *(f"- {json.dumps(t)}" for t in [*tags, method]), "---", ""])
 
@@ -134,17 +135,13 @@ def _summary(record: dict[str, Any]) -> str:
     return (
         f"# Circuit of {_plain(model['name'])}\n\n"
         f"{kept:,} of {len(decisions):,} edges ({share:.1%}), found by `{_code(method_of(record))}`. "
-        f"{exact:,} edges were decided on FP32 numbers"
-        + (
-            f", {len(decisions) - exact:,} were screened in fewer bits.\n"
-            if exact < len(decisions)
-            else ".\n"
-        )
+        f"{exact:,} edges were decided in FP32"
+        + (f", {len(decisions) - exact:,} in lower precision.\n" if exact < len(decisions) else ".\n")
     )
 
 
 def method_of(record: dict[str, Any]) -> str:
-    """The method's name."""
+    """Return the method's name."""
     return str(record["settings"]["method"])
 
 
@@ -181,15 +178,15 @@ def _loading(record: dict[str, Any], base: str | None) -> str:
     elif base:
         model = f'pahq.load_problem("ioi", model="{base}").model  # or as you loaded it'
     else:
-        model = "...  # the host PatchableModel that it was found on"
+        model = "...  # the host's PatchableModel that was searched"
     return (
         "## Load it again\n\n"
-        f"`{RESULT_FILE}` holds every decision and the settings, `{RUN_FILE}` what the run cost. "
-        "Weights are not in here: edges are looked up in the model, and one with other weights is "
-        "refused.\n\n"
+        f"`{RESULT_FILE}` holds every decision and the settings, `{RUN_FILE}` the cost of the run. "
+        "The weights are not included: loading looks up the edges in the model and refuses a model "
+        "with different weights.\n\n"
         "```python\nimport pahq_plugin as pahq\n\n"
         f"model = {model}\n"
-        'result = pahq.Discovery.load("FOLDER", model)  # of this file\n'
+        'result = pahq.Discovery.load("FOLDER", model)  # the folder of this file\n'
         "print(len(result.circuit), result.settings)\n```\n\n"
         "`pahq show FOLDER` prints it, `pahq show FOLDER --open` draws it; neither needs the model.\n"
     )
@@ -201,10 +198,10 @@ def _table(title: str, head: tuple[str, str], rows: list[tuple[str, str]]) -> st
 
 
 def _plain(text: str) -> str:
-    """A name as Markdown text in a table."""
+    """Escape a name for Markdown text in a table."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", printable(text))
 
 
 def _code(text: str) -> str:
-    """What stands between backticks in a table."""
+    """Escape text that goes between backticks in a table."""
     return printable(text).replace("`", "'").replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Two results of one graph compared: which edges only one of them kept, and where effects differ."""
+"""Compare two results on one graph: which edges only one of them kept, and which effects differ."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pahq_plugin.labels import edge_label
 from pahq_plugin.results.notebook import framed, table
 
 if TYPE_CHECKING:
-    from pahq_plugin.host import Edge  # of results from files: names and positions alone
+    from pahq_plugin.host import Edge  # for results read from files: only names and positions
 
 SHOWN = 20
-"""Edges of a list that are shown; the value holds all of them."""
+"""How many edges of each list are shown; the `Difference` itself holds all of them."""
 
 
 class Change(NamedTuple):
@@ -31,23 +31,23 @@ class Change(NamedTuple):
 
     @property
     def by(self) -> float:
-        """Second minus first."""
+        """Second effect minus first."""
         return self.second - self.first
 
 
 @dataclass(frozen=True, repr=False)
 class Difference:
-    """What two results of one graph have in common and what not.
+    """The difference between two results on one graph.
 
     Attributes:
-        names: what the two are called: method and threshold.
-        only_first: edges that only the first result kept, with both effects, the largest first.
-        only_second: the same of the second.
+        names: a name for each result: method and threshold.
+        only_first: edges that only the first result kept, with both effects, largest first.
+        only_second: edges that only the second result kept, likewise.
         shared: edges that both kept, in the order of the first result.
-        changes: every edge whose effects differ, the largest difference first; empty where the effects
-            are in different units (another metric, or scores against effects).
-        edges: how many the graph has.
-        same_unit: whether effects can be compared.
+        changes: every edge whose effects differ, largest difference first; empty if the effects are in
+            different units (different metrics, or effects and scores).
+        edges: number of edges in the graph.
+        same_unit: whether the effects can be compared.
     """
 
     names: tuple[str, str]
@@ -65,7 +65,7 @@ class Difference:
 
     @property
     def jaccard(self) -> float:
-        """Edges that both kept over edges that either kept; 1 if neither kept any."""
+        """Intersection over union of the two circuits; 1 if both are empty."""
         either = len(self.shared) + len(self.only_first) + len(self.only_second)
         return len(self.shared) / either if either else 1.0
 
@@ -73,7 +73,7 @@ class Difference:
         return f"<Difference: {self.summary()}>"
 
     def summary(self) -> str:
-        """One line: how many edges are shared, and how many only one of them has."""
+        """Return one line: the number of shared edges, and of edges that only one result kept."""
         first, second = self.names
         line = (
             f"{len(self.shared):,} edges in both, {len(self.only_first):,} only in {first}, "
@@ -93,7 +93,7 @@ class Difference:
         return self.shown()
 
     def shown(self, most: int = SHOWN) -> Group:
-        """For a console of rich: the summary, and of each list at most so many edges."""
+        """Return the summary and the first ``most`` edges of each list, for a rich console."""
         parts: list[RenderableType] = [Text(self.summary(), style="bold")]
         for title, changes in self._lists(most) if most else ():
             made = Table(title=Text(title), title_justify="left", title_style="bold")
@@ -118,7 +118,7 @@ class Difference:
         return framed(body)
 
     def _lists(self, most: int) -> list[tuple[str, tuple[Change, ...]]]:
-        """The lists that are worth a table."""
+        """Return title and edges of each list that is not empty."""
         found = []
         for name, changes in zip(self.names, (self.only_first, self.only_second), strict=True):
             if changes:
@@ -132,15 +132,15 @@ def difference(
     second: Sequence[Any],
     settings: tuple[Mapping[str, Any], Mapping[str, Any]],
 ) -> Difference:
-    """Compares two results.
+    """Compare two results.
 
     Args:
         first: decisions, with ``edge``, ``effect`` and ``kept``.
-        second: the same edges in any order, of this model or of another one of the same graph.
-        settings: of both results.
+        second: decisions on the same edges in any order; the model may have other weights.
+        settings: settings of both results.
 
     Raises:
-        ResultError: the results are of different graphs; names an edge that only one of them has.
+        ResultError: an edge exists in only one of the two graphs; the message names it.
     """
     ours, theirs = ({edge_label(d.edge): d for d in decisions} for decisions in (first, second))
     _check_one_graph(ours, theirs)
@@ -168,27 +168,24 @@ def _change(a: Any, b: Any) -> Change:
 
 
 def _check_one_graph(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        ResultError: one has an edge that the other lacks.
-    """
+    """Refuse results whose graphs do not have the same edges."""
     for here, there, which in ((ours, theirs, "first"), (theirs, ours, "second")):
         lacking = next((name for name in here if name not in there), None)
         if lacking is not None:
             raise ResultError(
-                f"the results are of different graphs ({len(ours):,} and {len(theirs):,} edges, only "
-                f"the {which} has {lacking!r}): compare results of one model, with positions or without"
+                f"the results are of different graphs ({len(ours):,} and {len(theirs):,} edges; only "
+                f"the {which} has {lacking!r}): compare results of one model, with equal positional"
             )
 
 
 def _unit(settings: Mapping[str, Any]) -> tuple[object, object]:
-    """What effects are measured in: the metric of a search, else the method whose scores they are."""
+    """Return the unit of the effects: the metric of a search, or the method that scored the edges."""
     scored = bool(settings.get("scored"))
     return scored, settings.get("method") if scored else settings.get("metric")
 
 
 def _names(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, str]:
-    """The methods, with as much of the settings as tells them apart."""
+    """Name both results by method, adding settings until the names differ."""
     names = tuple(str(settings.get("method")) for settings in (first, second))
     for key in ("threshold", "metric", "ablation", "n_edges", "seed"):
         if names[0] != names[1]:

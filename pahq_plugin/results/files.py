@@ -1,4 +1,4 @@
-"""Saved results as JSON: read and checked without loading a model, written one decision a line."""
+"""Saved results as JSON: read and checked without the model, written with one decision per line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS: dict[str, type | tuple[type, ...]] = {
     "ablation": str,
     "seed": int,
 }
-"""What every result's settings hold, and of which type."""
+"""Settings of every result, with their types."""
 
 
 SEARCH_SETTINGS: dict[str, type | tuple[type, ...]] = {
@@ -30,7 +30,7 @@ SEARCH_SETTINGS: dict[str, type | tuple[type, ...]] = {
     "metric": str,
     "precision": (dict, type(None)),
 }
-"""What those of a search hold besides."""
+"""Further settings of a search."""
 
 
 STATS: dict[str, type | tuple[type, ...]] = {
@@ -49,7 +49,7 @@ ENTRY_FIELDS = {"edge", "seq_idx", "effect", "kept", "exact"}
 
 
 def record_text(record: dict[str, Any]) -> str:
-    """JSON text of a record: equal records give equal bytes, and a diff shows single decisions."""
+    """Return a record as JSON text: equal records, equal bytes; a diff shows single decisions."""
     head = {key: value for key, value in record.items() if key != "decisions"}
     lines = ",\n".join("  " + json.dumps(entry, allow_nan=False) for entry in record["decisions"])
     opening = json.dumps(head, indent=1, sort_keys=True, allow_nan=False).removesuffix("\n}")
@@ -57,32 +57,35 @@ def record_text(record: dict[str, Any]) -> str:
 
 
 def result_file(path: str | Path) -> Path:
-    """``result.json`` of a saved result.
+    """Return the path of a saved result's ``result.json``.
+
+    Args:
+        path: that file, or its folder.
 
     Raises:
-        ResultError: there is none.
+        ResultError: there is no such file.
     """
     given = Path(path)
     file = given / RESULT_FILE if given.is_dir() else given
     if not file.is_file():
         if (given / CHECKPOINT).is_file():
-            raise ResultError(f"the run in {given} has not finished; start its command again to go on")
+            raise ResultError(f"the run in {given} has not finished; run its command again to continue")
         raise ResultError(f"no result at {given}; expected a folder with {RESULT_FILE}")
     return file
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """The checked content of a ``result.json``.
+    """Read and check a ``result.json``.
 
     Raises:
-        ResultError: not JSON, another schema, or a field that is missing or of the wrong type.
+        ResultError: not JSON, an unknown schema, or a field that is missing or of the wrong type.
     """
     try:
         record = read_json(file)
     except (OSError, ValueError) as error:
-        raise ResultError(f"{file} is no readable JSON: {error}") from error
+        raise ResultError(f"{file} is not readable JSON: {error}") from error
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise ResultError(f"{file} is no result of this version; expected schema {SCHEMA!r}")
+        raise ResultError(f"{file} is not a result of this version; expected schema {SCHEMA!r}")
     model, settings, decisions = (record.get(k) for k in ("model", "settings", "decisions"))
     if not (isinstance(model, dict) and isinstance(settings, dict) and isinstance(decisions, list)):
         raise ResultError(f"{file} lacks model, settings or decisions")
@@ -90,7 +93,7 @@ def read_record(file: Path) -> dict[str, Any]:
         raise ResultError(f"{file}: model must hold a name, a digest and a number of edges")
     scored = settings.get("scored") is True
     if not _fits(settings, SETTINGS if scored else SETTINGS | SEARCH_SETTINGS):
-        raise ResultError(f"{file}: settings lack a field or hold one of another type")
+        raise ResultError(f"{file}: a field of settings is missing or of the wrong type")
     precision = settings.get("precision")
     if precision and not (isinstance(precision, dict) and _fits(precision, {"low": str, "mlp": str})):
         raise ResultError(f"{file}: settings: precision must name the formats low and mlp")
@@ -106,7 +109,7 @@ def read_record(file: Path) -> dict[str, Any]:
 
 
 def _fits(values: dict[str, Any], fields: dict[str, Any]) -> bool:
-    """Whether ``values`` holds every one of ``fields`` in its type; a bool counts as no number."""
+    """Return whether ``values`` has every field with its type; a bool does not count as a number."""
     return all(
         isinstance(values.get(name), kind) and (kind is bool or not isinstance(values.get(name), bool))
         for name, kind in fields.items()
@@ -114,10 +117,7 @@ def _fits(values: dict[str, Any], fields: dict[str, Any]) -> bool:
 
 
 def _check_complete(file: Path, decisions: list[dict[str, Any]], edges: int) -> None:
-    """
-    Raises:
-        ResultError: not one decision for every edge.
-    """
+    """Refuse decisions that are not exactly one per edge of the model."""
     distinct = {(entry["edge"], entry["seq_idx"]) for entry in decisions}
     if not len(distinct) == len(decisions) == edges:
         raise ResultError(
@@ -127,16 +127,12 @@ def _check_complete(file: Path, decisions: list[dict[str, Any]], edges: int) -> 
 
 
 def _check_kept(file: Path, decisions: list[dict[str, Any]], threshold: float) -> None:
-    """Hold the decisions of a search against its threshold; scores may go with any circuit.
-
-    Raises:
-        ResultError: an edge that was kept or removed against its effect.
-    """
+    """Refuse a search's decision that contradicts its effect; scores may go with any circuit."""
     wrong = [e for e in decisions if e["kept"] != (e["effect"] >= threshold)]
     if wrong:
         raise ResultError(
-            f"{file}: {wrong[0]['edge']} is marked {'kept' if wrong[0]['kept'] else 'removed'} "
-            f"against its effect of {wrong[0]['effect']:g}"
+            f"{file}: {wrong[0]['edge']} is marked {'kept' if wrong[0]['kept'] else 'removed'}, "
+            f"but its effect is {wrong[0]['effect']:g}"
         )
 
 
@@ -157,8 +153,8 @@ def _is_entry(entry: object) -> bool:
 
 
 def read_configuration(folder: Path) -> str | None:
-    """The digest of the configuration that a result's model had, from ``run.json`` beside the result;
-    ``None`` where that was not kept.
+    """Return the digest of the model's configuration from the ``run.json`` beside a result; ``None`` if
+    there is no such file.
 
     Raises:
         ResultError: the file is damaged.
@@ -176,7 +172,7 @@ def read_configuration(folder: Path) -> str | None:
 
 
 def read_stats(folder: Path) -> dict[str, Any]:
-    """What the run cost, from ``run.json`` beside the result; empty where that was not kept.
+    """Return the cost of the run from the ``run.json`` beside a result; empty if there is no such file.
 
     Raises:
         ResultError: the file is damaged.
@@ -201,4 +197,4 @@ RESULT_FILE = "result.json"
 
 
 CHECKPOINT = "checkpoint.safetensors"
-"""In the folder of a result, as long as the search goes on."""
+"""In the folder of a result while the search is running."""

@@ -1,4 +1,4 @@
-"""Decisions as a pandas table and as a networkx graph; either package is imported when asked for."""
+"""Decisions as a pandas table and as a networkx graph; both packages are imported on first use."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ COLUMNS = ("edge", "src", "dest", "seq_idx", "effect", "kept", "exact", "score")
 
 
 def decision_rows(entries: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> list[dict[str, Any]]:
-    """One row an entry of ``decisions``, with the columns `COLUMNS`.
+    """Return one row per decision, with the columns `COLUMNS`.
 
     Args:
-        entries: as in a result's record.
+        entries: decisions of a result's record.
         scores: the prune score of each.
     """
     rows = []
@@ -30,7 +30,7 @@ def decision_rows(entries: Sequence[Mapping[str, Any]], scores: Sequence[float])
 
 
 def data_frame(rows: list[dict[str, Any]]) -> pandas.DataFrame:
-    """A row an edge, in the order decided; ``seq_idx`` is missing where edges have no position."""
+    """Return one row per edge, in the order decided; ``seq_idx`` is NA for edges without a position."""
     import pandas as pd
 
     frame = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
@@ -41,12 +41,12 @@ def data_frame(rows: list[dict[str, Any]]) -> pandas.DataFrame:
 def node_graph(
     rows: list[dict[str, Any]], settings: Mapping[str, Any], whole: bool
 ) -> networkx.MultiDiGraph[str]:
-    """A graph of nodes, Q, K and V of a head being inputs of one node.
+    """Return a graph in which the Q, K and V of a head are inputs of one node.
 
     Args:
-        rows: of `decision_rows`.
-        settings: of the result; those with a plain value become attributes of the graph.
-        whole: whether removed edges and their nodes are there, too.
+        rows: from `decision_rows`.
+        settings: the result's settings; those with plain values become attributes of the graph.
+        whole: whether to include removed edges and their nodes.
     """
     import networkx as nx
 
@@ -72,5 +72,5 @@ def _node_attributes(name: str) -> dict[str, Any]:
 
 
 def _without_none(**values: Any) -> dict[str, Any]:
-    """Attributes that there are: graph file formats know no ``None``."""
+    """Drop attributes that are ``None``, which graph file formats cannot hold."""
     return {name: value for name, value in values.items() if value is not None}

@@ -1,8 +1,7 @@
-"""A result as HTML in a notebook: one line, its strongest edges with bars, what it cost.
+"""A result as HTML in a notebook: a summary, its strongest edges with bars, its cost.
 
-Colours are the notebook's own: text inherits its colour and everything else is that colour made
-translucent or a hue readable on white and on black, since no notebook tells a page its theme in the
-same way. No scripts, nothing from a network.
+Notebooks tell a page their theme in different ways. Text therefore inherits the notebook's colour, and
+everything else is translucent or a hue readable on white and on black. No scripts, no network.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ CSS = """
 
 
 def result_html(record: dict[str, Any], stats: dict[str, Any], top: int) -> str:
-    """A result in a notebook, the same figures as in `pahq_plugin.results.terminal.record_view`."""
+    """Return a result as HTML, with the figures of `pahq_plugin.results.terminal.record_view`."""
     kept = strongest(record["decisions"])
     lines = [f"<p><strong>{html.escape(summary(record))}</strong></p>"]
     if kept and top:
@@ -43,15 +42,16 @@ def result_html(record: dict[str, Any], stats: dict[str, Any], top: int) -> str:
 
 
 def framed(body: str) -> str:
-    """HTML with the styles that all results share."""
+    """Wrap HTML in the styles that all results share."""
     return f'<div class="pahq-result"><style>{CSS}</style>\n{body}\n</div>'
 
 
 def table(caption: str, columns: list[str], rows: list[list[str]], numbers: set[int]) -> str:
-    """A table of cells that are HTML already.
+    """Return a table.
 
     Args:
-        numbers: columns that are aligned right.
+        caption, columns, rows: HTML.
+        numbers: indices of columns to align right.
     """
 
     def row(tag: str, cells: list[str], scope: str = "") -> str:

@@ -16,21 +16,21 @@ from pahq_plugin.errors import printable
 from pahq_plugin.labels import ends
 
 BAR_WIDTH, LEAST_BAR = 24, 4
-"""Of the longest bar in characters; what is shorter says nothing."""
+"""Length of the longest bar in characters, and the least with which bars are drawn at all."""
 
 
 def print_record(record: dict[str, Any], stats: dict[str, Any], top: int) -> None:
-    """Print a result: a summary, its ``top`` strongest edges, its busiest nodes, what it cost."""
+    """Print a result: a summary, its ``top`` strongest edges, its busiest nodes, its cost."""
     print_view(record_view(record, stats, top))
 
 
 def print_view(view: RenderableType) -> None:
-    """Print what rich can show."""
+    """Print a rich renderable."""
     Console(highlight=False, markup=False).print(view)
 
 
 def record_view(record: dict[str, Any], stats: dict[str, Any], top: int) -> Group:
-    """What `print_record` prints, for any console of rich."""
+    """Return what `print_record` prints, for any rich console."""
     parts: list[RenderableType] = [Text(summary(record), style="bold")]
     kept = strongest(record["decisions"])
     if kept and top:
@@ -41,7 +41,7 @@ def record_view(record: dict[str, Any], stats: dict[str, Any], top: int) -> Grou
 
 
 def summary(record: dict[str, Any]) -> str:
-    """One line: how many edges were kept, by which method and settings."""
+    """Return one line: the number of kept edges, the method and its settings."""
     settings, decisions = record["settings"], record["decisions"]
     kept = sum(entry["kept"] for entry in decisions)
     line = f"{kept:,} of {len(decisions):,} edges kept by {settings['method']}"
@@ -54,13 +54,13 @@ def summary(record: dict[str, Any]) -> str:
 
 
 def strongest(decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Kept decisions, largest magnitude first."""
+    """Return the kept decisions, largest magnitude first."""
     kept = [entry for entry in decisions if entry["kept"]]
     return sorted(kept, key=lambda entry: (-abs(entry["effect"]), label(entry)))
 
 
 def label(entry: dict[str, Any]) -> str:
-    """The edge's name, with its position if it has one."""
+    """Return the edge's name, with its position if it has one."""
     position = "" if entry["seq_idx"] is None else f" @{entry['seq_idx']}"
     return printable(entry["edge"]) + position
 
@@ -68,8 +68,8 @@ def label(entry: dict[str, Any]) -> str:
 class EdgeTable:
     """The strongest edges with their effects as numbers and bars, as wide as the console allows.
 
-    Names are never cut where the console has room for them alone: bars get shorter, then they go, then
-    what an edge was decided on.
+    In a narrow console bars get shorter, then they are dropped, then the column ``decided on``. Names
+    are cut only if they alone do not fit.
     """
 
     def __init__(self, kept: list[dict[str, Any]], top: int, scored: bool) -> None:
@@ -89,9 +89,10 @@ class EdgeTable:
         """Make the table.
 
         Args:
+            shown: decisions to list.
             bar: width of the longest bar; 0 for none.
-            block: what bars are made of.
-            decided: whether there is room to say what each was decided on.
+            block: character that bars are made of.
+            decided: whether there is room for the column ``decided on``.
         """
         title = f"Strongest {len(shown)} of {len(self._kept):,} kept edges"
         table = Table(title=title, title_justify="left", title_style="bold")
@@ -114,7 +115,7 @@ class EdgeTable:
 
 
 def busiest(kept: list[dict[str, Any]], count: int = 8) -> str:
-    """The nodes with most kept edges, Q, K and V of a head counted together."""
+    """Return the nodes with the most kept edges; Q, K and V of a head count together."""
     edges: Counter[str] = Counter()
     for entry in kept:
         source, destination, _ = ends(entry["edge"])
@@ -130,8 +131,10 @@ def _by_count(item: tuple[str, int]) -> tuple[int, str]:
 
 
 def loss_line(record: dict[str, Any]) -> str:
-    """One line: by how much the loss rose as edges were removed, the sum of their effects; empty for a
-    method that scores edges, whose scores are no changes of a loss."""
+    """Return one line: the rise of the loss as edges were removed, which is the sum of their effects.
+
+    Empty for a method that scores edges: scores are not changes of a loss.
+    """
     settings = record["settings"]
     removed = [entry for entry in record["decisions"] if not entry["kept"]]
     if settings.get("scored") or not removed:
@@ -144,7 +147,7 @@ def loss_line(record: dict[str, Any]) -> str:
 
 
 def cost(stats: dict[str, Any]) -> str:
-    """One line: time, evaluations, memory; nothing of a result that was not measured."""
+    """Return one line: time, evaluations, memory; empty if they were not measured."""
     if not stats or not stats["seconds"]:
         return ""
     line = f"{stats['seconds']:.1f} s"

@@ -184,7 +184,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"runs": ["acdc"]}, "runs"),
     ({"runs": [{"title": "x"}]}, "'title'"),
     ({"runs": [{"seeds": [None]}]}, "seed"),
-    ({"runs": [{}, {"batches": 2}]}, "acdc on ioi, with different batches"),
+    ({"runs": [{}, {"batches": 2}]}, "acdc on ioi with different batches"),
     ({"runs": [{}, {"ablation": "zero"}]}, "ablation"),
     ({"methods": ["random"], "runs": [{}, {"options": {"a": 1}}]}, "random.*options"),
     ({"title": 1}, "title"),
@@ -329,7 +329,7 @@ def test_problems_that_differ_have_different_labels() -> None:
 def test_problems_of_one_label_are_refused() -> None:
     problems = ["ioi", {"name": "ioi", "batch_size": 4}]
     runs = [{"problems": [problem], "thresholds": [0.1 + i]} for i, problem in enumerate(problems)]
-    with pytest.raises(ConfigError, match="two problems are called 'ioi' and 'ioi'"):
+    with pytest.raises(ConfigError, match="two problems are named 'ioi' and 'ioi'"):
         make_plan({"methods": ["acdc"], "runs": runs}, Path())
 
 
@@ -338,7 +338,7 @@ def test_problems_whose_files_would_have_one_name_are_refused(tmp_path: Path) ->
     for name in ("a b", "a-b"):
         (tmp_path / f"{name}.json").write_text(f'["{name}"]')
         problems.append({"name": "ioi", "prompts": f"{name}.json"})
-    with pytest.raises(ConfigError, match="are called 'ioi a-b' and 'ioi a b', which tables"):
+    with pytest.raises(ConfigError, match="are named 'ioi a-b' and 'ioi a b', which tables"):
         make_plan({"methods": ["acdc"], "problems": problems}, tmp_path)
 
 
@@ -348,7 +348,7 @@ def test_problems_whose_files_would_have_one_name_are_refused(tmp_path: Path) ->
 def test_runs_that_one_row_of_a_table_would_mix_are_refused(changed: dict[str, Any]) -> None:
     """Also at thresholds or seeds that the other run lacks."""
     runs = [{"thresholds": [0.01]}, {"thresholds": [0.1], "seeds": [1], **changed}]
-    message = f"two runs hold pahq on ioi, with different {next(iter(changed))}; compare those"
+    message = f"two runs have pahq on ioi with different {next(iter(changed))}; compare them"
     with pytest.raises(ConfigError, match=message):
         make_plan({"problems": ["ioi"], "methods": ["pahq"], "runs": runs}, Path())
     other = {**runs[1], "methods": ["acdc"]}  # another method may have its own

@@ -36,7 +36,7 @@ def test_cuts_are_circuits_of_that_many_edges(size: int) -> None:
 
 def test_a_search_that_reads_one_batch_is_not_compared_on_more(tmp_path: Path) -> None:
     search = Search(ProblemSpec("greater-than", batch_size=4), "host-acdc", 0.1, 0, batches=2)
-    with refused(ConfigError, "host-acdc searches with the first batch only; the others with more"):
+    with refused(ConfigError, "host-acdc searches with the first batch only; set batches to 1"):
         task.find(search, tmp_path, 1)
 
 

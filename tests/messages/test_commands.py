@@ -20,7 +20,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["discover", "ioi", "--batches", "-1"], "--batches=-1 must be 0 (all batches) or a number above 0"),
     (["discover", "ioi", "--guard", "x"], "--guard 'x' must be auto or a number, for example 0.3"),
     (["show", "RESULT", "--card", "--json"], "--json prints the result; leave out --card"),
-    (["show", "RESULT", "--license", "mit"], "--license and --base-model are of the card; add --card"),
+    (["show", "RESULT", "--license", "mit"], "--license and --base-model belong to a card; add --card"),
     (["export", "ioi", "g.onnx", "--head", "x"], "--head 'x' must be auto, none or LAYER.HEAD, for "),
     (["export", "ioi", "g.onnx", "--head", "none"], "--head 'none' must be LAYER.HEAD, for example 2.7"),
     (

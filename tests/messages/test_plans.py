@@ -22,9 +22,9 @@ SMALL: dict[str, Any] = {"problems": ["ioi"], "methods": ["acdc"], "thresholds":
 
 PLANS: list[tuple[dict[str, Any], str]] = [
     ({"color": 1}, "the plan has no key 'color'; it takes ablation, "),
-    ({"runs": []}, "runs must be tables, at least one: [[runs]]"),
+    ({"runs": []}, "runs must be one or more tables: [[runs]]"),
     ({"options": 3}, "options must be a table, not 3"),
-    ({"options": {"x": float("nan")}}, "options must hold finite numbers, texts and lists: "),
+    ({"options": {"x": float("nan")}}, "options must hold finite numbers, strings and lists: "),
     ({"problems": [3]}, "a problem must be a name or a table with a name, not 3"),
     ({"problems": ["x"]}, "no problem 'x'; known: "),
     ({"problems": [{"name": "ioi", "prompts": "x.json"}]}, "no readable prompt file '"),
@@ -32,20 +32,20 @@ PLANS: list[tuple[dict[str, Any], str]] = [
     ({"problems": [{"name": "ioi", "batch_size": 0}]}, "batch_size must be an integer above 0, not 0"),
     (
         {"problems": [{"name": "ioi", "model": "a\nb"}]},
-        "a problem is named 'ioi a\\nb'; names must be of visible characters",
+        "a problem is named 'ioi a\\nb'; names must be printable",
     ),
     ({"methods": []}, "methods must be a list with at least one entry, not []"),
     ({"methods": [3]}, "a method must be a string, not 3"),
     ({"thresholds": [0]}, "a threshold must be a number above 0, not 0"),
     ({"seeds": [-1]}, "a seed must be an integer from 0 to 2**63 - 1, not -1"),
-    ({"batches": -1}, "batches must be 0 (all) or an integer above it, not -1"),
+    ({"batches": -1}, "batches must be 0 (all) or an integer above 0, not -1"),
     (
         {"problems": ["ioi", {"name": "ioi", "batch_size": 3}]},
-        "two problems are called 'ioi' and 'ioi', which tables and files cannot tell apart; compare",
+        "two problems are named 'ioi' and 'ioi', which tables and files cannot tell apart; compare",
     ),
     (
         {"runs": [{"batches": 1}, {"batches": 2}]},
-        "two runs hold acdc on ioi, with different batches; compare those in plans",
+        "two runs have acdc on ioi with different batches; compare them in separate plans",
     ),
 ]
 
@@ -60,7 +60,7 @@ def test_plans(changes: dict[str, Any], message: str) -> None:
 def test_files_of_plans(tmp_path: Path) -> None:
     file = tmp_path / "plan.toml"
     file.write_text("x =")
-    with refused(ConfigError, f"{file} is no readable TOML: "):
+    with refused(ConfigError, f"{file} is not readable TOML: "):
         read_plan(file)
     file.write_text('problems = ["x"]\nmethods = ["acdc"]')
     with refused(ConfigError, f"{file}: no problem 'x'; known: "):
@@ -83,7 +83,7 @@ def test_baselines_that_do_not_fit() -> None:
     ("changes", "message"),
     [
         ({"methods": ["ground-truth"]}, "no published circuit is known for "),
-        ({"methods": ["random"], "ablation": "zero"}, "random knows the ablation resample only"),
+        ({"methods": ["random"], "ablation": "zero"}, "random supports the ablation resample only"),
     ],
 )
 def test_searches_that_cannot_be(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_where_a_comparison_goes(tmp_path: Path) -> None:
     with refused(ConfigError, "processes=0 and threads=1 must both be at least 1"):
         run_plan(plan, tmp_path, processes=0, threads=1)
     (tmp_path / "file").touch()
-    with refused(ConfigError, f"{tmp_path / 'file'} is a file; a comparison is kept in a folder"):
+    with refused(ConfigError, f"{tmp_path / 'file'} is a file; name a folder for the comparison"):
         run_plan(plan, tmp_path / "file", processes=1, threads=1)
 
 
@@ -105,7 +105,7 @@ def test_what_a_sweep_left(tmp_path: Path) -> None:
     file = tmp_path / "search.json"
     for content, reason in (
         ("{", "Expecting property name"),
-        ("[]", "it holds no object"),
+        ("[]", "it is not a JSON object"),
         ("{}", "search is missing or wrong"),
     ):
         file.write_text(content)

@@ -20,10 +20,10 @@ from tests.helpers.refused import refused
 Change = Callable[[dict[str, Any]], object]
 
 RECORDS: list[tuple[Change, str]] = [
-    (lambda r: r.pop("schema"), "is no result of this version; expected schema 'pahq-discovery/1'"),
+    (lambda r: r.pop("schema"), "is not a result of this version; expected schema 'pahq-discovery/1'"),
     (lambda r: r.pop("model"), "lacks model, settings or decisions"),
     (lambda r: r["model"].pop("name"), "model must hold a name, a digest and a number of edges"),
-    (lambda r: r["settings"].pop("seed"), "settings lack a field or hold one of another type"),
+    (lambda r: r["settings"].pop("seed"), "a field of settings is missing or of the wrong type"),
     (
         lambda r: r["settings"].update(precision={"low": 3}),
         "settings: precision must name the formats low and mlp",
@@ -31,7 +31,7 @@ RECORDS: list[tuple[Change, str]] = [
     (lambda r: r["settings"].update(threshold=-1.0), "settings: threshold -1.0 must be above 0"),
     (lambda r: r["decisions"][0].pop("kept"), "decision 0 is damaged: {"),
     (lambda r: r["decisions"].pop(), "holds 1 decisions on 1 edges; the model has 2, each decided once"),
-    (lambda r: r["decisions"][0].update(kept=False), "A->B is marked removed against its effect of 1"),
+    (lambda r: r["decisions"][0].update(kept=False), "A->B is marked removed, but its effect is 1"),
 ]
 
 
@@ -58,7 +58,7 @@ def test_values_of_json(content: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         parse_json(content)
     (tmp_path / "result.json").write_text(content)
-    with refused(ResultError, "is no readable JSON: ", message):
+    with refused(ResultError, "is not readable JSON: ", message):
         read_record(tmp_path / "result.json")
 
 
@@ -69,7 +69,7 @@ def test_places_without_a_result(tmp_path: Path) -> None:
         write_card(tmp_path)
     (tmp_path / "checkpoint.safetensors").touch()
     with refused(
-        ResultError, f"the run in {tmp_path} has not finished; start its command again to go on"
+        ResultError, f"the run in {tmp_path} has not finished; run its command again to continue"
     ):
         result_file(tmp_path)
 
@@ -103,8 +103,8 @@ def test_costs_below_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"license": "No Such"}, "license 'No Such' is no name of the hub's, such as mit or apache-2.0"),
-        ({"base_model": "a/b/c"}, "base_model 'a/b/c' is no name of the hub's, such as owner/name"),
+        ({"license": "No Such"}, "license 'No Such' must be a name that the hub knows, such as mit"),
+        ({"base_model": "a/b/c"}, "base_model 'a/b/c' must be a model name on the hub: owner/name"),
         ({"measures": {"loss": math.nan}}, "measure 'loss' is nan; expected a name and a number"),
         ({"measures": {3: 0.5}}, "measure 3 is 0.5; expected a name and a number"),
         ({"measures": {"loss": 10**400}}, "; expected a name and a number"),

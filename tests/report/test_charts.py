@@ -121,7 +121,7 @@ def test_costs_are_listed_as_they_are(tmp_path: Path) -> None:
     assert (time.x_log, memory.x_log) == (True, False)
     assert list(time.series[0].x) == [0.00004, 4.0] and list(memory.series[0].x) == [0.0, 6.0]
     table = interactive.numbers(memory)
-    assert table.columns == ["method", "MiB above the loaded model", "least to most"]
+    assert table.columns == ["method", "MiB above the loaded model", "minimum to maximum"]
     assert list(table.rows) == [["random", "0", "0 to 0"], ["pahq", "6", "4 to 8"]]
     for one in (time, memory):
         write_chart(one, tmp_path)

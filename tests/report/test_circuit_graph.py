@@ -79,7 +79,7 @@ def test_names_and_words() -> None:
 
 
 def test_a_circle_is_refused() -> None:
-    with pytest.raises(ResultError, match="circle"):
+    with pytest.raises(ResultError, match="form a cycle"):
         circuit_data(record_of([decision("a->b", 1.0), decision("b->a", 1.0)]))
 
 

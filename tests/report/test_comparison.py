@@ -204,10 +204,10 @@ def point(method: str, mean: float, low: float, high: float, threshold: float = 
         (
             (0.9, 0.8, 0.95),
             (0.5, 0.4, 0.6),
-            "lies above that of eap in minus the loss (0.90 against 0.50",
+            "is above that of eap in minus the loss (0.90 against 0.50",
         ),
         ((0.9, 0.5, 0.95), (0.7, 0.4, 0.8), "(0.90 against 0.70; intervals overlap)"),
-        ((0.3, 0.2, 0.4), (0.7, 0.6, 0.8), "lies below that of eap in minus the loss"),
+        ((0.3, 0.2, 0.4), (0.7, 0.6, 0.8), "is below that of eap in minus the loss"),
         ((0.5, 0.4, 0.6), (0.5, 0.4, 0.6), "equals that of eap in minus the loss (0.50)"),
     ],
 )
@@ -234,7 +234,7 @@ def test_rates_say_when_we_are_behind() -> None:
         {"problem": "p", "method": "host-acdc", "roc_auc": 0.95},
     ]
     (sentence,) = rates(frames_of([], rows, []))
-    assert "pahq 0.900, host-acdc 0.950" in sentence and "pahq lies below the host's loop" in sentence
+    assert "pahq 0.900, host-acdc 0.950" in sentence and "pahq is below the host's loop" in sentence
     assert rates(frames_of([], [{"problem": "p", "method": "pahq"}], [])) == []
 
 

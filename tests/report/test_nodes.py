@@ -106,7 +106,7 @@ def test_long_names_are_shortened_and_kept() -> None:
 
 @pytest.mark.parametrize("labels", [["a->b", "b->a"], ["a->a"]])
 def test_a_circle_is_refused(labels: list[str]) -> None:
-    with pytest.raises(ResultError, match=r"circle: .*a"):
+    with pytest.raises(ResultError, match=r"form a cycle: .*a"):
         layout(labels)
 
 

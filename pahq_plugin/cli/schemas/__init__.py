@@ -1,7 +1,7 @@
-"""JSON Schemas of what commands print with ``--json``.
+"""JSON Schemas of the output of commands with ``--json``.
 
-Those of this package's commands lie beside this file. A package that adds a command through the entry
-points ``pahq.commands`` keeps its schema in its own folder ``schemas``, under the command's name.
+Schemas of this package's commands are beside this file. A package that adds a command through the entry
+point group ``pahq.commands`` keeps its schema as ``schemas/COMMAND.json`` in its own folder.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from importlib.resources.abc import Traversable
 from pahq_plugin.errors import ConfigError
 
 SAME = {"show": "discover", "import": "discover"}
-"""Commands that print what another one prints."""
+"""Commands whose output has the schema of another command."""
 
 OWN = ("discover", "show", "compare", "store", "doctor")
 
 
 def schema_text(command: str) -> str:
-    """The schema of a command's JSON.
+    """Return the schema of a command's JSON output.
 
     Raises:
-        ConfigError: no such command, or one without a schema; lists those there are.
+        ConfigError: no such command, or one without a schema; the message lists the known ones.
     """
     found = _file(command)
     if found is None or not found.is_file():
         names = [*OWN, *(name for name in sorted(_others()) if _has_one(name))]
-        raise ConfigError(f"no schema of {command!r}; there are those of {', '.join(names)}")
+        raise ConfigError(f"no schema for {command!r}; known: {', '.join(names)}")
     return found.read_text(encoding="utf-8")
 
 
@@ -45,6 +45,6 @@ def _has_one(command: str) -> bool:
 
 
 def _others() -> dict[str, str]:
-    """Commands of other packages, with the package."""
+    """Return command -> package for the commands of other packages."""
     entries = entry_points(group="pahq.commands")
     return {entry.name: entry.module.partition(".")[0] for entry in entries}

@@ -1,1 +1,1 @@
-"""A comparison as a page that people read."""
+"""The report of a comparison: a web page, tables and plots."""

@@ -1,7 +1,7 @@
-"""A chart as a value: what is drawn, apart from who draws it.
+"""A chart as a value, independent of the library that draws it.
 
-`pahq_plugin.compare.page.interactive` draws charts for the page, `pahq_plugin.compare.page.static` for
-papers.
+`pahq_plugin.compare.page.interactive` draws charts for the page, and `pahq_plugin.compare.page.static`
+for papers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ Step = Literal["straight", "stairs"]
 
 @dataclass(frozen=True)
 class Style:
-    """How one method looks everywhere: colour, dash and marker all differ, for those who do not see
-    colours."""
+    """One method's look in every chart. Dash and marker differ, too, for readers who cannot tell colours
+    apart."""
 
     color: str
     dash: Literal["solid", "dash", "dot", "dashdot"]
@@ -30,12 +30,12 @@ class Series:
     """One method's points.
 
     Attributes:
-        name: of the method.
+        name: name of the method.
         x: numbers.
-        y: numbers; of dots, the names of their rows.
-        low, high: ends of intervals around y (of dots: around x); empty for none.
+        y: numbers; for dots, the names of their rows.
+        low, high: ends of intervals around y (for dots: around x); empty for none.
         step: how points are joined.
-        notes: what to say about each point.
+        notes: a note on each point.
     """
 
     name: str
@@ -52,15 +52,15 @@ class Chart:
     """One chart.
 
     Attributes:
-        ident: names its files and its place in the page.
+        ident: name of its files, and its id in the page.
         title: what it shows.
         caption: how to read it.
-        x_label, y_label: with units.
+        x_label, y_label: axis labels with units.
         series: one per method.
-        kind: lines with points, or a dot in a row for each method.
+        kind: lines with points, or one row with a dot per method.
         spread: what the intervals are.
         x_log: whether the horizontal axis is logarithmic.
-        y_range: of the vertical axis; ``None`` for all data.
+        y_range: range of the vertical axis; ``None`` for all data.
     """
 
     ident: str
@@ -75,10 +75,10 @@ class Chart:
     y_range: tuple[float, float] | None = None
 
 
-# Okabe & Ito's palette, dark enough on white; black for FP32, which everything is held against.
+# Okabe & Ito's palette, dark enough on white; black for FP32, the reference.
 STYLES: dict[str, Style] = {
     "pahq": Style("#c2410c", "solid", "circle"),
-    "acdc": Style("#111111", "dash", "x", width=6),  # seen under a curve that lies on it
+    "acdc": Style("#111111", "dash", "x", width=6),  # visible under a curve that covers it
     "host-acdc": Style("#6b7280", "dot", "cross"),
     "pahq-paper": Style("#a16207", "dashdot", "triangle-up"),
     "rtn-q": Style("#b0186f", "dot", "square"),
@@ -92,7 +92,7 @@ STYLES: dict[str, Style] = {
     "ground-truth": Style("#be123c", "dashdot", "x"),
 }
 ON_TOP = "pahq"
-"""The method that is drawn over others of the same points."""
+"""The method that is drawn on top where points coincide."""
 
 _OTHERS = (
     Style("#0063a6", "solid", "circle"),
@@ -108,5 +108,5 @@ _OTHERS = (
 
 
 def style(name: str, place: int = 0) -> Style:
-    """The style of a method; of one that has none of its own, by its place in the chart."""
+    """Return a method's style, by its place in the chart if `STYLES` has none for it."""
     return STYLES.get(name) or _OTHERS[place % len(_OTHERS)]

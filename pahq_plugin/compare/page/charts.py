@@ -1,7 +1,7 @@
-"""The charts of a comparison, made from its tables.
+"""Charts of a comparison, made from its tables.
 
-A curve's points are means over the seeds, per threshold for searches and per share of the edges for
-rankings; intervals are 95 %, over held-out prompts and seeds.
+Points of a curve are means over seeds: per threshold for searches, per share of the edges for rankings.
+Intervals are 95 %, over held-out prompts and seeds.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Frames:
     Attributes:
         searches, costs, circuits: tidy tables.
         summary: one row per problem and method.
-        points: circuits at each threshold with intervals, ``at_threshold`` of every one.
-        study: what precision changes.
+        points: circuits at each threshold with intervals, from ``at_threshold``.
+        study: the effect of precision.
     """
 
     searches: pd.DataFrame
@@ -40,19 +40,19 @@ class Frames:
 
 
 def problem_charts(problem: str, material: Material, frames: Frames) -> list[Chart]:
-    """All charts of one problem, those first that say most."""
+    """Return all charts of one problem, the most informative first."""
     charts = [faithfulness_chart(problem, behaviour, frames) for behaviour in BEHAVIOUR_NAMES]
     charts += [roc_chart(problem, material), time_chart(problem, frames), memory_chart(problem, frames)]
     return [chart for chart in charts if chart is not None]
 
 
 def plain(methods: Iterable[str]) -> list[str]:
-    """Methods without those of the precision study, each once."""
+    """Return the methods without duplicates and without those of the precision study."""
     return [name for name in dict.fromkeys(methods) if "@" not in name]
 
 
 def roc_chart(problem: str, material: Material) -> Chart | None:
-    """Rates against the official circuit, of each method's first seed; ``None`` where none is known."""
+    """Return the ROC chart of each method's first seed; ``None`` if no published circuit is known."""
     true = material.true_edges.get(problem)
     if true is None:
         return None
@@ -69,9 +69,8 @@ def roc_chart(problem: str, material: Material) -> Chart | None:
     return Chart(
         f"roc-{slug(problem)}",
         f"ROC against the published circuit, {problem}",
-        "Rates of edges wrongly and rightly kept. A search is a staircase through its circuits, one "
-        "per threshold, the pessimistic curve of the ACDC paper; a ranking has every cut-off. "
-        "First seed of each method.",
+        "A search is a staircase through its circuits, one per threshold: the pessimistic curve of the "
+        "ACDC paper. A ranking has a point at every cut-off. First seed of each method.",
         "false positive rate",
         "true positive rate",
         series,
@@ -80,7 +79,7 @@ def roc_chart(problem: str, material: Material) -> Chart | None:
 
 
 def _rising(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that raise the true positive rate, so that a staircase never falls."""
+    """Return the points that raise the true positive rate, so that the staircase never falls."""
     best, kept = -1.0, []
     for x, y in sorted(points):
         if y > best:
@@ -90,10 +89,10 @@ def _rising(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def faithfulness_chart(problem: str, behaviour: str, frames: Frames) -> Chart | None:
-    """Faithfulness against share of edges; ``None`` where it was not measured.
+    """Return the chart of faithfulness against share of edges; ``None`` if it was not measured.
 
-    A ranking is drawn at the shares that all seeds have in common, each point their mean: of ties it may
-    be cut at another size for each seed.
+    Each point of a ranking is the mean over seeds of one nominal share: with ties, the circuits of
+    different seeds may have different sizes.
     """
     column = f"faithfulness_{behaviour}"
     rows = frames.circuits[frames.circuits["problem"] == problem]
@@ -119,12 +118,12 @@ def faithfulness_chart(problem: str, behaviour: str, frames: Frames) -> Chart | 
     return Chart(
         f"faithfulness-{behaviour.replace('_', '-')}-{slug(problem)}",
         f"Faithfulness against size, {problem}, {'minus ' if behaviour == 'loss' else ''}{shown}",
-        "0: as with every edge patched; 1: as the whole model. Held-out prompts; searches with 95 % "
-        "intervals over prompts and seeds. Where circuits are the same, one curve lies on the other. "
+        "0: same as with every edge patched; 1: same as the whole model. Held-out prompts; searches "
+        "with 95 % intervals over prompts and seeds. Curves of equal circuits coincide. "
         + (
-            "This is what searches keep low."
+            "Searches keep this loss low."
             if behaviour == "loss"
-            else "This is what attribution estimates, and what MIB measures."
+            else "Attribution estimates this, and MIB measures it."
         ),
         "share of edges kept",
         "faithfulness",
@@ -149,26 +148,26 @@ def _interval_series(method: str, own: pd.DataFrame, column: str, edges: int) ->
 
 
 def _range(series: Iterable[Series]) -> tuple[float, float]:
-    """From 0 to 1 at least; a method that does harm is cut off at -0.5, one that overshoots at 1.5."""
+    """Return a range that includes 0 to 1 and is cut off at about -0.5 and 1.5."""
     values = [float(y) for one in series for y in (*one.y, *one.low, *one.high)]  # type: ignore[arg-type]
     return max(-0.5, min(0.0, *values)) - 0.05, min(1.5, max(1.0, *values)) + 0.05
 
 
 def time_chart(problem: str, frames: Frames) -> Chart | None:
-    """Seconds per run of each method; ``None`` where none was run."""
+    """Return the chart of seconds per search; ``None`` if there are no searches."""
     return _cost_chart(
-        problem, frames, "seconds", "Time", "seconds for one run",
-        "Median over thresholds and seeds, least to most. A search is one threshold. Processes may have "
-        "run side by side: read ratios.",
+        problem, frames, "seconds", "Time", "seconds per search",
+        "Median over thresholds and seeds, with minimum and maximum. A search has one threshold. "
+        "Processes may have run in parallel: compare ratios.",
     )  # fmt: skip
 
 
 def memory_chart(problem: str, frames: Frames) -> Chart | None:
-    """Memory of each method above the loaded model; ``None`` where none was run."""
+    """Return the chart of memory above the loaded model; ``None`` if there are no searches."""
     return _cost_chart(
         problem, frames, "extra_mib", "Memory", "MiB above the loaded model",
-        "Peak resident memory of the method's own process, less what it was before the run. Median over "
-        "thresholds and seeds, least to most.",
+        "Peak resident memory of the method's own process, minus that before the search. Median over "
+        "thresholds and seeds, with minimum and maximum.",
     )  # fmt: skip
 
 
@@ -197,13 +196,13 @@ def _cost_chart(
             )
         ],
         kind="dots",
-        spread="least to most",
+        spread="minimum to maximum",
         x_log=bool((least > 0).all()),  # a logarithmic axis has no 0
     )
 
 
 def precision_charts(frames: Frames) -> list[Chart]:
-    """What precision changes: edges that differ from the FP32 circuit, one chart per problem."""
+    """Return one chart per problem of the edges that differ from the FP32 circuit."""
     study = frames.study
     if study.empty:
         return []
@@ -225,8 +224,8 @@ def precision_charts(frames: Frames) -> list[Chart]:
             Chart(
                 f"precision-{slug(problem)}",
                 f"What a number format changes, {problem}",
-                f"Edges that only the format's circuit or only that of {EXACT} in FP32 keeps, mean over "
-                "seeds. unguarded: decided on what was screened; pahq: near the threshold in FP32.",
+                f"Edges that are in the format's circuit or in that of {EXACT} in FP32, but not both; "
+                "mean over seeds. unguarded: no edge is re-decided; pahq: FP32 near the threshold.",
                 "threshold",
                 "differing edges",
                 series,  # type: ignore[arg-type]

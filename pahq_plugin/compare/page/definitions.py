@@ -1,4 +1,4 @@
-"""What the columns of a report mean, for its page."""
+"""Definitions of a report's measures, for its page."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ DEFINITIONS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "pessimistic",
-        "The area under the staircase through the circuits found: at each false positive rate the "
-        "best true positive rate of a circuit with at most that many wrong edges; nothing is "
-        "assumed between.",
+        "The area under the staircase through the circuits: at each false positive rate, the best true "
+        "positive rate of a circuit with at most that rate. Nothing is assumed between circuits.",
         "Conmy et al. 2023, arXiv 2304.14997",
     ),
     (
         "faithfulness",
         "(m(C) - m(none)) / (m(all) - m(none)): m is the logit difference of right and wrong "
-        "answers, or minus the loss; C is the circuit with all other edges patched; none has "
-        "every edge patched.",
+        "answers, or minus the loss; C is the circuit, with all other edges patched; in none, "
+        "every edge is patched.",
         "Wang et al. 2022, arXiv 2211.00593; Mueller et al. 2025 (MIB), arXiv 2504.13151",
     ),
     (
         "completeness",
-        "1 - the faithfulness of all edges outside the circuit: 1 if nothing of the behaviour is "
+        "1 minus the faithfulness of all edges outside the circuit: 1 if none of the behaviour is "
         "left there.",
         "Marks et al. 2024, arXiv 2403.19647",
     ),
@@ -33,13 +32,13 @@ DEFINITIONS: tuple[tuple[str, str, str], ...] = (
         "CPR and CMD",
         "The area under the curve of faithfulness against the share of edges kept (larger is "
         "better), and the area between that curve and 1 (smaller is better), from no edge to all. "
-        "Curves are straight between the sizes measured; a search has as many as thresholds.",
+        "Curves are straight between the sizes measured; a search has one size per threshold.",
         "Mueller et al. 2025 (MIB), arXiv 2504.13151",
     ),
     (
         "loss",
-        "KL divergence of the circuit's next-token distribution from the whole model's, in nats; "
-        "for a model with a single output the mean squared difference.",
+        "KL divergence between the next-token distributions of the whole model and the circuit, in "
+        "nats; for a model with a single output, the mean squared difference.",
         "Conmy et al. 2023, arXiv 2304.14997",
     ),
     (
@@ -49,8 +48,8 @@ DEFINITIONS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "differs from FP32",
-        "Decisions that differ from those of the same search in FP32: edges that only one of the "
-        "two keeps, over all thresholds and seeds.",
+        "Decisions that differ from those of the FP32 search: edges that only one of the two keeps, "
+        "over all thresholds and seeds.",
         "",
     ),
     (
@@ -61,13 +60,13 @@ DEFINITIONS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "plain forwards",
-        "Time over that of one forward of the same prompts by the same model without any patching.",
+        "Time divided by that of one unpatched forward pass of the same prompts.",
         "",
     ),
     (
         "intervals",
-        "95 %, from 1,000 resamples of seeds and, within each, of its held-out prompts. With few "
-        "seeds they say little about other seeds.",
+        "95 %, from 1,000 resamples of the seeds and, within each seed, of its held-out prompts. With "
+        "few seeds they say little about other seeds.",
         "Davison & Hinkley 1997, section 3.8",
     ),
 )

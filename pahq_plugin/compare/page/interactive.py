@@ -1,7 +1,7 @@
 """Charts for the page, drawn by plotly in the browser.
 
-A chart is a ``<figure>`` with its data beside it as JSON; `SCRIPT` draws all of them once the page is
-there. plotly's own code goes into the page, so that nothing is fetched.
+A chart is a ``<figure>`` that holds its data as JSON; `SCRIPT` draws all charts when the page is loaded.
+plotly's code is embedded in the page, so that nothing is fetched.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pahq_plugin.results.drawing.page import json_text
 FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#1f2937"}
 HEIGHT = 380
 MOST_ROWS = 20
-"""Points of a series that its table lists."""
+"""The most points of a series that its table lists."""
 
 SCRIPT = """
 for (const place of document.querySelectorAll(".chart")) {
@@ -35,12 +35,12 @@ for (const place of document.querySelectorAll(".chart")) {
 
 
 def library() -> str:
-    """plotly's code, 4.6 MB; nothing in it may end the ``<script>`` that it is put in."""
+    """Return plotly's code, 4.6 MB, escaped so that it cannot end its ``<script>`` element."""
     return get_plotlyjs().replace("</script", "<\\/script")
 
 
 def figure(chart: Chart) -> str:
-    """The chart as HTML: a drawing, its caption, and its data for those who cannot see it."""
+    """Return the chart as HTML: drawing, caption, and the numbers for readers who cannot see it."""
     drawn = json_text({"data": _traces(chart), "layout": _layout(chart)})
     label = html.escape(f"{chart.title}. {chart.caption}", quote=True)
     return (
@@ -52,7 +52,7 @@ def figure(chart: Chart) -> str:
 
 
 def numbers(chart: Chart) -> Table:
-    """A chart's points as a table; of long series, some of them."""
+    """Return a chart's points as a table, with a selection of points for long series."""
     dots = chart.kind == "dots"
     rows = []
     for series in chart.series:
@@ -65,7 +65,7 @@ def numbers(chart: Chart) -> Table:
 
 
 def _some(length: int) -> list[int]:
-    """Indices of at most `MOST_ROWS` points, evenly spread, with both ends."""
+    """Return the indices of at most `MOST_ROWS` points, evenly spread, including both ends."""
     if length <= MOST_ROWS:
         return list(range(length))
     return [round(i * (length - 1) / (MOST_ROWS - 1)) for i in range(MOST_ROWS)]
@@ -111,7 +111,7 @@ def _dots(series: Series, place: int) -> dict[str, Any]:
         "hovertemplate": "%{y}: %{x:.3g}<extra></extra>",
     }
     if series.low:
-        # Of its own colour: plotly takes none from dots that differ.
+        # With an explicit colour: plotly takes none from dots of different colours.
         trace["error_x"] = _errors(series.x, series.low, series.high) | {"color": "#374151"}
     return trace
 
@@ -128,7 +128,7 @@ def _errors(values: Any, low: Any, high: Any) -> dict[str, Any]:
 
 
 def _ticks(chart: Chart) -> list[float]:
-    """Round numbers around a chart's: costs may all lie between two powers of ten."""
+    """Return round tick values, more than powers of ten if the chart's values span few decades."""
     values = [x for series in chart.series for x in (*series.x, *series.low, *series.high)]
     decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
     return [digit * 10.0**k for k in decades for digit in ((1,) if len(decades) > 3 else (1, 2, 5))]

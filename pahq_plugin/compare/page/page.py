@@ -1,7 +1,7 @@
-"""The report as one HTML page that fetches nothing.
+"""The report as one self-contained HTML page.
 
-What was found comes first, in sentences; then what was compared and left out; then each problem with
-its charts, tables and circuits; then what precision changes; then definitions.
+In order: findings, in sentences; what was compared and left out; each problem with its charts, tables
+and circuits; the effect of precision; definitions.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pahq_plugin.results.drawing.page import asset, page
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a page is made of.
+    """The content of a page.
 
     Attributes:
         plan: what was compared.
         material: results.
-        frames: tables of them.
+        frames: tables of the results.
         left_out: sentences on what was reduced, refused or failed.
-        facts: name and value of what the figures depend on: machine, versions, processes.
+        facts: (name, value) of what the figures depend on: machine, versions, processes.
     """
 
     plan: Plan
@@ -42,12 +42,12 @@ class Report:
 
     @property
     def problems(self) -> list[str]:
-        """Labels, in the order of the plan."""
+        """Labels of the problems, in the order of the plan."""
         return list(dict.fromkeys(self.frames.searches["problem"]))
 
 
 def comparison_page(report: Report) -> str:
-    """The whole page."""
+    """Return the whole page as HTML."""
     css, script = viewer_assets()
     return page(
         report.plan.title,
@@ -115,8 +115,8 @@ def _problem(problem: str, report: Report) -> str:
 
 
 def reference_threshold(problem: str, report: Report) -> float | None:
-    """The middle one of the thresholds that circuits were judged at, those of the precision study aside;
-    ``None`` if there is none."""
+    """Return the middle threshold at which circuits were judged, without the precision study; ``None``
+    if there is none."""
     points = report.frames.points
     own = points[(points["problem"] == problem) & points["method"].isin(plain(points["method"]))]
     values = sorted(set(own["threshold"]))
@@ -124,8 +124,8 @@ def reference_threshold(problem: str, report: Report) -> float | None:
 
 
 def circuits_to_show(problem: str, threshold: float, material: Material) -> list[dict[str, Any]]:
-    """One circuit per method, of its first seed; rankings are cut at the size of FP32's, and left out
-    where there is none."""
+    """Return one circuit per method, from its first seed. Rankings are cut at the size of the FP32
+    circuit, and left out if there is none."""
     own = [f for f in material.findings if f.search.problem.label == problem]
     names = plain(finding.search.method for finding in own)
     chosen: dict[str, Finding] = {}
@@ -140,7 +140,7 @@ def circuits_to_show(problem: str, threshold: float, material: Material) -> list
 
 
 def _cut(finding: Finding, threshold: float, material: Material) -> dict[str, Any]:
-    """The record of a search as it is; of a ranking, with the edges kept that the judge kept."""
+    """Return a search's record unchanged; in a ranking's, mark as kept the edges that were judged."""
     record = dict(finding.record)
     kept = material.cut_at(finding, threshold)
     if kept is not None:

@@ -1,4 +1,4 @@
-"""The tables of a report as people read them: rounded, with units, and the same in HTML and Markdown."""
+"""Tables of a report for reading: rounded, with units, the same in HTML and Markdown."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ABSENT = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text already; the first column names the row.
+    """A table of text; the first column names the row.
 
     Attributes:
-        ident: names its file.
+        ident: name of its file.
         title: what it shows.
         caption: how to read it.
         columns: headings.
@@ -33,14 +33,14 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """For a README."""
+        """Return the table as Markdown."""
         head = "| " + " | ".join(self.columns) + " |"
         rule = "|" + "|".join(["---", *["---:"] * (len(self.columns) - 1)]) + "|"
         body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
         return "\n".join([f"**{self.title}.** {self.caption}", "", head, rule, *body]) + "\n"
 
     def html(self) -> str:
-        """For the page; wide tables scroll inside a region of their own."""
+        """Return the table as HTML; a wide one scrolls inside its own region."""
         head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
         body = "".join(
             f'<tr><th scope="row">{html.escape(row[0])}</th>'
@@ -60,7 +60,7 @@ Cell = Callable[[pd.Series], str]
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """Rounded to so many significant digits; a dash for a missing one."""
+    """Round to so many significant digits; a missing value becomes a dash."""
     if value is None or pd.isna(value):
         return ABSENT
     if value == 0:
@@ -71,14 +71,14 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def decimals(value: Any, places: int = 3) -> str:
-    """With a fixed number of decimals; a dash for a missing one."""
+    """Round to a fixed number of decimals; a missing value becomes a dash."""
     if value is None or pd.isna(value):
         return ABSENT
     return f"{round(float(value), places) + 0.0:.{places}f}"  # + 0.0 turns -0.0 into 0.0
 
 
 def interval(row: pd.Series, name: str, places: int = 2) -> str:
-    """``0.98 (0.97 to 0.99)``; without a width the number alone."""
+    """Return ``0.98 (0.97 to 0.99)``, or the number alone if the interval is missing or has no width."""
     if name not in row or pd.isna(row[name]):
         return ABSENT
     shown, low, high = (decimals(row[key], places) for key in (name, f"{name}_low", f"{name}_high"))
@@ -86,7 +86,7 @@ def interval(row: pd.Series, name: str, places: int = 2) -> str:
 
 
 def rendered(frame: pd.DataFrame, cells: dict[str, Cell], ident: str, title: str, caption: str) -> Table:
-    """A table with one column per cell function; columns without any value are left out."""
+    """Return a table with one column per cell function, without columns that have no value."""
     rows = [[make(row) for make in cells.values()] for _, row in frame.iterrows()]
     kept = [i for i in range(len(cells)) if i == 0 or any(row[i] not in (ABSENT, "") for row in rows)]
     names = list(cells)
@@ -96,7 +96,7 @@ def rendered(frame: pd.DataFrame, cells: dict[str, Cell], ident: str, title: str
 
 
 def across(frames: Frames) -> Table:
-    """One row per method over all problems: the table for a README."""
+    """Return one row per method, over all problems."""
     rows = frames.summary[frames.summary["method"].isin(plain(frames.summary["method"]))]
     grouped = rows.groupby("method", sort=False)
     means = grouped.mean(numeric_only=True)
@@ -119,13 +119,13 @@ def across(frames: Frames) -> Table:
     }
     return rendered(
         means.reset_index(), cells, "across", "All methods over all problems",
-        "Means over the problems that a method ran on (ROC AUC: those with a known circuit). One "
-        "run's time in plain forwards and its MiB above the loaded model: medians over problems.",
+        "Means over the problems that a method ran on (ROC AUC: those with a known circuit). Time of "
+        "one search in plain forwards and its MiB above the loaded model: medians over problems.",
     )  # fmt: skip
 
 
 def overview(problem: str, frames: Frames) -> Table:
-    """One row per method: quality over all thresholds, agreement, cost."""
+    """Return one row per method: quality over all thresholds, agreement, cost."""
     rows = _of(frames.summary, problem)
     spent = _of(frames.costs, problem).groupby("method", sort=False)
     middle = spent[["seconds", "forward_equivalents", "extra_mib"]].median()
@@ -147,7 +147,7 @@ def overview(problem: str, frames: Frames) -> Table:
     return rendered(
         rows, cells, f"overview-{problem}", f"All methods, {problem}",
         "Means over seeds with 95 % intervals. Seconds, plain forwards of the same prompts, and "
-        "MiB above the loaded model: the median run.",
+        "MiB above the loaded model: medians over searches.",
     )  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def _differs(row: pd.Series) -> str:
 
 
 def circuits_at(problem: str, threshold: float, frames: Frames) -> Table:
-    """One row per method: the circuits at one threshold, run alone on held-out prompts."""
+    """Return one row per method: its circuits at one threshold, run on held-out prompts."""
     rows = frames.points[frames.points["threshold"] == threshold]
     cells: dict[str, Cell] = {
         "method": lambda r: r["method"],
@@ -173,13 +173,13 @@ def circuits_at(problem: str, threshold: float, frames: Frames) -> Table:
             cells[f"{measure}, {name}"] = lambda r, key=key: interval(r, key)
     return rendered(
         _of(rows, problem), cells, f"circuits-{problem}", f"Circuits at {threshold:g}, {problem}",
-        "Run alone on held-out prompts. Rankings are cut at the size of the FP32 search's circuit (more "
-        "where scores tie).",
+        "Run on held-out prompts, with all other edges patched. Rankings are cut at the size of the "
+        "FP32 search's circuit (more where scores tie).",
     )  # fmt: skip
 
 
 def study(frames: Frames, problem: str | None = None) -> Table:
-    """What precision changes in the conclusions, over problems or of one."""
+    """Return the effect of precision on the conclusions, over all problems or for one."""
     rows = frames.study if problem is None else frames.study[frames.study["problem"] == problem]
     keys = ["method", "threshold"] if problem else ["method"]
     means = rows.groupby(keys, sort=False).mean(numeric_only=True)
@@ -203,13 +203,13 @@ def study(frames: Frames, problem: str | None = None) -> Table:
     return rendered(
         means.reset_index(), cells, f"precision-{problem}" if problem else "precision",
         f"What precision changes in the conclusions{where}",
-        "Against the FP32 search of equal problem, threshold and seed; means. Heads lost: heads "
-        "with a kept edge in FP32 and none here. Top heads: the five with the largest sums of "
+        "Compared with the FP32 search of the same problem, threshold and seed; means. Heads lost: "
+        "heads with a kept edge in FP32 but none here. Top heads: the five with the largest sums of "
         "outgoing effects.",
     )  # fmt: skip
 
 
 def _of(frame: pd.DataFrame, problem: str) -> pd.DataFrame:
-    """Rows of one problem, without methods of the precision study."""
+    """Return the rows of one problem, without methods of the precision study."""
     rows = frame[frame["problem"] == problem]
     return rows[rows["method"].isin(plain(rows["method"]))]

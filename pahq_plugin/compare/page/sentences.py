@@ -1,4 +1,4 @@
-"""What a comparison says, in sentences that follow from its tables, for better or worse."""
+"""Findings of a comparison as sentences, generated from its tables whatever they say."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pahq_plugin.compare.page.readable import decimals
 
 OURS, RIVAL, HOST = "pahq", "eap", "host-acdc"
 LEAST = 3
-"""Edges of a circuit that is worth a comparison."""
+"""The fewest edges of a circuit that is worth comparing."""
 
 
 def findings(frames: Frames) -> list[str]:
-    """All sentences that the tables allow, in the order in which they matter."""
+    """Return all sentences that the tables allow, the most important first."""
     sentences = [same_circuits(frames), *rates(frames)]
     sentences += [small_end(problem, frames) for problem in dict.fromkeys(frames.searches["problem"])]
     return [sentence for sentence in sentences if sentence]
 
 
 def same_circuits(frames: Frames) -> str:
-    """Whether ``pahq`` finds what FP32 ACDC finds."""
+    """Say whether ``pahq`` finds the circuits of FP32 ACDC."""
     rows = frames.searches[frames.searches["method"] == OURS].dropna(subset=["differing"])
     if rows.empty:
         return ""
@@ -34,12 +34,12 @@ def same_circuits(frames: Frames) -> str:
         )
     return (
         f"{OURS} found the circuit of {EXACT} in FP32 in {equal} of {len(rows)} searches; "
-        f"{differing:,} of {decisions:,} decisions differ. It should in all: please report this."
+        f"{differing:,} of {decisions:,} decisions differ. All should be equal: please report this."
     )
 
 
 def rates(frames: Frames) -> list[str]:
-    """ROC areas where the circuit is known."""
+    """Give the ROC areas of problems with a known circuit."""
     if "roc_auc" not in frames.summary:
         return []
     known = frames.summary.dropna(subset=["roc_auc"])
@@ -53,14 +53,14 @@ def rates(frames: Frames) -> list[str]:
         )
         sentence = f"On {problem}, where the circuit is known, ROC AUC: {shown}."
         if OURS in areas and HOST in areas and areas[OURS] < areas[HOST]:
-            sentence += f" {OURS} lies below the host's loop."
+            sentence += f" {OURS} is below the host's loop."
         sentences.append(sentence)
     return sentences
 
 
 def small_end(problem: str, frames: Frames) -> str:
-    """``pahq`` against EAP where circuits are small, but for those of hardly any edge: at the largest
-    threshold, at equal size."""
+    """Compare ``pahq`` with EAP on small circuits of equal size: at the largest threshold that leaves at
+    least `LEAST` edges."""
     points = frames.points[(frames.points["problem"] == problem) & (frames.points["size"] >= LEAST)]
     ours, rival = (points[points["method"] == name] for name in (OURS, RIVAL))
     shared = set(ours["threshold"]) & set(rival["threshold"])
@@ -83,7 +83,7 @@ def _versus(name: str, key: str, ours: pd.Series, rival: pd.Series) -> str:
     apart = ours[f"{key}_low"] > rival[f"{key}_high"] or rival[f"{key}_low"] > ours[f"{key}_high"]
     if decimals(a, 2) == decimals(b, 2):
         return f"equals that of {RIVAL} in {name} ({decimals(a, 2)})"
-    relation = "lies above" if a > b else "lies below"
+    relation = "is above" if a > b else "is below"
     doubt = "" if apart else "; intervals overlap"
     numbers = f"{decimals(a, 2)} against {decimals(b, 2)}"
     return f"{relation} that of {RIVAL} in {name} ({numbers}{doubt})"

@@ -14,7 +14,7 @@ from pahq_plugin.compare.page.readable import number
 from pahq_plugin.system.files import written_whole
 
 SIZE = (6.4, 4.0)
-"""Inches."""
+"""Width and height in inches."""
 DPI = 200
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "x": "x", "triangle-up": "^", "cross": "+"}
@@ -42,7 +42,7 @@ def write_chart(chart: Chart, folder: Path) -> list[Path]:
 
 
 def draw(chart: Chart) -> Figure:
-    """The chart as a figure of matplotlib."""
+    """Draw the chart as a matplotlib figure."""
     figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -63,7 +63,7 @@ def draw(chart: Chart) -> Figure:
 
 
 def _as_written(axes: Any) -> None:
-    """Dollar signs, which names of files may hold, begin no formula; those of tick labels do."""
+    """Turn off formulas in text that may hold the name of a file; numeric tick labels need them."""
     legend = axes.get_legend()
     names = axes.get_yticklabels() if axes.yaxis.get_units() is not None else []  # of methods
     texts = [axes.title, axes.xaxis.label, axes.yaxis.label, *names]

@@ -1,4 +1,4 @@
-"""Writes a comparison's folder: tables, plots and the page.
+"""Write a comparison's report: tables, plots and the page.
 
 ====================  ==============================================================================
 in the folder         holds
@@ -37,24 +37,24 @@ from pahq_plugin.system.progress import progress_bar
 REPORT_FILE = "report.html"
 PACKAGES = ("pahq-plugin", "auto-circuit", "transformer-lens", "torch")
 COSTLY = ("integrated_grad_samples", "epochs")
-"""Options of the host's algorithms that a plan lowers to save time."""
+"""Options of host algorithms that a plan may lower to save time."""
 
 
 def write_report(plan: Plan, folder: Path, outcome: Outcome, how: str, progress: bool = True) -> Report:
-    """Write tables, plots and page of what lies in a folder.
+    """Write tables, plots and page from the results in a folder.
 
     Args:
         plan: what was compared.
-        folder: of the sweep.
-        outcome: what could not be done.
+        folder: the comparison's folder.
+        outcome: what was refused or failed.
         how: processes and threads, for the page.
         progress: show a bar when a terminal is attached.
 
     Returns:
-        What the page was made of.
+        The content of the page.
 
     Raises:
-        ConfigError: nothing was found, so there is nothing to report.
+        ConfigError: there are no results to report.
         ResultError: a file is damaged.
     """
     material = read_material(plan, folder)
@@ -78,7 +78,7 @@ def write_report(plan: Plan, folder: Path, outcome: Outcome, how: str, progress:
 
 
 def make_frames(material: Material) -> Frames:
-    """All tables of a comparison."""
+    """Make all tables of a comparison."""
     circuits = tidy.circuits(material)
     thresholds = sorted(circuits["threshold"].dropna().unique()) if len(circuits) else []
     points = [summary.at_threshold(material, float(threshold)) for threshold in thresholds]
@@ -94,7 +94,7 @@ def make_frames(material: Material) -> Frames:
 
 
 def write_tables(report: Report, folder: Path) -> None:
-    """Tidy tables as CSV and JSON, readable ones as Markdown."""
+    """Write tidy tables as CSV and JSON, and readable ones as Markdown."""
     for name, frame in vars(report.frames).items():
         write_text(folder / f"{name}.csv", frame.to_csv(index=False))
         write_text(folder / f"{name}.json", frame.to_json(orient="records", indent=1) + "\n")
@@ -103,7 +103,7 @@ def write_tables(report: Report, folder: Path) -> None:
 
 
 def shown_tables(report: Report) -> Iterator[shown.Table]:
-    """Every readable table."""
+    """Yield every readable table."""
     yield shown.across(report.frames)
     for problem in report.problems:
         yield shown.overview(problem, report.frames)
@@ -115,7 +115,7 @@ def shown_tables(report: Report) -> Iterator[shown.Table]:
 
 
 def reductions(plan: Plan, material: Material) -> Iterator[str]:
-    """What was done less of than the method or its fellows do by default."""
+    """Yield what was reduced compared with a method's defaults or with the other methods."""
     yield from _lowered_options(material)
     fewer: dict[str, list[str]] = {}
     for problem in plan.problems:
@@ -135,7 +135,7 @@ def reductions(plan: Plan, material: Material) -> Iterator[str]:
 
 
 def _fewer(own: Sequence[Search], fellows: Sequence[Search]) -> str:
-    """Of how many seeds and thresholds a method had how many, if fewer."""
+    """Return how many of the plan's seeds and thresholds a method had; empty if all."""
     return " and ".join(
         f"{len(used)} of {len(available)} {name}"
         for name, used, available in (
@@ -151,7 +151,7 @@ def _thresholds(searches: Iterable[Search]) -> set[float]:
 
 
 def _lowered_options(material: Material) -> Iterator[str]:
-    """Options of host algorithms below their default, each once."""
+    """Yield options of host algorithms below their default, each once."""
     seen = set()
     for finding in material.findings:
         method = finding.search.method
@@ -165,7 +165,7 @@ def _lowered_options(material: Material) -> Iterator[str]:
 
 
 def troubles(outcome: Outcome) -> Iterator[str]:
-    """What could not be done, and why."""
+    """Yield what was refused or failed, and why."""
     for label, reason in outcome.refused.items():
         yield f"Not possible: {label}: {reason}."
     for label, reason in outcome.failed.items():
@@ -186,9 +186,9 @@ def _facts(plan: Plan, material: Material, how: str) -> Iterator[tuple[str, str]
     least, most = min(prompts, default=0), max(prompts, default=0)
     judged = f"{least} others" if least == most else f"{least} to {most} others"
     alike = ", the same for every method" if len(batches) == 1 else ""
-    yield "Prompts", f"to search with: {searched}{alike}; to judge with: {judged}"
+    yield "Prompts", f"for searching: {searched}{alike}; for judging: {judged}"
     yield "Ablation", ", ".join(dict.fromkeys(s.ablation for s in searches))
-    yield "Searches", f"{len(material.findings):,}, each in a process of its own"
+    yield "Searches", f"{len(material.findings):,}, each in its own process"
     yield "Machine", f"{cpu_name()}; {how}"
     yield "Versions", ", ".join(f"{name} {installed_version(name) or '?'}" for name in PACKAGES)
     yield "Written", f"{date.today().isoformat()}, Python {platform.python_version()}"

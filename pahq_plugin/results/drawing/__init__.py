@@ -1,1 +1,1 @@
-"""A circuit as a picture: interactive pages and Graphviz files."""
+"""Drawings of a circuit: interactive pages and Graphviz files."""

@@ -1,4 +1,4 @@
-"""The interactive picture of a circuit: its data, a fragment to embed, and a page of its own."""
+"""The interactive drawing of a circuit: its data, a fragment to embed, and a stand-alone page."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ SCRIPTS = (
     "save.js",
     "viewer.js",
 )
-"""The viewer's scripts, each using only those before it."""
+"""The viewer's scripts; each uses only earlier ones."""
 
 
 def circuit_data(record: dict[str, Any], name: str | None = None) -> dict[str, Any]:
-    """What the viewer draws of a result, as JSON values.
+    """Return what the viewer draws of a result, as JSON values.
 
     Args:
-        name: what the circuit is called where several are chosen from; by default its method and
-            threshold.
+        record: checked content of a ``result.json``.
+        name: name of the circuit in a list of several; by default its method and threshold.
 
     Raises:
-        ResultError: the edges run in a circle.
+        ResultError: the edges form a cycle.
     """
     settings, decisions = record["settings"], record["decisions"]
     kept = strongest(decisions)
@@ -56,7 +56,7 @@ def circuit_data(record: dict[str, Any], name: str | None = None) -> dict[str, A
 
 
 def default_name(record: dict[str, Any]) -> str:
-    """Method, and threshold or number of edges kept."""
+    """Return the method, and the threshold or the number of kept edges."""
     settings = record["settings"]
     if settings.get("scored"):
         kept = sum(entry["kept"] for entry in record["decisions"])
@@ -65,7 +65,7 @@ def default_name(record: dict[str, Any]) -> str:
 
 
 def _merged(kept: Sequence[dict[str, Any]], scale: EffectScale) -> list[dict[str, Any]]:
-    """Edges between the same two nodes as one with several parts, strongest first."""
+    """Merge edges between the same two nodes into one with several parts, strongest first."""
     merged: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in kept:
         source, destination, slot = ends(entry["edge"])
@@ -88,23 +88,23 @@ def _look(effect: float, scale: EffectScale) -> dict[str, Any]:
 
 
 def viewer(circuits: Sequence[dict[str, Any]], ident: str, *, compare: bool = False) -> str:
-    """Markup of one viewer, for a page that holds `viewer_assets` and the style of ``page.css``.
+    """Return the markup of one viewer, for a page with `viewer_assets` and the style of ``page.css``.
 
     Args:
-        circuits: from `circuit_data`, the one shown first in front.
-        ident: prefix of the ids inside, so that a page can hold several viewers.
-        compare: whether the first two stand side by side at first.
+        circuits: from `circuit_data`; the first one is shown first.
+        ident: prefix of the element ids, so that a page can hold several viewers.
+        compare: whether to start with the first two circuits side by side.
     """
     data = json_text({"circuits": list(circuits), "compare": compare})
     return Template(asset("viewer.html")).substitute(ident=html.escape(ident), data=data)
 
 
 def viewer_assets() -> tuple[str, str]:
-    """Style and script of every viewer on a page; the script goes behind them."""
+    """Return the style and script that all viewers on a page share; the script goes after them."""
     return asset("viewer.css"), scripts(SCRIPTS)
 
 
 def graph_page(circuits: Sequence[dict[str, Any]], title: str, *, compare: bool = False) -> str:
-    """A whole page, in need of no other file, around one viewer."""
+    """Return a self-contained page with one viewer."""
     css, js = viewer_assets()
     return page(title, viewer(circuits, "circuit", compare=compare), css=css, js=js)

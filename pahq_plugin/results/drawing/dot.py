@@ -18,14 +18,14 @@ SHAPES: dict[NodeKind, str] = {
 }
 
 ESCAPES = {"\\": "\\\\", '"': '\\"', "&": "&amp;", "\n": "\\n", "\r": "\\r", "\0": "\ufffd"}
-"""In this order: backslashes first."""
+"""Applied in this order: backslashes first."""
 
 
 def circuit_dot(record: dict[str, Any]) -> str:
-    """The kept edges as a directed graph, input at the bottom; equal records give equal text.
+    """Return the kept edges as a directed graph in DOT, input at the bottom; equal records, equal text.
 
     Raises:
-        ResultError: the edges run in a circle.
+        ResultError: the edges form a cycle.
     """
     kept = strongest(record["decisions"])
     used = {name for entry in kept for name in ends(entry["edge"])[:2]}
@@ -44,10 +44,10 @@ def circuit_dot(record: dict[str, Any]) -> str:
 
 
 def quoted(text: str) -> str:
-    """A DOT string that shows ``text`` as it is.
+    """Quote ``text`` as a DOT string that is shown verbatim.
 
-    Graphviz takes ``&amp;`` for an entity, and in labels ``\\N`` for the node's name; a NUL would end
-    the file.
+    Graphviz reads ``&amp;`` as an entity and, in labels, ``\\N`` as the node's name; a NUL would end the
+    file.
     """
     for character, escape in ESCAPES.items():
         text = text.replace(character, escape)
@@ -62,7 +62,7 @@ def _rows(nodes: list[Node]) -> list[list[Node]]:
 
 
 def _rank(row: list[Node]) -> str:
-    """The nodes of one row, at one height."""
+    """Return the DOT statement that puts the nodes of one row at one height."""
     names = [(quoted(node.name), SHAPES[node.kind]) for node in row]
     members = " ".join(f"{name} [label={name}, {shape}];" for name, shape in names)
     return f"  {{ rank=same; {members} }}"

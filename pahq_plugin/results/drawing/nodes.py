@@ -1,7 +1,7 @@
-"""Where a picture of the circuit puts the nodes behind edge labels.
+"""Layout of a drawing: the position of each node.
 
-Positions follow from all edges of a model, kept or not: a head stands at the same place in every
-circuit of that model, and two pictures can be laid side by side.
+Positions depend on all edges of a model, kept or not. A head is therefore at the same place in every
+circuit of that model, and two drawings can be compared side by side.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LEAST_WIDTH: dict[NodeKind, int] = {"head": 50, "mlp": 74, "input": 106, "output
 
 @dataclass(frozen=True)
 class Node:
-    """A node in its place: the centre, with y growing downwards, and a width that fits the label."""
+    """A node with its centre (y grows downwards) and a width that fits its label, in pixels."""
 
     name: str
     label: str
@@ -35,10 +35,10 @@ class Node:
 
 
 def layout(labels: Iterable[str]) -> list[Node]:
-    """The nodes of a model's edges, in their places, from the input up and from left to right.
+    """Place the nodes of a model's edges; returns them from the input up and from left to right.
 
     Raises:
-        ResultError: the edges run in a circle.
+        ResultError: the edges form a cycle.
     """
     edges = [ends(label) for label in labels]
     names = list(dict.fromkeys(name for edge in edges for name in edge[:2]))
@@ -48,14 +48,14 @@ def layout(labels: Iterable[str]) -> list[Node]:
 
 
 def _transformer(names: Sequence[str]) -> list[Node]:
-    """A row of heads for each block and its MLP above, between input and output; a column a head."""
+    """Place each block as a row of heads (one column per head index) with its MLP in a row above."""
     heads = [tuple(map(int, match.groups())) for name in names if (match := HEAD.fullmatch(name))]
     blocks = [block for name in names if (block := block_of(name)) is not None]
     columns = 1 + max((head for _, head in heads), default=0)
     top = 2 * (1 + max(blocks, default=-1)) + 1
     pitch = max((_width(name) for name in names if HEAD.fullmatch(name)), default=0) + NODE_GAP
 
-    lane = 0.0 if columns % 2 == 0 else pitch / 2  # between two columns, so that no head is in the way
+    lane = 0.0 if columns % 2 == 0 else pitch / 2  # between two columns, clear of the heads
 
     def place(name: str) -> tuple[int, float]:
         block = block_of(name)
@@ -70,7 +70,7 @@ def _transformer(names: Sequence[str]) -> list[Node]:
 
 
 def _layered(names: Sequence[str], edges: Sequence[Ends]) -> list[Node]:
-    """Each node above everything that it reads: its row is the longest path from an input."""
+    """Place each node above its sources: its row is the length of the longest path from an input."""
     reads: dict[str, set[str]] = {name: set() for name in names}
     for edge in edges:
         reads[edge.destination].add(edge.source)
@@ -79,7 +79,7 @@ def _layered(names: Sequence[str], edges: Sequence[Ends]) -> list[Node]:
         for name in TopologicalSorter(reads).static_order():
             row[name] = 1 + max((row[source] for source in reads[name]), default=-1)
     except CycleError as error:
-        raise ResultError(f"the edges run in a circle: {' -> '.join(error.args[1])}") from None
+        raise ResultError(f"the edges form a cycle: {' -> '.join(error.args[1])}") from None
     rows: dict[int, list[str]] = {}
     for name in sorted(names, key=natural_order):
         rows.setdefault(row[name], []).append(name)
@@ -92,7 +92,7 @@ def _layered(names: Sequence[str], edges: Sequence[Ends]) -> list[Node]:
 
 
 def _placed(places: dict[str, tuple[int, float]]) -> list[Node]:
-    """Nodes from their rows, counted upwards, and positions in the row."""
+    """Make nodes from name -> (row counted upwards, x)."""
     order = sorted(places, key=lambda name: (*places[name], natural_order(name)))
     return [
         Node(name, _shortened(name), kind_of(name), block_of(name),
@@ -102,7 +102,7 @@ def _placed(places: dict[str, tuple[int, float]]) -> list[Node]:
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts ``B2`` before ``B10``."""
+    """Return a sort key that puts ``B2`` before ``B10``."""
     pieces = re.split(r"([0-9]{1,4000})", name)
     return [(1, int(piece), "") if i % 2 else (0, 0, piece) for i, piece in enumerate(pieces)]
 

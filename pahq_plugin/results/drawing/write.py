@@ -1,4 +1,4 @@
-"""What ``pahq show`` writes: a page and a Graphviz file of one result, or of two side by side."""
+"""Files of ``pahq show``: a page and a Graphviz file of one result, or a page of two side by side."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ STANDARD_OUTPUT = "-"
 
 @dataclass(frozen=True)
 class Drawing:
-    """What to draw, and where it goes.
+    """What to draw, and where to write it.
 
     Attributes:
-        html: file of the page.
-        dot: file of the Graphviz text, or ``-``.
-        compare: another result, for the page or for a terminal.
-        show: whether a browser opens the page, a temporary file if `html` names none.
-        force: whether files that exist are replaced.
+        html: file for the page.
+        dot: file for the Graphviz text, or ``-`` for standard output.
+        compare: another result, for the page or the terminal.
+        show: whether to open the page in a browser, from a temporary file if `html` is ``None``.
+        force: whether to replace existing files.
     """
 
     html: Path | None = None
@@ -45,9 +45,10 @@ class Drawing:
         return self.show or self.html is not None or self.dot is not None
 
     def check(self, as_json: bool) -> None:
-        """
+        """Refuse options that contradict each other.
+
         Raises:
-            ConfigError: options that contradict one another, or a file that exists.
+            ConfigError: contradictory options, or a file that exists already.
         """
         if as_json and self.wanted:
             raise ConfigError("--json prints the result; leave out --html, --dot and --open")
@@ -70,10 +71,10 @@ class Drawing:
                 raise ConfigError(f"{file} exists already; pass --force to replace it")
 
     def write(self, result: Path, say: Callable[[str], None]) -> None:
-        """Draws the result, and tells ``say`` what was written where.
+        """Draw the result, and report each file that was written through ``say``.
 
         Raises:
-            ResultError: a result is damaged, or two results are of different models.
+            ResultError: a result is damaged, or the two results are of different models.
         """
         record = read_record(result_file(result))
         if self.html is not None or self.show:
@@ -106,13 +107,13 @@ class Drawing:
 
 
 def _names(result: Path, other: Path) -> tuple[str, str]:
-    """What two results are called beside each other."""
+    """Name two results: by folder, or by path if the folders' names are equal."""
     names = folder_name(result), folder_name(other)
     return names if names[0] != names[1] else (str(result), str(other))
 
 
 def difference_of(result: Path, other: Path) -> Difference:
-    """What two saved results have in common and what not.
+    """Return the difference between two saved results.
 
     Raises:
         ResultError: one is damaged, or the two are of different models.
@@ -125,20 +126,21 @@ def difference_of(result: Path, other: Path) -> Difference:
 
 
 def _decision(entry: dict[str, Any]) -> SimpleNamespace:
-    """An entry of a record as `difference` takes it."""
+    """Convert an entry of a record to what `difference` takes."""
     edge = SimpleNamespace(name=entry["edge"], seq_idx=entry["seq_idx"])
     return SimpleNamespace(edge=edge, effect=entry["effect"], kept=entry["kept"])
 
 
 def folder_name(result: Path) -> str:
-    """What a result is called in a picture: its folder's name."""
+    """Return a result's name in a drawing: that of its folder."""
     return result_file(result).absolute().parent.name
 
 
 def check_comparable(first: dict[str, Any], second: dict[str, Any]) -> None:
-    """
+    """Refuse results of different models; warn if only the weights differ.
+
     Raises:
-        ResultError: results of different models, told by digest, or by name and number of edges.
+        ResultError: the digests differ, and so do the name or the number of edges.
     """
     one, two = first["model"], second["model"]
     if one["digest"] == two["digest"]:
@@ -148,9 +150,9 @@ def check_comparable(first: dict[str, Any], second: dict[str, Any]) -> None:
             f"these results are of different models, {one['name']} with {one['edges']:,} edges and "
             f"{two['name']} with {two['edges']:,}; compare results of one model"
         )
-    warn(f"the two results are of models called {one['name']} with different weights")
+    warn(f"the two results are of models named {one['name']} with different weights")
 
 
 def encodable(text: str) -> str:
-    """The text with a question mark for what UTF-8 cannot hold: halves of surrogate pairs."""
+    """Replace what UTF-8 cannot encode (lone surrogates) with question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
