@@ -1,8 +1,8 @@
-"""Names that options take, and the defaults that a command shares with the function behind it.
+"""Option values offered by shell completion, and defaults shared by commands and library functions.
 
-They are written out here, because looking them up would import PyTorch and the host at each press of the
-key that completes them; a test holds every list against what the commands accept. Host methods whose
-keys have spaces are left out: shells would take each word for an argument of its own.
+The values are written out because looking them up would import PyTorch and the host at every press of
+the tab key; a test compares each list with what the commands accept. Host methods with spaces in their
+keys are left out: the shell would split them into several arguments.
 """
 
 from __future__ import annotations
@@ -39,4 +39,4 @@ STREAMS: tuple[StreamName, ...] = ("load", "low", "high")
 DEFAULT_THRESHOLD = 0.01
 
 CHECKPOINT_EVERY = 30.0
-"""Seconds between two writes of a checkpoint."""
+"""Seconds between checkpoint writes."""

@@ -7,18 +7,18 @@ right. The command line prints that line and exits with a code other than 0.
 from __future__ import annotations
 
 LONGEST_MESSAGE, LONGEST_END = 1500, 300
-"""Characters of a message, less than a screen; and of its end, which is kept where it is cut."""
+"""Maximum characters of a message (less than a screen), and how many of its end survive a cut."""
 
 
 def printable(text: str) -> str:
-    """The text with escapes for what is no visible character: line breaks, controls, half surrogates."""
+    """Escape every character that cannot be printed: line breaks, controls, lone surrogates."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class PahqError(Exception):
-    """Base of every error raised on purpose; whatever names it holds, its message is one short line."""
+    """Base of every error raised on purpose; its message is one short line, whatever names it quotes."""
 
     def __init__(self, message: str = "") -> None:
         line = printable(message)
@@ -28,15 +28,15 @@ class PahqError(Exception):
 
 
 class PahqWarning(UserWarning):
-    """Something runs, but not as it was asked for: on another engine or another device.
+    """The run goes on, but not as requested: for example on another engine or device.
 
-    ``warnings.filterwarnings("ignore", category=pahq_plugin.PahqWarning)`` silences all of them,
-    ``"error"`` in place of ``"ignore"`` makes them errors.
+    ``warnings.filterwarnings("ignore", category=pahq_plugin.PahqWarning)`` silences all of them;
+    ``"error"`` instead of ``"ignore"`` turns them into errors.
     """
 
 
 class ConfigError(PahqError):
-    """A setting is out of range, contradicts another one, or is unknown."""
+    """A setting is out of range, contradicts another, or is unknown."""
 
 
 class FormatError(PahqError):
@@ -44,7 +44,7 @@ class FormatError(PahqError):
 
 
 class ModelError(PahqError):
-    """The model lacks something that patching needs, or holds values that are not finite."""
+    """The model lacks something that patching needs, or holds NaN or infinity."""
 
 
 class GraphError(PahqError):
@@ -56,11 +56,11 @@ class PromptError(PahqError):
 
 
 class ProblemError(PahqError):
-    """A problem or a model's name is unknown or cannot be loaded."""
+    """A problem or model name is unknown, or cannot be loaded."""
 
 
 class MetricError(PahqError):
-    """A metric is unknown, does not fit the output, or returned a value that is not finite."""
+    """A metric is unknown, does not fit the output, or returned NaN or infinity."""
 
 
 class ResultError(PahqError):
@@ -68,27 +68,27 @@ class ResultError(PahqError):
 
 
 class CheckpointError(PahqError):
-    """A checkpoint is torn, tampered with, of another run, or in use."""
+    """A checkpoint is truncated, modified, from another run, or in use."""
 
 
 class DistributedError(PahqError):
-    """Processes of one run cannot work together, or one of them is gone."""
+    """The processes of a run cannot work together, or one of them has died."""
 
 
 class ExportError(PahqError):
-    """An export cannot be written or read: a missing extra, a foreign or damaged file, a part of the
-    model that no graph can hold."""
+    """An export cannot be written or read: a missing extra, a foreign or damaged file, or a part of the
+    model that ONNX cannot express."""
 
 
 LONGEST_REASON = 300
-"""Characters of another library's message that are passed on."""
+"""Maximum characters quoted from another library's message."""
 
 
 def counted(number: int, one: str, several: str = "") -> str:
-    """``"1 thread"``, ``"2 threads"``."""
+    """Format a count with its noun: ``"1 thread"``, ``"2 threads"``."""
     return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
 def one_line(reason: object) -> str:
-    """Another library's message, without line breaks and not too long."""
+    """Put another library's message on one line of at most `LONGEST_REASON` characters."""
     return printable(" ".join(str(reason).split()))[:LONGEST_REASON]

@@ -1,6 +1,6 @@
-"""The nodes behind edge labels.
+"""Parse edge labels into nodes.
 
-Results hold labels such as ``"A0.1->A1.3.Q"``, so that nothing here needs a model. Queries, keys and
+Results store labels such as ``"A0.1->A1.3.Q"``, so nothing here needs a model. Queries, keys and
 values are inputs of one head node.
 """
 
@@ -13,7 +13,7 @@ NodeKind = Literal["head", "mlp", "input", "output", "other"]
 
 INPUT, OUTPUT = "Resid Start", "Resid End"
 NUMBER = r"[0-9]{1,6}"
-"""Indices of blocks and heads; a longer one is part of a name like any other."""
+"""Index of a block or head; longer digit strings are treated as part of a name."""
 
 HEAD = re.compile(rf"A({NUMBER})\.({NUMBER})")
 MLP = re.compile(rf"MLP ({NUMBER})")
@@ -21,7 +21,7 @@ DESTINATION = re.compile(rf"(A{NUMBER}\.{NUMBER})\.([QKV])")
 
 
 class Named(Protocol):
-    """What an edge is called by: one of the host's, or of a file."""
+    """Anything with an edge's name and position: a host edge, or one read from a file."""
 
     @property
     def name(self) -> str: ...
@@ -30,12 +30,12 @@ class Named(Protocol):
 
 
 def edge_label(edge: Named) -> str:
-    """Name of an edge, with its position in a position-wise graph: ``"A0.1->MLP 2 @3"``."""
+    """Return an edge's name, with its position in a position-wise graph: ``"A0.1->MLP 2 @3"``."""
     return edge.name if edge.seq_idx is None else f"{edge.name} @{edge.seq_idx}"
 
 
 class Ends(NamedTuple):
-    """Where an edge starts and ends; ``slot`` is Q, K or V where the head's inputs are separate."""
+    """Source and destination node of an edge; ``slot`` is Q, K or V if the head splits its inputs."""
 
     source: str
     destination: str
@@ -43,14 +43,14 @@ class Ends(NamedTuple):
 
 
 def ends(label: str) -> Ends:
-    """``"A0.1->A1.3.Q"`` as source node, destination node and slot."""
+    """Split a label such as ``"A0.1->A1.3.Q"`` into source node, destination node and slot."""
     source, _, destination = label.partition("->")
     match = DESTINATION.fullmatch(destination)
     return Ends(source, match[1], match[2]) if match else Ends(source, destination, None)
 
 
 def kind_of(name: str) -> NodeKind:
-    """What part of a transformer has that name; ``"other"`` for names of other models."""
+    """Return the kind of the node with this name; ``"other"`` outside transformers."""
     if HEAD.fullmatch(name):
         return "head"
     if MLP.fullmatch(name):
@@ -59,6 +59,6 @@ def kind_of(name: str) -> NodeKind:
 
 
 def block_of(name: str) -> int | None:
-    """Index of the transformer block that holds a head or an MLP."""
+    """Return the block index of a head or MLP node, ``None`` for other nodes."""
     match = HEAD.fullmatch(name) or MLP.fullmatch(name)
     return int(match[1]) if match else None

@@ -1,6 +1,6 @@
 """Losses over logits: how far a patched output is from the clean behaviour.
 
-A metric maps ``(logits, clean_logits, batch)`` to one loss per prompt, larger = further away.
+A metric maps ``(logits, clean_logits, batch)`` to one loss per prompt; larger means further away.
 Logits are ``[prompt, vocab]`` or ``[prompt, pos, vocab]``, cut to the model's ``out_slice``; losses
 are averaged over the output positions of a prompt. The effect of an edge is the mean loss after
 patching it minus the mean loss before.
@@ -23,75 +23,77 @@ Metric = Callable[[Tensor, Tensor, PromptPairBatch], Tensor]
 
 
 def kl_div(logits: Tensor, clean_logits: Tensor, batch: PromptPairBatch) -> Tensor:
-    """KL(clean || patched) of the next-token distributions, in nats, ``[prompt]``, FP64.
+    """Compute KL(clean || patched) of the next-token distributions, in nats, ``[prompt]``, FP64.
 
-    Near the clean output the divergence is a small difference of large sums: FP32 would lose it in
-    rounding of about 1e-6, and effects below that with it.
+    Near the clean output the divergence is a small difference of large sums: FP32 rounding of about
+    1e-6 would hide smaller effects.
     """
     return per_prompt(_divergence(logits, clean_logits))
 
 
 def _divergence(logits: Tensor, clean_logits: Tensor) -> Tensor:
-    """KL of each distribution, FP64; the clean logits may be broadcast over leading axes."""
+    """Compute the KL divergence over the last axis, FP64; clean logits broadcast over leading axes."""
     clean = log_softmax(clean_logits.double(), dim=-1)
     return (clean.exp() * (clean - log_softmax(logits.double(), dim=-1))).sum(dim=-1)
 
 
 def mse(logits: Tensor, clean_logits: Tensor, batch: PromptPairBatch) -> Tensor:
-    """Mean squared difference to the clean logits, ``[prompt]``."""
+    """Compute the mean squared difference from the clean logits, ``[prompt]``."""
     return per_prompt((logits - clean_logits).square())
 
 
 def logit_diff(logits: Tensor, clean_logits: Tensor, batch: PromptPairBatch) -> Tensor:
-    """Minus (mean logit of the right answers - mean logit of the wrong ones), ``[prompt]``.
+    """Compute minus the logit difference (mean right minus mean wrong answer), ``[prompt]``.
 
-    Answers are token ids, ``[prompt, answer]`` for all positions alike, ``[prompt, pos, answer]``,
-    or a list of ``[answer]`` where prompts differ in their number.
+    Answers are token ids: ``[prompt, answer]`` for all positions, ``[prompt, pos, answer]``, or a list
+    of ``[answer]`` if prompts have different numbers of answers.
     """
     try:
         right, wrong = (_mean_logit(logits, ids) for ids in (batch.answers, batch.wrong_answers))
     except (RuntimeError, IndexError, ValueError) as error:
         raise MetricError(
-            f"logit_diff needs answers and wrong_answers that are token ids within logits of shape "
+            f"logit_diff needs answers and wrong_answers to be token ids within logits of shape "
             f"{list(logits.shape)}: {str(error).splitlines()[0]}"
         ) from error
     return per_prompt(wrong - right)
 
 
 def _mean_logit(logits: Tensor, answers: Tensor | list[Tensor]) -> Tensor:
-    """Mean logit of the answers, ``[prompt, (pos)]``."""
+    """Compute the mean logit of the answers, ``[prompt, (pos)]``."""
     if isinstance(answers, list):
         pairs = zip(logits, answers, strict=True)
         return torch.stack([own.index_select(-1, ids).mean(dim=-1) for own, ids in pairs])
     if answers.ndim < logits.ndim:
         answers = answers[:, None].expand(-1, logits.shape[1], -1)
-    if answers.shape[:-1] != logits.shape[:-1]:  # gather would take the first positions without a word
-        raise MetricError(f"answers of shape {list(answers.shape)} are not for each position")
+    if answers.shape[:-1] != logits.shape[:-1]:  # gather would silently take the first positions
+        raise MetricError(f"answers of shape {list(answers.shape)} do not fit the logits' positions")
     return logits.gather(-1, answers).mean(dim=-1)
 
 
 def check_answers(batches: Sequence[PromptPairBatch], vocabulary: int) -> None:
-    """
+    """Check that right and wrong answers are token ids of the output vocabulary.
+
     Raises:
-        MetricError: right or wrong answers that are no token ids of the output vocabulary, or none.
+        MetricError: an answer is not such an id, or a prompt has no answers.
     """
     for batch in batches:
         for name in ("answers", "wrong_answers"):
             answers = getattr(batch, name)
             if isinstance(answers, list) and len(answers) != len(batch.clean):
                 raise MetricError(
-                    f"{name} for {len(batch.clean)} prompts: {len(answers)}; give each prompt its own"
+                    f"{name} for {len(batch.clean)} prompts hold {len(answers)} entries; give each "
+                    "prompt its own"
                 )
             for ids in answers if isinstance(answers, list) else [answers]:
                 if not _are_tokens(ids, vocabulary):
                     raise MetricError(
                         f"{name} must be token ids from 0 to {vocabulary - 1} for a method that "
-                        "differentiates their logits; use a method that searches, such as acdc"
+                        "differentiates their logits; use a search method such as acdc"
                     )
 
 
 def _are_tokens(ids: Tensor, vocabulary: int) -> bool:
-    """Whether there is one at least, and all are of the vocabulary."""
+    """Return whether ``ids`` is a non-empty integer tensor of ids within the vocabulary."""
     if ids.dtype not in (torch.int64, torch.int32) or ids.ndim == 0 or ids.numel() == 0:
         return False
     return not bool(((ids < 0) | (ids >= vocabulary)).any())
@@ -101,21 +103,21 @@ METRICS: dict[str, Metric] = {"kl_div": kl_div, "mse": mse, "logit_diff": logit_
 
 
 def per_prompt(x: Tensor) -> Tensor:
-    """Mean over every axis but the first: ``[prompt, ...]`` to ``[prompt]``."""
+    """Average over every axis but the first: ``[prompt, ...]`` to ``[prompt]``."""
     return x.flatten(start_dim=1).mean(dim=1) if x.ndim > 1 else x
 
 
 def resolve_metric(metric: str | Metric | None, n_outputs: int) -> tuple[str, Metric]:
-    """Name and function of a metric.
+    """Return the name and function of a metric.
 
     Args:
-        metric: a name, a callable, ``"module:attribute"`` where one is, or ``None`` for ``"kl_div"``
-            (``"mse"`` where the model has a single output, whose KL divergence is always 0).
+        metric: a name, a callable, ``"module:attribute"`` of a callable, or ``None`` for ``"kl_div"``
+            (``"mse"`` if the model has a single output, whose KL divergence is always 0).
         n_outputs: width of the logits.
 
     Raises:
-        MetricError: an unknown name (the message lists the known ones), or ``"kl_div"`` of a single
-            output.
+        MetricError: the name is unknown (the message lists the known ones), or ``"kl_div"`` is asked
+            for with a single output.
     """
     if metric is None:
         metric = "kl_div" if n_outputs > 1 else "mse"
@@ -125,8 +127,8 @@ def resolve_metric(metric: str | Metric | None, n_outputs: int) -> tuple[str, Me
         return metric, _callable(metric)
     if not isinstance(metric, str) or metric not in METRICS:
         raise MetricError(
-            f"unknown metric {metric!r}; known: {', '.join(METRICS)}; one of your own goes to "
-            "pahq_plugin.discover, as a function"
+            f"unknown metric {metric!r}; known: {', '.join(METRICS)}; pass your own metric to "
+            "pahq_plugin.discover as a function"
         )
     if metric == "kl_div" and n_outputs < 2:
         raise MetricError('kl_div is always 0 for a model with one output; use metric="mse"')
@@ -134,7 +136,7 @@ def resolve_metric(metric: str | Metric | None, n_outputs: int) -> tuple[str, Me
 
 
 def _callable(name: str) -> Metric:
-    """The function that a name of the form ``"module:attribute"`` stands for."""
+    """Import the function named ``"module:attribute"``."""
     found = referred(name, object)
     if not callable(found):
         raise MetricError(f"{name!r} is a {type(found).__name__}; expected a function")
@@ -142,34 +144,34 @@ def _callable(name: str) -> Metric:
 
 
 DEFAULT_METRIC: tuple[str, Metric] = ("kl_div", kl_div)
-"""Of a model with several outputs."""
+"""Name and function of the default metric for models with several outputs."""
 
 MISFITS = (TypeError, AttributeError, LookupError, ValueError, RuntimeError)
-"""What Python and PyTorch raise where a function does not fit its arguments."""
+"""What Python and PyTorch raise if a function does not fit its arguments."""
 
 
 def row_losses(
     name: str, metric: Metric, logits: Tensor, clean_logits: Tensor, batch: PromptPairBatch
 ) -> Tensor:
-    """Loss of each row, averaged over the prompts in FP64, ``[candidate]``.
+    """Compute each candidate's loss, averaged over the prompts in FP64, ``[candidate]``.
 
     Args:
-        name: the metric's name, for errors.
+        name: the metric's name, for error messages.
         metric: the metric.
         logits: ``[candidate, prompt, (pos,) vocab]``.
         clean_logits: ``[prompt, (pos,) vocab]``.
         batch: the host's batch.
 
     Raises:
-        MetricError: the metric failed, or returned another shape than ``[prompt]``, NaN or infinity.
+        MetricError: the metric failed, or returned a shape other than ``[prompt]``, NaN or infinity.
     """
     if metric is kl_div:
         losses = _divergence(logits, clean_logits).flatten(start_dim=1).mean(dim=1)
     elif metric is mse:
         losses = (logits - clean_logits).square().double().flatten(start_dim=1).mean(dim=1)
     else:
-        # Each row's mean before the next call: a metric may return the same buffer every time, or a
-        # view that keeps the row's copy of the logits.
+        # Take each row's mean before the next call: a metric may reuse one output buffer, or return a
+        # view that keeps the row's copy of the logits alive.
         losses = torch.stack(
             [
                 _mean_over_prompts(name, _called(name, metric, row, clean_logits, batch), row)
@@ -180,10 +182,10 @@ def row_losses(
 
 
 def check_finite(name: str, losses: Tensor) -> Tensor:
-    """``losses`` themselves.
+    """Return ``losses`` if all of them are finite.
 
     Raises:
-        MetricError: one of them is NaN or infinite; names the metric.
+        MetricError: a loss is NaN or infinite; the message names the metric.
     """
     if not bool(losses.isfinite().all()):
         bad = losses[~losses.isfinite()][0]
@@ -194,10 +196,10 @@ def check_finite(name: str, losses: Tensor) -> Tensor:
 def _called(
     name: str, metric: Metric, logits: Tensor, clean_logits: Tensor, batch: PromptPairBatch
 ) -> Tensor:
-    """What a metric returns; it gets copies, since it may write into what it is given.
+    """Call a metric on copies of the logits, since it may write into its arguments.
 
     Raises:
-        MetricError: one of `MISFITS`; what else a metric raises is its own and passes.
+        MetricError: the metric raised one of `MISFITS`; other exceptions propagate.
     """
     try:
         return metric(logits.clone(), clean_logits.clone(), batch)

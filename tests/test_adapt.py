@@ -184,8 +184,8 @@ def encoder() -> HookedEncoder:
 
 REFUSED = {
     "patchable": (lambda: pahq.adapt(transformer()), "PatchableModel already"),
-    "encoder": (encoder, "HookedEncoder.*no encoders such as BERT"),
-    "bias": (with_bias, r"blocks\.1\.attn\.b_O is not 0 ahead of blocks\.1\.ln1_post"),
+    "encoder": (encoder, "HookedEncoder.*not encoders such as BERT"),
+    "bias": (with_bias, r"blocks\.1\.attn\.b_O is not 0 before blocks\.1\.ln1_post"),
     "dropped norms": (
         lambda: changed(original_architecture="MixtralForCausalLM", normalization_type="RMSPre"),
         "drop the norm weights of a Mixtral model; load it with fold_ln=False",

@@ -173,7 +173,7 @@ def test_processes_that_disagree_stop_at_once(
     for rank, (code, line) in enumerate(
         ends(start(2, arguments(tmp_path), lambda r: [flag, values[r]]))
     ):
-        said = f"error: process {1 - rank} has another {name} than process {rank}; start all of them"
+        said = f"error: process {1 - rank} has a different {name} from process {rank}; start all"
         assert code == 1 and line.startswith(said), line
     assert not (tmp_path / "result.json").exists()
 
@@ -228,7 +228,7 @@ def test_one_process_with_another_model_stops_all(rank: int, monkeypatch: pytest
     monkeypatch.setattr(World, "collect", lambda self, value: settings)
     other = 2 if rank < 2 else 0
     said = (
-        f"process {other} has another model than process {rank}; start all of them with the same model"
+        f"process {other} has a different model from process {rank}; start all processes with the same"
     )
     with pytest.raises(DistributedError, match=said):
         World(rank, 3).agree(settings[rank])
@@ -246,7 +246,7 @@ def test_what_is_measured_may_be_rounded_otherwise(
     if agree:
         World(0, 2).agree(settings[0])
         return
-    with pytest.raises(DistributedError, match="process 1 has another corrupt_loss than process 0"):
+    with pytest.raises(DistributedError, match="process 1 has a different corrupt_loss from process 0"):
         World(0, 2).agree(settings[0])
 
 

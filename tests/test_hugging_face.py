@@ -142,17 +142,17 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "another class": (lambda: nn.Linear(2, 2), r"a Linear; .*GPT2LMHeadModel, GPTNeoXForCausalLM"),
     "not causal": (lambda: hf_model("llama").model, "model is a LlamaModel; .*LlamaForCausalLM"),
     "a patchable model": (lambda: pahq.from_hugging_face(hf_model("gpt2")), "model is a PatchableModel"),
-    "other arithmetic": (louder, "logits of .* differ by .* that a HookedTransformer does not"),
+    "other arithmetic": (louder, "logits of .* differ by .* that a HookedTransformer cannot"),
     "wrong base": (lambda: changed("pythia", rotary_emb_base=10), "the logits of .* differ"),
     "soft caps": (
         lambda: changed("gemma-2", _attn_implementation="sdpa"),
-        'which the implementation "sdpa" leaves out; load it with attn_implementation="eager"',
+        'which attn_implementation="sdpa" ignores; load it with attn_implementation="eager"',
     ),
     "biases": (lambda: hf_model("llama", attention_bias=True), "attention_bias is True .*=False"),
     "unscaled": (lambda: hf_model("gpt2", scale_attn_weights=False), "scale_attn_weights is False"),
     "scaled rotary": (
         lambda: hf_model("llama", rope_scaling={"rope_type": "linear", "factor": 2.0}),
-        "rope_scaling is of type 'linear'; only llama3",
+        "rope_scaling has type 'linear'; only llama3",
     ),
     "scaled qwen": (
         lambda: hf_model("qwen2", rope_scaling={"rope_type": "linear", "factor": 2.0}),
@@ -277,7 +277,7 @@ def test_a_problem_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     again = pahq.load_problem("ioi", model=folder, batch_size=2)
     assert again.model.cfg.model_name == "gpt2 (local)"
     for name in ("gpt2", "gpt2-small"):
-        with pytest.raises(ProblemError, match=rf"'{name}' is the hub's gpt2 and .* pass \./gpt2"):
+        with pytest.raises(ProblemError, match=rf"'{name}' names both .* gpt2 and .* pass \./gpt2"):
             pahq.load_problem("ioi", model=name, batch_size=2)
     folder.rename(tmp_path / "mine")
     assert pahq.load_problem("ioi", model="mine", batch_size=2).model.cfg.model_name == "mine (local)"
@@ -331,20 +331,20 @@ def lacking(folder: Path) -> None:
 
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json; write it with model"),
-    "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is no readable JSON"),
-    "a list": (lambda f: (f / "config.json").write_text("[]"), "config.json holds no JSON object"),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json must hold readable JSON"),
+    "a list": (lambda f: (f / "config.json").write_text("[]"), "config.json must hold a JSON object"),
     "no architecture": (lambda f: edited(f, "config.json", architectures=None), "architectures is None"),
     "unknown": (
         lambda f: edited(f, "config.json", architectures=["BertModel"]),
-        "'BertModel'.; those that can be converted are GPT2LMHeadModel",
+        "'BertModel'.; supported architectures: GPT2LMHeadModel",
     ),
     "few bits": (
         lambda f: edited(f, "config.json", quantization_config={"quant_method": "bitsandbytes"}),
-        "; save it in its own precision",
+        "; save it unquantised",
     ),
     "weights of another name": (
         lambda f: edited(f, "config.json", transformers_weights="../other.safetensors"),
-        r"names a file of weights .transformers_weights.; write it with model\.save_pretrained",
+        r"names a weight file .transformers_weights.; write it with model\.save_pretrained",
     ),
     "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter"),
     "a pickle": (pickled, r"has no model\.safetensors; other formats are not read"),

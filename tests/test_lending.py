@@ -91,7 +91,7 @@ def test_only_the_newer_of_two_works(method: str) -> None:
     older = patchable(inner)
     expected = discover(small_model(), loader(), method=method)
     newer = patchable(inner)
-    with refused(ModelError, "the model inside was made patchable again since; use the newer"):
+    with refused(ModelError, "the wrapped model was made patchable again later; use the newer"):
         discover(older, loader(), method=method)
     found = discover(newer, loader(), method=method)
     assert [d.kept for d in found.decisions] == [d.kept for d in expected.decisions]

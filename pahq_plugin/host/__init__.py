@@ -1,9 +1,8 @@
-"""The only readers of auto-circuit and TransformerLens; everything else asks this package.
+"""The host's types, graph, prompts, patched forwards, algorithms and tasks.
 
-``types`` re-exports the host's own types; ``graph`` orders nodes and edges; ``model`` checks a model
-and gives its state back; ``patching`` runs patched forwards; ``adapt`` makes models patchable;
-``hugging_face`` converts those of transformers (``hf_configs``, ``hf_folder``); ``problems`` builds
-models and tasks.
+``types`` re-exports the host's types; ``graph`` orders nodes and edges; ``prompts`` checks a loader's
+batches; ``lending`` borrows a model's state and restores it; ``patching`` runs patched forwards;
+``algorithms`` and ``tasks`` use the host's registries.
 """
 
 from __future__ import annotations

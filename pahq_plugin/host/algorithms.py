@@ -1,4 +1,4 @@
-"""The host's own algorithms by key, and the table that new ones are entered in."""
+"""The host's own algorithms by key, and its registry for new ones."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.types import AblationType, Edge, PatchableModel, PromptDataLoader, PruneScores
 
 NEEDS_TRUE_EDGES = prune_algos.GROUND_TRUTH_PRUNE_ALGO.key
-"""The one host algorithm that cannot do without the official circuit."""
+"""Key of the only host algorithm that requires the official circuit."""
 
 SWEEPS = frozenset({prune_algos.ACDC_PRUNE_ALGO.key, prune_algos.MSE_ACDC_PRUNE_ALGO.key})
-"""Host algorithms that sweep thresholds; an edge that none of them removes has an infinite score."""
+"""Host algorithms that sweep thresholds; an edge that no threshold removes has an infinite score."""
 
 PruneFunction = Callable[[PatchableModel, PromptDataLoader, set[Edge] | None], PruneScores]
 
 
 def host_keys() -> list[str]:
-    """Keys of every algorithm that the host knows at present, ours included once registered."""
+    """Return the keys of all algorithms registered in the host, ours included once registered."""
     return list(prune_algos.PRUNE_ALGO_DICT)
 
 
 def host_function(key: str, options: Mapping[str, Any] | None = None) -> PruneFunction:
-    """The host's function for ``key``, with arguments of its own changed.
+    """Return the host's function for ``key``, with some of its arguments set.
 
-    Training curves are not drawn: that would open a browser window for each.
+    Training curves are not drawn: each would open a browser window.
 
     Raises:
-        ConfigError: an option that the algorithm does not have; lists those it has.
+        ConfigError: the algorithm lacks an option; the message lists those it has.
     """
     function: Any = prune_algos.PRUNE_ALGO_DICT[key].func
     names = list(inspect.signature(function).parameters)[3:]
@@ -49,19 +49,21 @@ def host_function(key: str, options: Mapping[str, Any] | None = None) -> PruneFu
 
 
 def host_options(key: str) -> dict[str, Any]:
-    """The options of a host algorithm that have a value by default, with that value."""
+    """Return the options of a host algorithm that have a default, with their defaults."""
     parameters = inspect.signature(prune_algos.PRUNE_ALGO_DICT[key].func).parameters
     return {name: p.default for name, p in list(parameters.items())[3:] if p.default is not p.empty}
 
 
 def sized_as_the_truth(key: str, options: Mapping[str, Any]) -> bool:
-    """Whether a host algorithm looks for a circuit of the official one's size."""
+    """Return whether a host algorithm searches for a circuit as large as the official one."""
     return "true_size" in (host_options(key) | dict(options)).get("circuit_sizes", ())
 
 
 def _in_canonical_order(function: PruneFunction) -> PruneFunction:
-    """The host's loop sorts ``model.edges`` stably by layer alone; that is a set, whose order
-    changes from process to process."""
+    """Run ``function`` on canonically ordered edges.
+
+    The host sorts ``model.edges``, a set, stably by layer only, so its order would vary by process.
+    """
 
     def ordered(
         model: PatchableModel, loader: PromptDataLoader, true_edges: set[Edge] | None
@@ -77,9 +79,10 @@ def _in_canonical_order(function: PruneFunction) -> PruneFunction:
 
 
 def _reproducible(function: PruneFunction) -> PruneFunction:
-    """The host keeps its destinations in a set, too, and draws random numbers in its order.
+    """Run ``function`` on sorted destinations, and with ``torch.optim.adam`` defined.
 
-    Besides, it trains with ``torch.optim.adam.Adam``, a name that PyTorch 2.13 does not have.
+    The host keeps its destinations in a set, too, and draws random numbers in its order. It trains with
+    ``torch.optim.adam.Adam``, a name that PyTorch 2.13 lacks.
     """
 
     def ordered(
@@ -102,7 +105,7 @@ def _reproducible(function: PruneFunction) -> PruneFunction:
 
 
 def enter_algorithm(key: str, name: str, func: PruneFunction) -> None:
-    """Add an algorithm to the host's ``PRUNE_ALGOS`` and ``PRUNE_ALGO_DICT``; once is enough."""
+    """Add an algorithm to the host's ``PRUNE_ALGOS`` and ``PRUNE_ALGO_DICT``, if it is not there."""
     if key in prune_algos.PRUNE_ALGO_DICT:
         return
     algorithm = prune_algos.PruneAlgo(key=key, name=name, func=func, _short_name=name)
@@ -113,7 +116,7 @@ def enter_algorithm(key: str, name: str, func: PruneFunction) -> None:
 def edge_attribution(
     model: PatchableModel, loader: PromptDataLoader, ablation: AblationType
 ) -> PruneScores:
-    """The host's "Edge Answer Logit Diff Gradient At Clean", of any ablation but data set means."""
+    """Run the host's "Edge Answer Logit Diff Gradient At Clean" for any ablation but data set means."""
     return mask_gradient_prune_scores(
         model,
         loader,

@@ -1,8 +1,7 @@
-"""Nodes and edges of the host's computation graph, in an order that never changes.
+"""Nodes and edges of the host's computation graph, in a canonical order.
 
-The host keeps its edges in a ``set``, whose order differs from process to process. Here the order
-is canonical: destinations from the output back, and the sources of one destination from the input
-on.
+The host keeps its edges in a ``set``, whose order differs between processes. The canonical order goes
+through destinations from the output back, and through each destination's sources from the input on.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ Slot = Literal["q", "k", "v", "attn"]
 
 
 def kind(node: Node) -> NodeKind:
-    """What part of a transformer ``node`` is; ``"other"`` in a model that is no transformer."""
+    """Return the kind of ``node``; ``"other"`` outside transformers."""
     module = node.module_name
     if node.head_idx is not None:
         return "head"
@@ -30,31 +29,34 @@ def kind(node: Node) -> NodeKind:
 
 
 def block(node: Node) -> int:
-    """Index of the transformer block whose forward uses ``node``."""
+    """Return the index of the transformer block whose forward uses ``node``."""
     return int(node.module_name.split(".")[1])
 
 
 def slot(dest: DestNode) -> Slot:
-    """Which input of its head ``dest`` is: query, key, value, or all three in one."""
+    """Return which input of its head ``dest`` is: query, key, value, or all three in one."""
     letter = dest.module_name.rpartition(".hook_")[2][0]
     return letter if letter in "qkv" else "attn"  # type: ignore[return-value]
 
 
 def head(node: Node) -> tuple[int, int] | None:
-    """``(layer, head)`` of an attention node, ``None`` for any other."""
+    """Return ``(layer, head)`` of a head node, ``None`` for any other node."""
     return (block(node), node.head_idx) if node.head_idx is not None else None
 
 
 def destination_order(dest: DestNode) -> tuple[int, int, int, int]:
-    """Sort key of the canonical order of destinations."""
+    """Return the sort key of a destination in the canonical order."""
     is_head = dest.head_idx is not None
     letter = dest.name[-1] if is_head else ""
     return (-dest.layer, int(is_head), dest.head_idx or 0, "QKV".find(letter))
 
 
 def canonical_edges(model: PatchableModel) -> list[Edge]:
-    """All edges: destinations from the output back (host layer descending, MLP before heads, head
-    index, then Q, K, V), then ``seq_idx`` descending, then ``src_idx`` ascending."""
+    """Return all edges in canonical order.
+
+    Destinations from the output back (host layer descending, MLP before heads, head index, then Q, K,
+    V), then ``seq_idx`` descending, then ``src_idx`` ascending.
+    """
     return sorted(
         model.edges,
         key=lambda e: (destination_order(e.dest), -(e.seq_idx or 0), e.src.src_idx),
@@ -62,15 +64,15 @@ def canonical_edges(model: PatchableModel) -> list[Edge]:
 
 
 def sources(model: PatchableModel) -> list[SrcNode]:
-    """Source nodes by ``src_idx``."""
+    """Return the source nodes ordered by ``src_idx``."""
     return sorted(model.srcs, key=lambda src: src.src_idx)
 
 
 def find_edge(model: PatchableModel, name: str, seq_idx: int | None = None) -> Edge:
-    """The edge of that name and position.
+    """Return the edge with this name and position.
 
     Raises:
-        GraphError: there is none; the message says what names look like in this model.
+        GraphError: there is no such edge; the message shows what names look like in this model.
     """
     edge = model.edge_name_dict.get(seq_idx, {}).get(name)
     if edge is None:
@@ -81,20 +83,22 @@ def find_edge(model: PatchableModel, name: str, seq_idx: int | None = None) -> E
 
 
 def check_order(model: PatchableModel, order: Sequence[Edge]) -> list[Edge]:
-    """``order`` as a list.
+    """Return ``order`` as a list, if it is a permutation of the model's edges.
 
     Raises:
-        GraphError: it is not a permutation of the model's edges; names the first edge at fault.
+        GraphError: it is not; the message names the first edge at fault.
     """
-    if isinstance(order, (set, frozenset)):  # model.edges is one; a process's hashes would order it
-        raise GraphError("order is a set, which has none; give a list, or None for the canonical order")
+    if isinstance(order, (set, frozenset)):  # such as model.edges; hashes would order it
+        raise GraphError(
+            "order is a set, which is unordered; give a list, or None for the canonical order"
+        )
     if not isinstance(order, Iterable):
         raise GraphError(f"order is a {type(order).__name__}; expected all edges of the model")
-    order = list(order)  # it may be one that can be gone through once
+    order = list(order)  # it may be an iterator
     seen: set[Edge] = set()
     for edge in order:
         if edge not in model.edges:
-            raise GraphError(f"order holds {edge_label_of(edge)}, which is no edge of this model")
+            raise GraphError(f"order holds {edge_label_of(edge)}, which is not an edge of this model")
         if edge in seen:
             raise GraphError(f"order holds the edge {edge_label(edge)!r} twice")
         seen.add(edge)
@@ -108,5 +112,5 @@ def check_order(model: PatchableModel, order: Sequence[Edge]) -> list[Edge]:
 
 
 def edge_label_of(value: object) -> str:
-    """A printable name of something that should be an edge."""
+    """Return a printable name of a value that should be an edge."""
     return repr(edge_label(value)) if isinstance(value, Edge) else repr(value)

@@ -1,4 +1,4 @@
-"""A host model's state lent to a run and given back, whatever happens meanwhile."""
+"""Borrow a host model's state for a run and restore it, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from pahq_plugin.system.torch_state import own_arithmetic
 
 @contextmanager
 def borrowed(model: PatchableModel) -> Iterator[None]:
-    """Lend the model in evaluation mode, masks at zero, no gradients; then give it back.
+    """Lend the model in evaluation mode, masks at zero, without gradients; then restore its state.
 
-    Patch masks, gradients, ``requires_grad``, training modes and hooks are afterwards what they were,
-    also when the body raises or is interrupted. Inside, products are made in the precision of their
-    operands, see `own_arithmetic`.
+    Patch masks, gradients, ``requires_grad``, training modes and hooks are restored even if the body
+    raises or is interrupted. Inside, products use the precision of their operands; see `own_arithmetic`.
 
     Raises:
-        ConfigError: the host is patching the model, or another thread has it.
+        ConfigError: the host is patching the model, or another thread has borrowed it.
     """
     with _by_one_thread(model):
         _check_at_rest(model)
@@ -38,7 +37,7 @@ def borrowed(model: PatchableModel) -> Iterator[None]:
 
 @contextmanager
 def _at_rest(model: PatchableModel) -> Iterator[None]:
-    """What `borrowed` says of masks, gradients, modes and hooks."""
+    """Set and restore masks, gradients, training modes and hooks, as `borrowed` describes."""
     modes = [(module, module.training) for module in model.modules()]
     hooks = [(container, container.copy()) for container in _hooks(model)]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
@@ -49,14 +48,14 @@ def _at_rest(model: PatchableModel) -> Iterator[None]:
         for parameter, _, _ in parameters:
             parameter.grad = None
             parameter.requires_grad_(False)
-        with torch.inference_mode(False):  # gradients of masks are what attribution is made of
+        with torch.inference_mode(False):  # attribution needs gradients of masks
             for mask, _, _ in masks:
                 mask.data = torch.zeros_like(mask.data)
         yield
     finally:
         with uninterrupted(on_interrupt):
             torch.set_grad_enabled(with_gradients)
-            for wrapper in model.wrappers:  # the host does not, where it is interrupted while it begins
+            for wrapper in model.wrappers:  # the host does not if it is interrupted while it starts
                 wrapper.patch_mode, wrapper.curr_src_outs = False, None
                 if wrapper.is_dest:
                     wrapper.patch_src_outs = None
@@ -76,7 +75,7 @@ Hooks = dict[int, Any] | list[Any]
 
 
 def _hooks(model: PatchableModel) -> Iterator[Hooks]:
-    """Where torch and TransformerLens keep the hooks of each module."""
+    """Yield the containers in which torch and TransformerLens keep each module's hooks."""
     for module in model.modules():
         yield module._forward_hooks
         yield module._forward_pre_hooks
@@ -88,7 +87,7 @@ def _hooks(model: PatchableModel) -> Iterator[Hooks]:
 
 
 def _refill(container: Hooks, content: Any) -> None:
-    """Make a container hold what it held before; handles of hooks refer to the container itself."""
+    """Restore a container's content in place, since hook handles refer to the container itself."""
     container.clear()
     if isinstance(container, dict):
         container.update(content)
@@ -98,7 +97,7 @@ def _refill(container: Hooks, content: Any) -> None:
 
 @contextmanager
 def uninterrupted(before: Any) -> Iterator[None]:
-    """Have Ctrl-C wait until the ``with`` block is done; ``before`` is what handles it."""
+    """Defer Ctrl-C until the ``with`` block is done; ``before`` then handles it."""
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
@@ -113,11 +112,8 @@ def uninterrupted(before: Any) -> Iterator[None]:
 
 
 def _check_at_rest(model: PatchableModel) -> None:
-    """
-    Raises:
-        ConfigError: forwards of the model are being patched by the host.
-    """
-    # Also those of a PatchableModel that was made of the same model before.
+    """Refuse a model whose forwards the host is patching, with a `ConfigError`."""
+    # This includes wrappers of an earlier PatchableModel around the same model.
     if any(isinstance(module, PatchWrapper) and module.patch_mode for module in model.modules()):
         raise ConfigError("the model is in a patch_mode block; leave that first")
     if any(wrapper.mask_fn is not None for wrapper in model.dest_wrappers):
@@ -128,15 +124,12 @@ def _check_at_rest(model: PatchableModel) -> None:
 
 _HOLDING = threading.Lock()
 _HOLDERS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-"""Threads that have borrowed a model, by what the host wraps; a thread may do so again inside."""
+"""The thread that has borrowed each wrapped model; that thread may borrow it again inside."""
 
 
 @contextmanager
 def _by_one_thread(model: PatchableModel) -> Iterator[None]:
-    """
-    Raises:
-        ConfigError: another thread has borrowed the model.
-    """
+    """Refuse a model that another thread has borrowed, with a `ConfigError`."""
     own, inner = threading.get_ident(), model.wrapped_model
     with _HOLDING:
         is_first = inner not in _HOLDERS
@@ -155,15 +148,14 @@ def _by_one_thread(model: PatchableModel) -> Iterator[None]:
 
 @contextmanager
 def unsplit(model: PatchableModel) -> Iterator[None]:
-    """Inside the ``with`` block a transformer runs as it would without any patching in mind.
+    """Switch off a transformer's flags for patching inside the ``with`` block.
 
-    The flags that give every head inputs and outputs of its own cost the host several times the
-    forward itself.
+    The flags that split the inputs and outputs of every head make a forward several times as slow.
     """
     flags = ["use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in"]
     cfg = model.cfg if model.is_transformer else None
     if getattr(cfg, "use_normalization_before_and_after", False):
-        flags.remove("use_attn_result")  # results of heads carry the norm that came after them
+        flags.remove("use_attn_result")  # head results include the norm after attention
     before = {flag: getattr(cfg, flag) for flag in flags if hasattr(cfg, flag)}
     try:
         for flag in before:

@@ -1,8 +1,8 @@
-"""Patched forwards of the host model: what is cached from the clean run, and how a run starts.
+"""Patched forwards of the host model, started from cached activations of the clean run.
 
-With every edge kept the host's wrappers leave the activations as they are, so all layers below the
-lowest patched edge hold their clean values. A forward therefore starts at that layer from the
-cached clean residual stream, as the host's own ACDC does.
+The host's wrappers leave activations unchanged while every edge is kept, so all layers below the lowest
+patched edge hold their clean values. A forward therefore starts at that layer from the cached clean
+residual stream, as the host's own ACDC does.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pahq_plugin.host.types import (
 
 @dataclass(frozen=True)
 class CleanRun:
-    """One batch of prompts and what the unpatched model makes of it.
+    """One batch of prompts and the output of the unpatched model on it.
 
     Attributes:
         batch: the host's batch; ``clean`` is ``[batch, pos]`` of token ids in a transformer.
         logits: clean output after the model's ``out_slice``, ``[batch, (pos,) vocab]``.
-        start_arguments: further arguments of a forward that starts at a block; among them the
+        start_arguments: further arguments of a forward that starts at a block, including the
             padding mask ``attention_mask``, ``[batch, pos]`` or ``None``.
     """
 
@@ -41,13 +41,13 @@ class CleanRun:
 
 @dataclass(frozen=True)
 class PatchBatch(CleanRun):
-    """A batch with all that patched forwards of the host model need.
+    """A batch with everything that patched forwards of the host model need.
 
     Attributes:
         clean: source outputs of the clean run, ``[src, batch, pos, d_model]``.
         ablated: what a patched edge carries instead, same shape.
         residuals: clean residual stream before each block, ``[batch, pos, d_model]`` each; empty
-            for a model that is no transformer.
+            for models that are not transformers.
     """
 
     clean: Tensor
@@ -57,7 +57,7 @@ class PatchBatch(CleanRun):
 
 @torch.inference_mode()
 def source_outputs(model: PatchableModel, tokens: Tensor) -> Tensor:
-    """What every source gives on prompts ``[batch, pos]``, ``[src, batch, pos, d_model]``."""
+    """Compute every source node's output on prompts ``[batch, pos]``: ``[src, batch, pos, d_model]``."""
     return src_ablations(model, tokens)
 
 
@@ -67,10 +67,10 @@ def ablated_sources(
     batches: Sequence[PromptPairBatch],
     ablation: AblationType,
 ) -> Iterator[Tensor]:
-    """Ablated source outputs ``[src, batch, pos, d_model]`` of each batch.
+    """Yield the ablated source outputs ``[src, batch, pos, d_model]`` of each batch.
 
-    Means over the data set run over the whole loader; all else is taken from the corrupt prompts of
-    the batch, as in the host's ``run_circuits``.
+    Means over the data set use the whole loader; every other ablation uses the corrupt prompts of the
+    batch, as in the host's ``run_circuits``.
     """
     if ablation.mean_over_dataset:
         mean = src_ablations(model, loader, ablation)
@@ -82,7 +82,7 @@ def ablated_sources(
 
 @torch.inference_mode()
 def clean_runs(model: PatchableModel, batches: Sequence[PromptPairBatch]) -> list[CleanRun]:
-    """Run every batch once clean, in the model's own precision."""
+    """Run every batch once unpatched, in the model's own precision."""
     return [
         CleanRun(batch, model(batch.clean)[model.out_slice], _start_arguments(model, batch.clean))
         for batch in batches
@@ -110,7 +110,7 @@ def prepare(
 
 
 def _residuals(model: PatchableModel, clean: Tensor) -> list[Tensor]:
-    """The residual stream ``[batch, pos, d_model]`` before each block."""
+    """Return the clean residual stream ``[batch, pos, d_model]`` before each block."""
     if not model.is_transformer:
         return []
     names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
@@ -119,7 +119,7 @@ def _residuals(model: PatchableModel, clean: Tensor) -> list[Tensor]:
 
 
 def cached_run(model: PatchableModel, tokens: Tensor, names: list[str]) -> dict[str, Tensor]:
-    """Activations of the hook points ``names`` in a plain run."""
+    """Return the activations at the hook points ``names`` in an unpatched run."""
     wanted = set(names)
     _, cache = model.run_with_cache(
         tokens, names_filter=lambda name: name in wanted, return_cache_object=False
@@ -142,10 +142,10 @@ def _start_arguments(model: PatchableModel, clean: Tensor) -> dict[str, Tensor |
 def patched_logits(
     model: PatchableModel, prepared: PatchBatch, sources: Tensor, start: int | None
 ) -> Tensor:
-    """Output under the model's present patch masks.
+    """Run a batch under the model's current patch masks.
 
     Args:
-        model: its masks say which edges are patched.
+        model: its masks select the patched edges.
         prepared: the batch to run.
         sources: ``[src, batch, pos, d_model]``, overwritten with the source outputs of this run;
             those of blocks below ``start`` must be clean.

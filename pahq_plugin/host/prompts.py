@@ -1,4 +1,4 @@
-"""Prompts of a host loader: drawn, checked, and told apart."""
+"""Draw, check and hash the prompts of a host loader."""
 
 from __future__ import annotations
 
@@ -24,16 +24,14 @@ TOKENS = (torch.int64, torch.int32)
 def collect_batches(
     model: PatchableModel, loader: PromptDataLoader, count: int | None
 ) -> list[PromptPairBatch]:
-    """The first ``count`` batches of ``loader`` (``None``: all), checked against the model.
+    """Draw the first ``count`` batches of ``loader`` (``None``: all) and check them against the model.
 
     Raises:
-        PromptError: no loader, no batch, clean and corrupt prompts of different length, token ids beyond
-            the vocabulary, prompts longer than the context or than the graph's ``seq_len``.
+        PromptError: not a loader, no batch, clean and corrupt prompts of different length, token ids
+            outside the vocabulary, prompts longer than the context, or not of the graph's ``seq_len``.
     """
     if not isinstance(loader, PromptDataLoader):
-        inside = (
-            "its .train_loader" if hasattr(loader, "train_loader") else "one that gives such batches"
-        )
+        inside = "its .train_loader" if hasattr(loader, "train_loader") else "a loader of prompt pairs"
         raise PromptError(f"loader is a {type(loader).__name__}, not a PromptDataLoader; pass {inside}")
     most = None if count is None else min(count, sys.maxsize)
     try:
@@ -47,7 +45,7 @@ def collect_batches(
     if not batches:
         raise PromptError(
             f"the loader is empty: {len(loader.dataset)} prompts with a batch size of "  # type: ignore[arg-type]
-            f"{loader.batch_size} make no full batch"
+            f"{loader.batch_size} make less than a full batch"
         )
     check_prefix(model, loader)
     if count is not None and len(batches) < count:
@@ -58,9 +56,10 @@ def collect_batches(
 
 
 def check_prefix(model: PatchableModel, loader: PromptDataLoader) -> None:
-    """
+    """Check that the model holds the KV cache of the loader's common prefix.
+
     Raises:
-        PromptError: the loader's prompts go on from a common prefix whose KV cache is not the model's.
+        PromptError: the model lacks that cache, or holds the cache of another prefix.
     """
     cache = loader.kv_cache
     if cache is None:
@@ -69,18 +68,18 @@ def check_prefix(model: PatchableModel, loader: PromptDataLoader) -> None:
     own = (model.kv_caches or {}).get(size)
     if own is None:
         raise PromptError(
-            "the loader's prompts go on from a common prefix whose KV cache the model lacks; make the "
+            "the loader's prompts continue a common prefix whose KV cache the model lacks; make the "
             "model patchable with kv_caches=(loader.kv_cache,)"
         )
     if own is not cache and not _same_prefix(own, cache):
         raise PromptError(
-            "the model's KV cache is of another prefix than the loader's prompts; make the model "
-            "patchable with kv_caches=(loader.kv_cache,)"
+            "the model's KV cache does not hold the common prefix of the loader's prompts; make the "
+            "model patchable with kv_caches=(loader.kv_cache,)"
         )
 
 
 def _same_prefix(own: Any, given: Any) -> bool:
-    """Whether two KV caches hold the same; that of the model may be repeated for each head."""
+    """Return whether two KV caches hold the same prefix; the model's may be repeated for each head."""
     mask = given.previous_attention_mask.to(own.previous_attention_mask.device)
     if len(own.entries) != len(given.entries) or not torch.equal(own.previous_attention_mask, mask):
         return False
@@ -92,21 +91,22 @@ def _same_prefix(own: Any, given: Any) -> bool:
 
 
 def _same_heads(mine: Tensor, theirs: Tensor) -> bool:
-    """Whether keys or values ``[batch, pos, head, d_head]`` are the same, but for repeated heads."""
+    """Return whether keys or values ``[batch, pos, head, d_head]`` are equal up to repeated heads."""
     times, rest = divmod(mine.shape[2], theirs.shape[2])
     return not rest and torch.equal(mine, theirs.to(mine.device).repeat_interleave(times, dim=2))
 
 
 def past_length(model: PatchableModel) -> int:
-    """Positions of the common prefix that KV caches hold; 0 without any."""
+    """Return the length of the common prefix in the model's KV caches; 0 without caches."""
     caches = list((model.kv_caches or {}).values())
     return caches[0][0].past_keys.shape[1] if caches else 0
 
 
 def check_one_shape(batches: Iterable[PromptPairBatch]) -> None:
-    """
+    """Check that all batches have one size and one length, as a mean per position needs.
+
     Raises:
-        PromptError: batches of different lengths or sizes, over which no mean per position can be taken.
+        PromptError: they do not.
     """
     shapes = {tuple(batch.clean.shape[:2]) for batch in batches}
     sizes, lengths = (sorted(set(axis)) for axis in zip(*shapes, strict=True))
@@ -131,7 +131,9 @@ def _check_tokens(name: str, tokens: object) -> None:
 
 def _check_batch(model: PatchableModel, batch: PromptPairBatch) -> None:
     if not (hasattr(batch, "clean") and hasattr(batch, "corrupt")):
-        raise PromptError(f"the loader gives a {type(batch).__name__}, no PromptPairBatch of the host")
+        raise PromptError(
+            f"the loader yields a {type(batch).__name__}; expected a PromptPairBatch of the host"
+        )
     if model.is_transformer:
         for name, tokens in (("clean", batch.clean), ("corrupt", batch.corrupt)):
             _check_tokens(name, tokens)
@@ -139,7 +141,7 @@ def _check_batch(model: PatchableModel, batch: PromptPairBatch) -> None:
     if clean.shape != corrupt.shape:
         raise PromptError(
             f"clean and corrupt prompts differ in length: {clean.shape[1]} and {corrupt.shape[1]} "
-            "tokens; each pair must have as many"
+            "tokens; both prompts of a pair need the same number"
         )
     if model.seq_len is not None and clean.shape[model.seq_dim] != model.seq_len:
         raise PromptError(
@@ -164,7 +166,7 @@ def _check_batch(model: PatchableModel, batch: PromptPairBatch) -> None:
 
 
 def prompts_digest(batches: Sequence[PromptPairBatch]) -> str:
-    """Hash of clean and corrupt prompts and of the answers."""
+    """Hash the clean and corrupt prompts and the answers."""
     digest = hashlib.blake2b(digest_size=16)
     for batch in batches:
         for values in (batch.clean, batch.corrupt, batch.answers, batch.wrong_answers):
@@ -175,8 +177,10 @@ def prompts_digest(batches: Sequence[PromptPairBatch]) -> str:
 
 
 def loader_of(batches: Sequence[PromptPairBatch], loader: PromptDataLoader) -> PromptDataLoader:
-    """A loader that gives these batches of ``loader``, for host algorithms that read one whole, and
-    several times: ``loader`` itself may draw others each time."""
+    """Make a loader that yields exactly these batches of ``loader``.
+
+    Host algorithms read a loader several times, and ``loader`` itself may draw other batches each time.
+    """
     made = PromptDataLoader(
         list(batches),
         seq_len=loader.seq_len,

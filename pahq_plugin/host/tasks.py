@@ -1,4 +1,4 @@
-"""Loaders, official circuits and tasks of the host, made from plain data."""
+"""Make loaders, official circuits and tasks of the host from plain data."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def loaders(
     n_batches: tuple[int, int],
     device: str = "cpu",
 ) -> tuple[PromptDataLoader, PromptDataLoader]:
-    """The host's train and test loader over prompts in its JSON format, in the order given.
+    """Return the host's train and test loader over prompts in its JSON format, in the order given.
 
     Args:
-        prompts: token ids, all of one length; at least ``batch_size * sum(n_batches)`` of them.
-        batch_size: prompts a batch.
-        n_batches: batches of the train and of the test loader.
-        device: where the batches are.
+        prompts: at least ``batch_size * sum(n_batches)`` prompts of token ids, all of one length.
+        batch_size: prompts per batch.
+        n_batches: number of batches of the train and the test loader.
+        device: where to put the batches.
     """
     from auto_circuit.data import load_datasets_from_json
 
@@ -48,12 +48,12 @@ def loaders(
 
 
 def official_edges(problem: str, model: PatchableModel, word_idxs: dict[str, int]) -> set[Edge] | None:
-    """The published circuit that the host knows for a problem on this model; None if it knows none.
+    """Return the host's published circuit for a problem on this model; ``None`` if there is none.
 
     Args:
         problem: a problem's name, such as ``ioi``.
-        model: a circuit is of one model: GPT-2 small, the 4-layer attention-only one, Tracr's.
-        word_idxs: positions of the words that a circuit by positions names.
+        model: circuits exist for GPT-2 small, the 4-layer attention-only model and Tracr's models.
+        word_idxs: positions of the words that a position-wise circuit refers to.
     """
     from auto_circuit.metrics.official_circuits.circuits import (
         docstring_official,
@@ -97,9 +97,9 @@ def register_task(
     true_edges: set[Edge] | None,
     slice_output: OutputSlice,
 ) -> Task:
-    """A host ``Task`` with everything already in it, entered in the host's ``TASK_DICT``.
+    """Build a complete host ``Task`` and enter it in the host's ``TASK_DICT``.
 
-    A task of the same key is replaced.
+    A task with the same key is replaced.
     """
     from auto_circuit.tasks import TASK_DICT, Task
 

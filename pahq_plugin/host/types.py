@@ -1,4 +1,4 @@
-"""The host's own types and functions that the rest of the package works with, unchanged."""
+"""The host's types and functions that the rest of the package uses, unchanged."""
 
 from __future__ import annotations
 

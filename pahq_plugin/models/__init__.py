@@ -1,1 +1,1 @@
-"""Models made patchable: adapted, converted, stored, checked."""
+"""Load, convert, store, check and adapt models for patching."""

@@ -1,12 +1,11 @@
-"""Models as TransformerLens loads them, made such that patches of edges are true interventions.
+"""Adapt TransformerLens models so that patching an edge is a true intervention.
 
-1. Flags: every head reads inputs of its own and its output is seen by itself.
-2. Keys and values that several heads share (grouped queries) are computed once for each head, and KV
-   caches are repeated to match.
-3. Where a norm comes after attention (Gemma 2), each head's share of what that norm lets through takes
-   the place of its raw result.
+1. Flags: every head has its own inputs and its own output.
+2. Keys and values that several heads share (grouped queries) are computed for each head, and KV caches
+   are repeated to match.
+3. If a norm follows attention (Gemma 2), each head's share of the normed output replaces its raw result.
 
-The model computes what it did before, up to the rounding of sums in another order.
+The model computes the same function, up to rounding of sums in another order.
 """
 
 from __future__ import annotations
@@ -34,22 +33,22 @@ def adapt(
     separate_qkv: bool = True,
     kv_caches: Sequence[HookedTransformerKeyValueCache] = (),
 ) -> PatchableModel:
-    """The host's factorized model around ``model``, ready for `discover`.
+    """Make ``model`` patchable: wrap it in the host's factorized model, ready for `discover`.
 
-    One log line says what was changed, a warning where it is more than flags. With ``separate_qkv``
-    heads read split query, key and value inputs, without it one input each; a model with both would
-    ignore patches into attention.
+    One log line lists the changes, as a warning if they go beyond flags. With ``separate_qkv`` heads
+    have split query, key and value inputs, without it one input each; a model with both would ignore
+    patches into attention.
 
     Args:
-        model: as TransformerLens gives it; changed in place.
+        model: as TransformerLens loads it; changed in place.
         slice_output: the positions whose logits count; ``None`` for all.
-        seq_len: number of tokens, for edges of single positions; ``None`` for edges of all positions.
-        separate_qkv: whether a head's Q, K and V are destinations of their own.
-        kv_caches: of common prefixes, frozen, one for each batch size; left as they are.
+        seq_len: number of tokens, for position-wise edges; ``None`` for edges of all positions.
+        separate_qkv: whether a head's Q, K and V are separate destinations.
+        kv_caches: frozen caches of common prefixes, one for each batch size; left unchanged.
 
     Raises:
-        ModelError: no `HookedTransformer`, or one whose edges cannot be patched truthfully; nothing
-            was changed then.
+        ModelError: not a `HookedTransformer`, or one whose edges cannot be patched faithfully; the
+            model is then unchanged.
     """
     check_kind(model)
     _check_post_norms(model)
@@ -57,7 +56,7 @@ def adapt(
     flags = _set_flags(model, separate_qkv)
     other = [*_ungroup(model), *_move_post_norms(model)]
     if any(new is not old for new, old in zip(repeated, kv_caches, strict=True)):
-        model.cfg.n_key_value_heads = model.cfg.n_heads  # TransformerLens holds caches against it
+        model.cfg.n_key_value_heads = model.cfg.n_heads  # TransformerLens checks caches against it
         other.append("KV caches repeated for each head")
     if flags or other:
         level = logging.WARNING if other else logging.INFO
@@ -76,16 +75,17 @@ def adapt(
 
 
 def check_kind(model: object) -> None:
+    """Refuse all but an unquantised `HookedTransformer`, and a Mixtral model with folded norms."""
     if isinstance(model, PatchableModel):
-        raise ModelError("model is a PatchableModel already; give the HookedTransformer that it wraps")
+        raise ModelError("model is a PatchableModel already; pass the HookedTransformer that it wraps")
     if not isinstance(model, HookedTransformer):
         raise ModelError(
-            f"model is a {type(model).__name__}; the host factorizes a HookedTransformer only, no "
-            "encoders such as BERT and no encoder-decoders such as T5; a causal model of transformers "
-            "goes through pahq.from_hugging_face(model)"
+            f"model is a {type(model).__name__}; the host factorizes only a HookedTransformer, not "
+            "encoders such as BERT or encoder-decoders such as T5; convert a causal model of "
+            "transformers with pahq.from_hugging_face(model)"
         )
     if model.cfg.load_in_4bit:
-        raise ModelError("load_in_4bit is on; load the model in its own precision")
+        raise ModelError("load_in_4bit is on; load the model unquantised")
     is_mixtral = model.cfg.original_architecture == "MixtralForCausalLM"
     if is_mixtral and model.cfg.normalization_type == "RMSPre":
         raise ModelError(
@@ -95,7 +95,7 @@ def check_kind(model: object) -> None:
 
 
 def _set_flags(model: HookedTransformer, separate_qkv: bool) -> list[str]:
-    """Set what the host's patches need; says what was changed."""
+    """Set the flags that the host's patches need, and describe the changes."""
     cfg: Any = model.cfg
     flags = {
         "use_attn_result": True,
@@ -112,7 +112,7 @@ def _set_flags(model: HookedTransformer, separate_qkv: bool) -> list[str]:
 
 
 def _ungroup(model: HookedTransformer) -> list[str]:
-    """Let every head compute its own keys and values; says what was changed."""
+    """Make every head compute its own keys and values, and describe the change."""
     cfg = model.cfg
     if cfg.n_key_value_heads is None or cfg.ungroup_grouped_query_attention:
         return []
@@ -123,8 +123,7 @@ def _ungroup(model: HookedTransformer) -> list[str]:
 
 
 def repeated_cache(cfg: Any, cache: HookedTransformerKeyValueCache) -> HookedTransformerKeyValueCache:
-    """The KV cache with keys and values ``[batch, pos, head, d_head]`` of every head; ``cache`` itself
-    if it has them."""
+    """Repeat a cache's keys and values for every head, ``[batch, pos, head, d_head]``, if need be."""
     counts = {entry.past_keys.shape[2] for entry in cache.entries}
     if counts == {cfg.n_heads}:
         return cache
@@ -146,11 +145,11 @@ def repeated_cache(cfg: Any, cache: HookedTransformerKeyValueCache) -> HookedTra
 
 
 class PostNormed(nn.Module):
-    """Stands in for the ``hook_result`` of attention that a norm follows: what each head adds to the
-    residual stream.
+    """Replaces the ``hook_result`` of attention before a norm by what each head adds to the residual
+    stream.
 
-    The norm divides the sum of all heads by its size and multiplies by a weight. Given that size, every
-    head's result goes through it by itself, and the shares add up to the block's ``hook_attn_out``.
+    The norm divides the sum of all heads by its size and multiplies by a weight. Given that size, it
+    applies to every head's result separately, and the shares add up to the block's ``hook_attn_out``.
 
     Args:
         hook: the hook point, called with the shares.
@@ -163,7 +162,7 @@ class PostNormed(nn.Module):
         self.norm = norm
 
     def forward(self, result: Tensor) -> Tensor:
-        """From results of heads to their shares, both ``[batch, pos, head, d_model]``."""
+        """Map head results to their shares, both ``[batch, pos, head, d_model]``."""
         norm, dtype = self.norm, result.dtype
         high = torch.promote_types(dtype, torch.float32)
         total = result.sum(dim=2).to(high)
@@ -172,7 +171,7 @@ class PostNormed(nn.Module):
 
 
 def _post_norms(model: HookedTransformer) -> list[tuple[int, Any]]:
-    """Blocks whose attention a norm follows."""
+    """Return the blocks with a norm after attention."""
     if not model.cfg.use_normalization_before_and_after:
         return []
     return [
@@ -185,12 +184,12 @@ def _check_post_norms(model: HookedTransformer) -> None:
         kind = type(block.ln1_post).__name__
         if kind != "RMSNorm":
             raise ModelError(
-                f"blocks.{layer}.ln1_post is a {kind}; only an RMSNorm can be shared out to heads"
+                f"blocks.{layer}.ln1_post is a {kind}; only an RMSNorm can be split over heads"
             )
         if bool(block.attn.b_O.any()):
             raise ModelError(
-                f"blocks.{layer}.attn.b_O is not 0 ahead of blocks.{layer}.ln1_post: the norm's share "
-                "of a bias differs from prompt to prompt and is no head's, so edges would not add up"
+                f"blocks.{layer}.attn.b_O is not 0 before blocks.{layer}.ln1_post: the normed bias "
+                "differs between prompts and belongs to no head, so edges would not add up"
             )
 
 
@@ -199,4 +198,4 @@ def _move_post_norms(model: HookedTransformer) -> list[str]:
     for _, block in moved:
         block.attn.hook_result = PostNormed(block.attn.hook_result, block.ln1_post)
         block.ln1_post = nn.Identity()
-    return ["norms after attention shared out to heads"] if moved else []
+    return ["norms after attention split over heads"] if moved else []

@@ -1,9 +1,9 @@
-"""The arithmetic of a transformer's blocks, unit by unit, on any number of rows.
+"""The arithmetic of a transformer's blocks, unit by unit, on any number of candidates.
 
-An engine that recomputes single heads needs the pieces of the model's forward without the forward:
-norms, weights, rotation, scores, masks. Here they are read off the TransformerLens modules. Tensors
-are unit-major, ``[head, candidate, batch, pos, d]``, so that the heads of a layer multiply with their
-own weights in one batched product.
+An engine that recomputes single heads needs the pieces of the model's forward: norms, weights,
+rotation, scores, masks. They are read from the TransformerLens modules. Tensors are unit-major,
+``[head, candidate, batch, pos, d]``, so that the heads of a layer multiply with their own weights in one
+batched product.
 """
 
 from __future__ import annotations
@@ -22,21 +22,23 @@ from pahq_plugin.models.changes import first_change, odd_attention
 from pahq_plugin.models.supported import INCREMENTAL
 
 Rounding = Callable[[Literal["scores", "values"], Tensor], Tensor]
-"""Makes an operand ``[head, ..., summed over]`` of a product of attention one in few bits."""
+"""Rounds an operand ``[head, ..., summed over]`` of an attention product to few bits."""
 
 Unembedding = Callable[[Tensor, slice], Tensor]
-"""From normalised final residual streams to logits of some words, without bias."""
+"""Maps normalised final residual streams to logits of some tokens, without bias."""
 
 LANES = 16
-"""Keys are padded to a multiple of this: torch's softmax over 15 numbers takes ten times as long as
-over 16 on a CPU with AVX-512."""
+"""Keys are padded to a multiple of this: on a CPU with AVX-512 torch's softmax over 15 numbers takes ten
+times as long as over 16."""
 
 
 def unsupported(model: PatchableModel, length: int) -> str | None:
-    """Why unit-by-unit evaluation cannot be used on ``model`` for prompts of up to ``length`` tokens, a
-    common prefix included; ``None`` if it can."""
+    """Return why ``model`` cannot be evaluated unit by unit; ``None`` if it can.
+
+    ``length`` is the longest prompt in tokens, including a common prefix.
+    """
     if not model.is_transformer or not hasattr(model.wrapped_model, "blocks"):
-        return "the model is no transformer"
+        return "a model that is not a transformer"
     cfg = model.cfg
     if cfg.positional_embedding_type not in INCREMENTAL.positions:
         return f"{cfg.positional_embedding_type} positions"
@@ -50,7 +52,7 @@ def unsupported(model: PatchableModel, length: int) -> str | None:
 
 
 def normalise(norm: Any, x: Tensor) -> Tensor:
-    """A TransformerLens norm over the last axis, by torch's fused kernels where there is one."""
+    """Apply a TransformerLens norm over the last axis, with torch's fused kernel if there is one."""
     name, size = type(norm).__name__, (x.shape[-1],)
     if name in ("LayerNorm", "LayerNormPre"):
         weight, bias = getattr(norm, "w", None), getattr(norm, "b", None)
@@ -62,12 +64,12 @@ def normalise(norm: Any, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LinearNorm:
-    """A norm over the last axis taken apart: ``norm(x) = (x - mean(x)) w / size(x) + b``.
+    """The parts of a norm over the last axis: ``norm(x) = (x - mean(x)) w / size(x) + b``.
 
     Attributes:
         w: ``[d_model]``; ``None`` for 1.
         b: ``[d_model]``; ``None`` for 0.
-        eps: under the root of ``size``; ``None`` for a norm that does nothing.
+        eps: added under the root of ``size``; ``None`` for an identity.
         centred: whether the mean is subtracted.
     """
 
@@ -77,15 +79,15 @@ class LinearNorm:
     centred: bool
 
     def direction(self, x: Tensor) -> Tensor:
-        """``(x - mean(x)) w``, linear in ``x [..., d_model]``."""
+        """Compute ``(x - mean(x)) w``, linear in ``x [..., d_model]``."""
         x = x - x.mean(dim=-1, keepdim=True) if self.centred else x
         return x if self.w is None else x * self.w
 
     fold = direction
-    """Of the rows of a weight ``[..., d_model]`` that writes to the residual stream."""
+    """`direction` of the rows of a weight ``[..., d_model]`` that writes to the residual stream."""
 
     def inverse_size(self, x: Tensor) -> Tensor | None:
-        """``1 / size(x)``, ``[..., 1]``; ``None`` for 1."""
+        """Compute ``1 / size(x)``, ``[..., 1]``; ``None`` for 1."""
         if self.eps is None:
             return None
         if self.centred:
@@ -94,7 +96,7 @@ class LinearNorm:
 
 
 def linear_norm(norm: Any) -> LinearNorm | None:
-    """A TransformerLens norm taken apart; ``None`` for a kind that is not known."""
+    """Take a TransformerLens norm apart; ``None`` for an unknown kind."""
     kinds = {"LayerNorm": True, "LayerNormPre": True, "RMSNorm": False, "RMSNormPre": False}
     name = type(norm).__name__
     if name in kinds:
@@ -106,18 +108,18 @@ def linear_norm(norm: Any) -> LinearNorm | None:
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values of a common prefix from the host's KV cache, ``[head, 1, batch, pos, d_head]``."""
+    """Keys and values of a common prefix from a KV cache, each ``[head, 1, batch, pos, d_head]``."""
 
     keys: Tensor
     values: Tensor
 
 
 class AttentionMath:
-    """One attention layer on the prompts of one batch.
+    """The arithmetic of one attention layer on the prompts of one batch.
 
     Args:
         model: the host model.
-        layer: the block.
+        layer: index of the block.
         residual: a residual stream of the prompts, ``[batch, pos, d_model]``.
         padding: 1 for tokens, 0 for padding, ``[batch, offset_pos]``, or ``None``.
     """
@@ -137,15 +139,15 @@ class AttentionMath:
         self.bias = self._make_bias(residual)
 
     def weight_of(self, letter: str) -> Tensor:
-        """Weight of q, k or v, ``[head, d_model, d_head]``."""
+        """Return the weight of q, k or v, ``[head, d_model, d_head]``."""
         return getattr(self.attn, f"W_{letter.upper()}")
 
     def bias_of(self, letter: str) -> Tensor:
-        """Bias of q, k or v, ``[head, d_head]``."""
+        """Return the bias of q, k or v, ``[head, d_head]``."""
         return getattr(self.attn, f"b_{letter.upper()}")
 
     def rotate(self, x: Tensor, letter: str, positions: Tensor) -> Tensor:
-        """Rotary embedding of queries and keys ``[head, candidate, batch, pos, d_head]``."""
+        """Apply the rotary embedding to queries or keys ``[head, candidate, batch, pos, d_head]``."""
         if letter == "v" or self.attn.cfg.positional_embedding_type != "rotary":
             return x
         return self._rotate(x, positions + self._past)
@@ -172,15 +174,15 @@ class AttentionMath:
         positions: Tensor,
         rounded: Rounding | None = None,
     ) -> Tensor:
-        """Value mix z of each head.
+        """Compute the value mix z of each head.
 
         Args:
             q: ``[head, candidate or 1, batch, query_pos, d_head]``.
             k: ``[head, candidate or 1, batch, key_pos, d_head]``; ``v`` alike.
-            heads: which heads these are.
-            positions: which positions the queries are at, ``[query_pos]``.
-            rounded: what becomes of the operands of ``"scores"`` and ``"values"``, whose last axis is
-                summed over; nothing by default.
+            heads: indices of the heads.
+            positions: positions of the queries, ``[query_pos]``.
+            rounded: rounds the operands of ``"scores"`` and ``"values"``, whose last axis is summed
+                over; no rounding by default.
 
         Returns:
             ``[head, candidate or 1, batch, query_pos, d_head]``.
@@ -201,7 +203,7 @@ class AttentionMath:
         if self.bias is not None:
             scores = scores + self._bias_for(heads, positions)
         pattern = torch.softmax(scores, dim=-1)
-        if self._padding is not None:  # a padded query sees no key at all
+        if self._padding is not None:  # a padded query attends to no key
             pattern = torch.where(pattern.isnan(), 0.0, pattern)
         return _row_product(pattern if rounded is None else rounded("values", pattern), v)
 
@@ -219,8 +221,8 @@ class AttentionMath:
         return Prefix(keys, values)
 
     def _make_bias(self, residual: Tensor) -> Tensor | None:
-        """Mask and ALiBi slopes, ``[head or 1, 1, batch or 1, query_pos, key_pos]``, added to the
-        scores; ``None`` where every position sees every other and no spare keys are masked."""
+        """Return mask plus ALiBi slopes, added to the scores: ``[head or 1, 1, batch or 1, query_pos,
+        key_pos]``; ``None`` if every position attends to all others and there are no spare keys."""
         attn, keys = self.attn, self._past + self._length
         bias = residual.new_zeros((1, 1, self._length, keys))
         if attn.cfg.attention_dir == "causal":
@@ -236,7 +238,7 @@ class AttentionMath:
 
 
 def _row_product(x: Tensor, y: Tensor) -> Tensor:
-    """``x @ y`` on ``[head, candidate or 1, batch, n, m]``; rows that share ``y`` are one product."""
+    """Compute ``x @ y``, both ``[head, candidate or 1, batch, n, m]``; a shared ``y`` is one product."""
     if y.shape[1] > 1 or x.shape[1] == 1:
         return x @ y
     flat = x.transpose(1, 2).flatten(2, 3) @ y[:, 0]  # [head, batch, candidate * n, m]
@@ -244,8 +246,8 @@ def _row_product(x: Tensor, y: Tensor) -> Tensor:
 
 
 def embed(model: PatchableModel, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The input of block 0, ``[batch, pos, d_model]``, and the padding mask ``[batch, offset_pos]``
-    if the model makes one."""
+    """Return the input of block 0, ``[batch, pos, d_model]``, and the padding mask, ``[batch,
+    offset_pos]`` or ``None``."""
     residual, _, _, padding = model.input_to_embed(tokens)
     return residual, padding
 
@@ -256,8 +258,10 @@ def unembed(
     words: slice | None = None,
     product: Unembedding | None = None,
 ) -> Tensor:
-    """Logits ``[..., vocab]`` of final residual streams ``[..., d_model]``; or those of some words,
-    or by another product than the model's own."""
+    """Compute logits ``[..., vocab]`` of final residual streams ``[..., d_model]``.
+
+    ``words`` selects some tokens of the vocabulary, ``product`` replaces the model's own product.
+    """
     inner: Any = model.wrapped_model
     if model.cfg.normalization_type is not None:
         x = normalise(inner.ln_final, x)
@@ -272,7 +276,7 @@ def unembed(
 
 
 def output_positions(model: PatchableModel, length: int) -> tuple[list[int], bool]:
-    """Positions that the model's ``out_slice`` looks at, and whether it drops their axis."""
+    """Return the positions that the model's ``out_slice`` selects, and whether it drops their axis."""
     if len(model.out_slice) == 1:
         return list(range(length)), False
     chosen = list(range(length))[model.out_slice[1]]

@@ -1,18 +1,18 @@
-"""What a model computes that its configuration does not say.
+"""Find what a model computes beyond its configuration.
 
-A configuration says which modules a model is made of and what they hold. Somebody may have changed that
-since: hooks, replaced methods and functions, edited masks, other numbers, layers put in by another
-package. Whoever writes a model down, or reads its weights instead of calling it, would lose that without
-a word. So they ask here first:
+A configuration describes the modules of a model and what they hold. A model may have been changed since:
+hooks, replaced methods and functions, edited masks and numbers, layers of another package. Code that
+stores a model, or reads its weights instead of calling it, would silently lose such changes, so it
+checks here first:
 
-1. Make the modules anew from the configuration, without memory for weights (`plain_blocks` here, the
+1. Make the modules anew from the configuration, without memory for weights (`_plain_parts` here, the
    model's own class in `hugging_face`).
-2. Walk through both and compare class, hooks, methods, functions, numbers, buffers and names of weights
+2. Compare class, hooks, methods, functions, numbers, buffers and names of weights of both
    (`differences`).
-3. The caller writes down the changes that its format can hold and refuses the rest by name.
+3. The caller stores the changes that its format can hold and refuses the others by name.
 
 `first_change` and `odd_attention` answer the narrower question of the incremental engine, which calls
-functions and reads buffers where they are, without making anything anew.
+functions and reads buffers in place, so nothing is made anew.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from pahq_plugin.models.adapt import PostNormed
 from pahq_plugin.system.fingerprint import fingerprint, function_digest
 
 MAKERS = {"transformer_lens", "auto_circuit", "pahq_plugin"}
-"""Packages whose modules compute what their names say."""
+"""Packages whose modules are trusted to compute what their class says."""
 
 LIBRARIES = {
     "builtins", "torch", "transformers", "huggingface_hub", "accelerate", "functools", "contextlib",
     "abc", "better_abc", "typing", "typing_extensions", "jaxtyping", "beartype", "typeguard",
 }  # fmt: skip
-"""Packages that decorate methods of these classes, or that these are derived from."""
+"""Packages that decorate methods of these classes, or that define their base classes."""
 
 PLAIN = (nn.Dropout, nn.Identity, nn.ModuleList)
-"""Modules of torch's that TransformerLens and the host use; experts hold `torch.nn.Linear`, too."""
+"""torch modules that TransformerLens and the host use; experts hold `torch.nn.Linear`, too."""
 
 ACTIVATIONS = SUPPORTED_ACTIVATIONS
 """TransformerLens' activation functions by name."""
@@ -57,10 +57,10 @@ ACTIVATIONS = SUPPORTED_ACTIVATIONS
 UNCOMPUTED = {
     "training", "gradient_checkpointing", "name_or_path", "padding_idx", "p", "loss_type", "vocab_size",
 }  # fmt: skip
-"""Attributes of modules that decide nothing about their output in evaluation mode."""
+"""Attributes of modules without influence on their output in evaluation mode."""
 
 TABLES = 2e-3
-"""Error of an entry of a buffer of floats, such as a rotary sine of position 2,047, between devices."""
+"""Tolerance for float buffers between devices, such as a rotary sine at position 2,047."""
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -69,13 +69,13 @@ Kind = Literal["hooks", "class", "method", "function", "number", "buffer", "weig
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """One thing about a model that its configuration does not say.
+    """One deviation of a model from its configuration.
 
     Attributes:
         module: the module's name, such as ``"blocks.0.attn"``; empty for the model itself.
-        name: of the attribute, method or weight; of the class where that is another one.
+        name: name of the attribute, method or weight, or of an unexpected class.
         kind: what was changed.
-        value: the number, function, buffer or weight that is there now.
+        value: the current number, function, buffer or weight.
     """
 
     module: str
@@ -85,7 +85,7 @@ class Change:
 
     @property
     def path(self) -> str:
-        """The attribute's full name, such as ``"blocks.0.attn.mask"``."""
+        """Return the attribute's full name, such as ``"blocks.0.attn.mask"``."""
         return f"{self.module}.{self.name}".removeprefix(".")
 
     def __str__(self) -> str:
@@ -98,11 +98,11 @@ class Change:
             "number": f"{self.path} of {self.value!r}",
             "buffer": f"the edited {self.path}",
             "weight": f"the {'missing' if self.value is None else 'additional'} {self.path}",
-            "configuration": f"the other configuration of {where}",
+            "configuration": f"the different configuration of {where}",
         }[self.kind]
 
     def record(self) -> tuple[str, str, str]:
-        """What was changed and to what, the same in every process and on every machine."""
+        """Describe what was changed and to what, the same in every process and on every machine."""
         if self.kind == "buffer":
             content = str(None if self.value is None else fingerprint(self.value))
         elif self.kind == "function":
@@ -112,14 +112,14 @@ class Change:
         return self.path, self.kind, content
 
 
-# Everything, against what the configuration makes ---------------------------------------------------
+# Comparison with the model that the configuration makes ---------------------------------------------
 
 
 def changes(model: HookedTransformer | PatchableModel) -> Iterator[Change]:
-    """Everything about a TransformerLens model that its configuration does not say.
+    """Yield every deviation of a TransformerLens model from its configuration.
 
-    The host's patch wrappers and our stand-ins for norms after attention do not count: they are how such
-    a model is made patchable. Takes about as long as making the model anew, without its weights.
+    The host's patch wrappers and `PostNormed` do not count: they make the model patchable. Takes about
+    as long as making the model anew without its weights.
 
     Args:
         model: before or after `adapt`.
@@ -142,36 +142,38 @@ def changes(model: HookedTransformer | PatchableModel) -> Iterator[Change]:
 
 
 def configuration_record(model: HookedTransformer | PatchableModel) -> list[tuple[str, str, str]]:
-    """`changes` as plain values that can be hashed and compared between machines."""
+    """Return `changes` as plain values that can be hashed and compared between machines."""
     return sorted(change.record() for change in changes(model))
 
 
 def _is_part(name: str, prefix: str) -> bool:
-    """Whether a module belongs to the block of that prefix; to none, for the empty one."""
+    """Return whether a module belongs to the block with this prefix, or for ``""`` to no block."""
     if prefix:
         return f"{name}.".startswith(prefix)
     return not (name.startswith("blocks.") and name != "blocks")
 
 
 def _own_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules by the names that TransformerLens gave them, without what makes a model patchable."""
+    """Return modules by their TransformerLens names, without those that make the model patchable."""
     everything = dict(model.named_modules(remove_duplicate=False))
     added = {
         name for name, module in everything.items() if isinstance(module, (PatchWrapper, PostNormed))
     }
-    added |= {f"{name}.dropout_layer" for name in added}  # the host's, of its masks
+    added |= {f"{name}.dropout_layer" for name in added}  # of the host's masks
     found: dict[str, nn.Module] = {}
     for name, module in everything.items():
         if name not in added:
             name = plain_name(f"{name}.").removesuffix(".")
-            name = name.replace("attn.hook_result.norm", "ln1_post")  # see `PostNormed`; it comes later
+            name = name.replace("attn.hook_result.norm", "ln1_post")  # moved there by `adapt`
             found[name.replace("attn.hook_result.hook", "attn.hook_result")] = module
     return found
 
 
 def _plain_parts(cfg: Any) -> Iterator[tuple[str, nn.Module]]:
-    """What a configuration makes, without memory for weights: the model without its blocks, and block
-    by block, since each holds a mask of the whole context."""
+    """Yield the parts that a configuration makes, without memory for weights.
+
+    First the model without its blocks, then block by block, since each holds a mask of the context.
+    """
     cfg, bare = copy.copy(cfg), copy.copy(cfg)
     bare.n_layers, bare.tokenizer_name, bare.seed, bare.init_weights = 0, None, None, False
     yield "", without_weights(lambda: HookedTransformer(bare, move_to_device=False))
@@ -180,35 +182,36 @@ def _plain_parts(cfg: Any) -> Iterator[tuple[str, nn.Module]]:
 
 
 class _NoMemory(TorchFunctionMode):
-    """What is made empty, to be filled, takes no memory: weights do, buffers do not. Of this thread
-    alone, unlike what `accelerate` has for it."""
+    """Puts empty tensors (weights, not buffers) on the meta device, in this thread only, unlike
+    `accelerate`'s way."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}) | ({"device": "meta"} if func is torch.empty else {}))
 
 
 def without_weights(make: Callable[[], Module]) -> Module:
-    """Make a module with its buffers, on the CPU, but without memory for its weights.
+    """Make a module with its buffers on the CPU, without memory for its weights.
 
     Raises:
-        ModelError: it cannot be made from its configuration.
+        ModelError: the configuration does not make a module.
     """
     try:
         with torch.device("cpu"), _NoMemory():
             return make()
-    except Exception as error:  # whatever a library makes of a configuration that was edited
+    except Exception as error:  # a library may raise anything on an edited configuration
         raise ModelError(
-            f"the model's configuration does not make a model: {one_line(error)}; "
-            "set it back to what the model was made with"
+            f"no model can be made from the model's configuration: {one_line(error)}; "
+            "restore the configuration that the model was made with"
         ) from error
 
 
 def differences(found: Mapping[str, nn.Module], plain: Mapping[str, nn.Module]) -> Iterator[Change]:
-    """What some modules compute that others, made from a configuration, do not.
+    """Yield the differences of a model's modules from modules made from a configuration.
 
     Args:
-        found: modules of a model by name.
-        plain: what they should be; weights need no memory. The class of the root, ``""``, may differ.
+        found: the model's modules by name.
+        plain: the expected modules; their weights may be on the meta device. The class of the root,
+            ``""``, may differ.
     """
     for name, module in found.items():
         if has_hooks(module):
@@ -222,7 +225,7 @@ def differences(found: Mapping[str, nn.Module], plain: Mapping[str, nn.Module]) 
 
 
 def _inside(name: str, module: nn.Module, plain: nn.Module) -> Iterator[Change]:
-    """What one module holds itself that another of the same class does not."""
+    """Yield the differences between two modules of one class, submodules aside."""
     replaced = _replaced_method(module)
     if replaced is not None:
         yield Change(name, replaced, "method")
@@ -247,7 +250,7 @@ def _inside(name: str, module: nn.Module, plain: nn.Module) -> Iterator[Change]:
 
 
 def _made_buffer(plain: nn.Module, key: str, value: Tensor | None) -> Tensor | None:
-    """The buffer that a module is made with; ALiBi's are made when they are first needed."""
+    """Return the buffer that a module is made with; ALiBi buffers are made on first use."""
     made = plain._buffers.get(key)
     if key == "alibi" and made is None and value is not None:
         attn: Any = plain
@@ -256,7 +259,7 @@ def _made_buffer(plain: nn.Module, key: str, value: Tensor | None) -> Tensor | N
 
 
 def _same_buffer(value: Tensor | None, made: Tensor | None) -> bool:
-    """Whether two buffers hold the same, but for rounding on another device or to another dtype."""
+    """Return whether two buffers are equal up to rounding on another device or to another dtype."""
     if value is None or made is None:
         return value is made
     if value.shape != made.shape:
@@ -277,22 +280,22 @@ def _is_function(value: object) -> bool:
 
 
 def _same_function(value: Any, made: Any) -> bool:
-    """Whether two functions compute the same, as far as their contents tell."""
+    """Return whether two functions have the same contents."""
     return value is made or (_is_function(value) and function_digest(value) == function_digest(made))
 
 
 def activation_name(function: object) -> str | None:
-    """TransformerLens' name of an activation function; ``None`` for one of another origin."""
+    """Return TransformerLens' name of an activation function; ``None`` for any other function."""
     return next((name for name, known in ACTIVATIONS.items() if known is function), None)
 
 
-# What the incremental engine asks -------------------------------------------------------------------
+# Checks of the incremental engine -------------------------------------------------------------------
 
 
 def first_change(model: PatchableModel) -> str | None:
-    """The first change that a forward unit by unit would pass over, in words; ``None`` if there is none.
+    """Describe the first change that a unit-by-unit forward would miss; ``None`` if there is none.
 
-    These are hooks, methods and classes: functions, numbers and buffers are read off the modules.
+    These are hooks, methods and classes: functions, numbers and buffers are read from the modules.
     """
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return "hooks on all modules"
@@ -305,7 +308,7 @@ def first_change(model: PatchableModel) -> str | None:
 
 
 def replaced(module: nn.Module, name: str) -> str | None:
-    """What about a module's own arithmetic has been replaced, hooks aside, in words."""
+    """Describe what replaces a module's own arithmetic, hooks aside; ``None`` if nothing does."""
     kind = type(module)
     if kind in PLAIN or (kind is nn.Linear and ".mlp." in name):
         return None
@@ -316,7 +319,7 @@ def replaced(module: nn.Module, name: str) -> str | None:
 
 
 def _replaced_method(module: nn.Module) -> str | None:
-    """The first method that is not as its class was written, replaced in the object or in the class."""
+    """Return the first method that was replaced in the object or in its class."""
     kind = type(module)
     in_object = (key for key in vars(module) if callable(getattr(kind, key, None)))
     in_class = (
@@ -331,7 +334,7 @@ def _replaced_method(module: nn.Module) -> str | None:
 
 
 def _functions_in(value: object) -> Iterator[FunctionType]:
-    """The functions behind an attribute of a class."""
+    """Yield the function behind a class attribute, if there is one."""
     if isinstance(value, property):
         value = value.fget
     while isinstance(value, (staticmethod, classmethod, partialmethod)):
@@ -341,30 +344,30 @@ def _functions_in(value: object) -> Iterator[FunctionType]:
 
 
 def _maker(kind: type) -> str:
-    """The package that a class was defined in."""
+    """Return the package that defines a class."""
     return kind.__module__.partition(".")[0]
 
 
 def _writer(function: FunctionType) -> str:
-    """The package that a function's code stands in, which `functools.wraps` does not change."""
+    """Return the package of a function's code, which `functools.wraps` does not change."""
     return str(function.__globals__.get("__name__", "")).partition(".")[0]
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something is called before or after the module, by torch or by TransformerLens."""
+    """Return whether the module has hooks of torch or TransformerLens."""
     own = getattr(module, "fwd_hooks", None) or getattr(module, "bwd_hooks", None)  # a HookPoint's
     return bool(own or module._forward_hooks or module._forward_pre_hooks)
 
 
 def odd_attention(model: PatchableModel, length: int) -> str | None:
-    """What of the buffers that attention reads breaks what the engine rests on, in words.
+    """Describe the first attention buffer that breaks an assumption of the incremental engine.
 
     Args:
         model: a transformer.
-        length: tokens of a prompt, a common prefix included.
+        length: tokens of a prompt, including a common prefix.
 
     Returns:
-        ``None`` where every position sees itself or earlier ones alone, with slopes as they are made.
+        ``None`` if every position sees only itself or earlier ones, with unchanged ALiBi slopes.
     """
     for layer, block in enumerate(model.blocks):
         attn, name = block.attn, f"blocks.{layer}.attn"
@@ -372,17 +375,17 @@ def odd_attention(model: PatchableModel, length: int) -> str | None:
             return f"{name}.IGNORE of {float(attn.IGNORE):g}"
         mask = attn.mask[-length:, -length:]  # as TransformerLens reads it
         if attn.cfg.attention_dir == "causal" and bool(mask.triu(1).any()):
-            return f"{name}.mask, which lets positions see later ones"
+            return f"{name}.mask, which lets positions attend to later ones"
         if attn.cfg.attention_dir == "causal" and not bool(mask.any(dim=1).all()):
-            return f"{name}.mask, which lets a position see none"
+            return f"{name}.mask, which hides every key from a position"
         alibi = getattr(attn, "alibi", None)
         if alibi is not None and not torch.equal(
             alibi, attn.create_alibi_bias(attn.cfg.n_heads, alibi.shape[-1], alibi.device)
         ):
-            return f"another {name}.alibi"
+            return f"the edited {name}.alibi"
     return None
 
 
 def plain_name(name: str) -> str:
-    """A module's or parameter's name in TransformerLens, without the host's wrappers."""
+    """Return a module's or parameter's TransformerLens name, without the host's wrappers."""
     return name.removeprefix("wrapped_model").removeprefix(".").replace(".module.", ".")

@@ -1,4 +1,4 @@
-"""Checks of a host model before anything is changed, and what it is as one number."""
+"""Check a host model before anything is changed, and hash its weights and configuration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pahq_plugin.system.fingerprint import fingerprint
 from pahq_plugin.system.mapped import let_go_if_unchanged
 
 MACHINE_FIELDS = ("device", "n_devices", "seed", "init_weights", "trust_remote_code", "tokenizer_name")
-"""Fields of the configuration that say nothing about the model, or that a file must not decide."""
+"""Configuration fields that do not describe the model, or that a file must not set."""
 
 
 UNCOMPUTED_FIELDS = (
@@ -35,18 +35,18 @@ UNCOMPUTED_FIELDS = (
     "initializer_range", "from_checkpoint", "checkpoint_index", "checkpoint_label_type",
     "checkpoint_value",
 )  # fmt: skip
-"""Fields of the configuration that decide nothing about a model's output, or that `adapt` sets."""
+"""Configuration fields without influence on a model's output, or set by `adapt`."""
 
 
 FINITE_ENTRIES = 2**22
-"""Entries that are looked at together; what that takes is made several times over."""
+"""Entries checked at a time, to bound the memory of the temporaries."""
 
 
 def check_patchable(model: object) -> PatchableModel:
-    """``model`` itself, if edges of it can be patched truthfully.
+    """Return ``model`` if its edges can be patched faithfully.
 
     Raises:
-        ModelError: one line that says which flag or property is wrong and what would be right.
+        ModelError: a flag or property is wrong; the message names it and what would be right.
     """
     if not isinstance(model, PatchableModel):
         raise ModelError(
@@ -62,18 +62,18 @@ def check_patchable(model: object) -> PatchableModel:
 
 
 def _check_wrapped_once(model: PatchableModel) -> None:
-    """The host finds masks by the names of modules, and would find those of the later model."""
+    """Refuse a model that was made patchable again: the host would find the later model's masks."""
     modules = dict(model.wrapped_model.named_modules(remove_duplicate=False))
     found = ((wrapper, modules.get(wrapper.module_name)) for wrapper in model.wrappers)
     if any(isinstance(there, PatchWrapper) and there is not wrapper for wrapper, there in found):
         raise ModelError(
-            "the model inside was made patchable again since; use the newer PatchableModel, or make "
-            "this one of a copy.deepcopy"
+            "the wrapped model was made patchable again later; use the newer PatchableModel, or make "
+            "this one from a copy.deepcopy"
         )
 
 
 def _instead_of(model: object) -> str:
-    """What to pass in place of something that is no host model."""
+    """Say what to pass instead of a value that is not a host model."""
     ancestors = {kind.__name__ for kind in type(model).__mro__}
     if "HookedTransformer" in ancestors:
         return "pass pahq_plugin.adapt(model)"
@@ -89,31 +89,28 @@ def _instead_of(model: object) -> str:
 
 
 def _named_device(cfg: Any) -> torch.device:
-    """
-    Raises:
-        ModelError: the configuration names no device.
-    """
+    """Return the device that the configuration names; refuse an invalid one with a `ModelError`."""
     try:
         return torch.device(cfg.device)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"cfg.device={getattr(cfg, 'device', None)!r} is no device; name one, such as 'cpu'"
+            f"cfg.device={getattr(cfg, 'device', None)!r} is not a device; set one, such as 'cpu'"
         ) from error
 
 
 def _check_devices(model: PatchableModel) -> None:
-    """Weights, masks, and where TransformerLens sends activations: the device of its configuration."""
+    """Refuse a model whose weights, masks and ``cfg.device`` are not on one device."""
     weights, named = next(model.wrapped_model.parameters()).device, _named_device(model.cfg)
     if (named.type, named.index or 0) != (weights.type, weights.index or 0):
         raise ModelError(
             f"the weights are on {weights}, but cfg.device is {named}, where activations would go; call "
-            f"model.wrapped_model.to('{weights}'), which tells the configuration, too"
+            f"model.wrapped_model.to('{weights}'), which updates cfg.device, too"
         )
     masks = {mask.device for mask in model.patch_masks.values()} - {weights}
     if masks:
         raise ModelError(
             f"the patch masks are on {masks.pop()}, the weights on {weights}; call "
-            f"model.wrapped_model.to('{weights}'), or give patchable_model that device"
+            f"model.wrapped_model.to('{weights}'), or pass that device to patchable_model"
         )
 
 
@@ -122,7 +119,7 @@ def _check_transformer(model: PatchableModel) -> None:
     if cfg.n_devices == 1:
         _check_devices(model)
     if getattr(cfg, "load_in_4bit", False):
-        raise ModelError("load_in_4bit is on; load the model in its own precision")
+        raise ModelError("load_in_4bit is on; load the model unquantised")
     if not cfg.use_attn_result:
         raise ModelError("use_attn_result is off; call model.set_use_attn_result(True) first")
     if model.separate_qkv and not cfg.use_split_qkv_input:
@@ -138,15 +135,15 @@ def _check_transformer(model: PatchableModel) -> None:
         raise ModelError("use_hook_mlp_in is off; call model.set_use_hook_mlp_in(True) first")
     if cfg.n_key_value_heads is not None and not cfg.ungroup_grouped_query_attention:
         raise ModelError(
-            "keys and values are grouped (n_key_value_heads is set), so heads do not have inputs of "
-            "their own; call model.set_ungroup_grouped_query_attention(True) first, or make the model "
-            "patchable with pahq_plugin.adapt"
+            "keys and values are grouped (n_key_value_heads is set), so heads lack separate inputs; "
+            "call model.set_ungroup_grouped_query_attention(True) first, or make the model patchable "
+            "with pahq_plugin.adapt"
         )
     if cfg.use_normalization_before_and_after and not all(map(_passes_heads, model.blocks)):
         raise ModelError(
-            "use_normalization_before_and_after is on (a post-norm model such as Gemma 2): what a "
-            "head adds to the residual stream is not its hook_result, so edges would be wrong; make "
-            "the model patchable with pahq_plugin.adapt"
+            "use_normalization_before_and_after is on (a post-norm model such as Gemma 2): hook_result "
+            "is not what a head adds to the residual stream, so edges would be wrong; make the model "
+            "patchable with pahq_plugin.adapt"
         )
     _check_experts(model)
     _check_configuration(model)
@@ -154,7 +151,7 @@ def _check_transformer(model: PatchableModel) -> None:
 
 
 def _check_experts(model: PatchableModel) -> None:
-    """TransformerLens makes experts in float32, whatever the model's type."""
+    """Refuse MLPs in another dtype than attention: TransformerLens makes experts in float32."""
     for layer, block in enumerate(model.blocks):
         own = None if model.cfg.attn_only else next(iter(block.mlp.parameters()), None)
         if own is not None and own.dtype != block.attn.W_O.dtype:
@@ -165,12 +162,12 @@ def _check_experts(model: PatchableModel) -> None:
 
 
 def _check_configuration(model: PatchableModel) -> None:
-    """A configuration that was changed after the model was made patchable no longer says what it is."""
+    """Refuse a configuration that was changed after the model was made patchable."""
     cfg, blocks = model.cfg, list(model.blocks)
     if cfg.n_layers != len(blocks) or any(cfg.attn_only == hasattr(b, "mlp") for b in blocks):
         raise ModelError(
-            f"cfg says n_layers={cfg.n_layers}, attn_only={cfg.attn_only}, the model has {len(blocks)} "
-            "blocks of another kind or number; do not change cfg, make another model"
+            f"cfg says n_layers={cfg.n_layers}, attn_only={cfg.attn_only}, but the {len(blocks)} blocks "
+            "of the model differ in kind or number; do not change cfg, make another model"
         )
     inner: Any = model.wrapped_model
     words = getattr(inner.unembed, "W_U", None)
@@ -180,19 +177,19 @@ def _check_configuration(model: PatchableModel) -> None:
         words is not None and words.shape[1] != cfg.d_vocab_out
     ):
         raise ModelError(
-            f"cfg says n_heads={cfg.n_heads}, d_head={cfg.d_head}, d_vocab_out={cfg.d_vocab_out}, which "
-            "are not the sizes of the weights; do not change cfg, make another model"
+            f"cfg says n_heads={cfg.n_heads}, d_head={cfg.d_head}, d_vocab_out={cfg.d_vocab_out}, but "
+            "the weights have other sizes; do not change cfg, make another model"
         )
     if len({id(block.attn) for block in blocks}) < len(blocks):
         raise ModelError(
-            "blocks share an attention module, so that edges into one patch the other, too; give each "
-            "block a module of its own (parameters may be shared)"
+            "blocks share an attention module, so edges into one block patch the other, too; give each "
+            "block its own module (parameters may be shared)"
         )
     layers = {node.name: node.layer for node in model.srcs}
     if not cfg.attn_only and cfg.parallel_attn_mlp != (layers["A0.0"] == layers["MLP 0"]):
         raise ModelError(
-            f"cfg.parallel_attn_mlp={cfg.parallel_attn_mlp} is not what the model was made patchable "
-            "with; set it before, then call pahq_plugin.adapt"
+            f"cfg.parallel_attn_mlp={cfg.parallel_attn_mlp} was changed after the model was made "
+            "patchable; set it before calling pahq_plugin.adapt"
         )
     for name, parameter in weight_parameters(model):
         if parameter.is_floating_point() and parameter.dtype != cfg.dtype:
@@ -203,7 +200,7 @@ def _check_configuration(model: PatchableModel) -> None:
 
 
 def _passes_heads(block: Any) -> bool:
-    """Whether nothing comes between a block's heads and the residual stream (any more)."""
+    """Return whether no norm is left between a block's heads and the residual stream."""
     return isinstance(getattr(block, "ln1_post", None), nn.Identity)
 
 
@@ -212,18 +209,18 @@ def _check_caches(model: PatchableModel) -> None:
     for size, cache in caches.items():
         if not isinstance(cache, HookedTransformerKeyValueCache):
             kind = type(cache).__name__
-            raise ModelError(f"kv_caches holds a {kind}; expected KV caches of TransformerLens")
+            raise ModelError(f"kv_caches holds a {kind}; expected TransformerLens KV caches")
         if not cache.frozen or not all(entry.frozen for entry in cache.entries):
             raise ModelError(
                 f"the KV cache of batch size {size} would grow with every forward; call cache.freeze()"
             )
         _check_cache(model.cfg, size, cache)
     if len({cache.previous_attention_mask.shape[1] for cache in caches.values()}) > 1:
-        raise ModelError("the KV caches hold prefixes of different lengths; make them of one prefix")
+        raise ModelError("the KV caches hold prefixes of different lengths; make them from one prefix")
 
 
 def _check_cache(cfg: Any, size: int, cache: HookedTransformerKeyValueCache) -> None:
-    """Every layer's keys and values, ``[batch, pos, head, d_head]``, and the mask ``[batch, pos]``."""
+    """Check all keys and values, ``[batch, pos, head, d_head]``, and the mask ``[batch, pos]``."""
     found = [x for entry in cache.entries for x in (entry.past_keys, entry.past_values)]
     mask: Any = cache.previous_attention_mask
     if len(cache.entries) != cfg.n_layers or mask.ndim != 2 or len(mask) != size:
@@ -249,28 +246,29 @@ def _check_cache(cfg: Any, size: int, cache: HookedTransformerKeyValueCache) -> 
 
 
 def check_transformer(model: PatchableModel, method: str) -> None:
-    """
+    """Refuse a model without attention heads for ``method``, which chooses their precision.
+
     Raises:
-        ModelError: the model has no attention heads whose precision ``method`` could choose.
+        ModelError: the model is not a transformer.
     """
     if not model.is_transformer or not hasattr(model.wrapped_model, "blocks"):
         raise ModelError(
-            f"{method} chooses the precision of attention heads, but the model is no transformer; "
+            f"{method} chooses the precision of attention heads, but the model is not a transformer; "
             'use method="acdc"'
         )
 
 
 def check_finite(model: PatchableModel) -> None:
-    """
+    """Check that all weights are finite and usable outside ``torch.inference_mode``.
+
     Raises:
-        ModelError: a weight holds NaN or infinity, or cannot be lent; names the first in the order of
-            layers.
+        ModelError: a weight is not; the message names the first in layer order.
     """
     for name, parameter in model.named_parameters():
         if parameter.is_inference():
             raise ModelError(
                 f"weights of {plain_name(name)} were made inside torch.inference_mode; make or copy the "
-                "model outside"
+                "model outside it"
             )
         parts = parameter.detach().flatten().split(FINITE_ENTRIES)
         if not all(bool(torch.isfinite(part).all()) for part in parts):
@@ -279,14 +277,14 @@ def check_finite(model: PatchableModel) -> None:
 
 
 def weight_parameters(model: PatchableModel) -> Iterator[tuple[str, nn.Parameter]]:
-    """The model's own parameters by name, without the host's patch masks."""
+    """Yield the model's own parameters by name, without the host's patch masks."""
     for name, parameter in model.wrapped_model.named_parameters():
         if not name.endswith("patch_mask"):
             yield plain_name(name), parameter
 
 
 def model_digest(model: PatchableModel) -> str:
-    """Hash of the graph's edges and of every weight's name, shape, dtype and content."""
+    """Hash the graph's edges and every weight's name, shape, dtype and content."""
     digest = hashlib.blake2b(digest_size=16)
     for edge in canonical_edges(model):
         digest.update(edge_label(edge).encode())
@@ -299,10 +297,10 @@ def model_digest(model: PatchableModel) -> str:
 
 
 def configuration_digest(model: PatchableModel) -> str:
-    """Hash of all but weights that decides a model's output: its configuration, the positions that
-    count, the length of a common prefix, and every change of its modules since they were made.
+    """Hash everything but weights that determines a model's output.
 
-    It is the same on every machine, and for a context of any length.
+    This covers its configuration, the output positions, the length of a common prefix, and every change
+    of its modules since they were made. The hash is the same on every machine and for every ``n_ctx``.
     """
     parts: list[Any] = [repr(model.out_slice)]
     if model.kv_caches:
@@ -321,7 +319,7 @@ def configuration_digest(model: PatchableModel) -> str:
 
 
 def _plain_contents(model: nn.Module) -> Iterator[tuple[str, str, str]]:
-    """Numbers, functions and buffers of the modules of a model without a configuration."""
+    """Yield the numbers, functions and buffers of the modules of a model without a configuration."""
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if not key.startswith("_") and isinstance(value, (bool, int, float, str)):
@@ -334,10 +332,10 @@ def _plain_contents(model: nn.Module) -> Iterator[tuple[str, str, str]]:
 
 @torch.inference_mode()
 def output_width(model: PatchableModel, tokens: torch.Tensor) -> int:
-    """Width of the last axis of the model's output."""
+    """Return the width of the last axis of the model's output."""
     return model.cfg.d_vocab_out if model.is_transformer else model(tokens[:1]).shape[-1]
 
 
 def model_device(model: PatchableModel) -> torch.device:
-    """Device of the model's first parameter."""
+    """Return the device of the model's first parameter."""
     return next(model.parameters()).device

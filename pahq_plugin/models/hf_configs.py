@@ -1,8 +1,8 @@
-"""Hugging Face configurations as TransformerLens' own, one function for each architecture.
+"""Translate Hugging Face configurations to TransformerLens, one function for each architecture.
 
-TransformerLens 2.15 reads configurations by the names of published models; these read the values, so
-that a model of any size, rotary base or window is taken as it is. What `HookedTransformer` cannot
-hold is refused by the name of the value.
+TransformerLens 2.15 looks up configurations by the names of published models. These functions read the
+values, so any size, rotary base or window works. Values that `HookedTransformer` does not support are
+refused by name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from pahq_plugin.errors import ModelError
 
 MOST_POSITIONS = 2048
-"""Positions that a model is given unless more are asked for: each block holds a mask of their square."""
+"""Default limit of the context length: each block holds a mask of its square."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Architecture:
     """How a Hugging Face class becomes a `HookedTransformer`.
 
     Attributes:
-        arguments: its configuration -> arguments of TransformerLens' configuration.
-        module: of `transformer_lens.pretrained.weight_conversions`.
-        converter: the function there: model, configuration -> weights by TransformerLens' names.
+        arguments: maps its configuration to arguments of TransformerLens' configuration.
+        module: a module of `transformer_lens.pretrained.weight_conversions`.
+        converter: the function there that maps model and configuration to TransformerLens' weights.
     """
 
     arguments: Callable[[Any], dict[str, Any]]
@@ -94,7 +94,7 @@ def _gemma(config: Any) -> dict[str, Any]:
 def _gemma2(config: Any) -> dict[str, Any]:
     if config.attn_logit_softcapping and getattr(config, "_attn_implementation", None) == "sdpa":
         raise ModelError(
-            'attention scores have a soft cap, which the implementation "sdpa" leaves out; load it '
+            'attention scores have a soft cap, which attn_implementation="sdpa" ignores; load it '
             'with attn_implementation="eager"'
         )
     return (
@@ -118,21 +118,21 @@ ARCHITECTURES: dict[str, Architecture] = {
     "GemmaForCausalLM": Architecture(_gemma, "gemma", "convert_gemma_weights"),
     "Gemma2ForCausalLM": Architecture(_gemma2, "gemma", "convert_gemma_weights"),
 }
-"""Every class of `transformers` that can be converted, by its name."""
+"""Supported classes of `transformers`, by name."""
 
 
 def hooked_arguments(name: str, config: Any) -> dict[str, Any]:
-    """Arguments of TransformerLens' configuration for a model of a known architecture.
+    """Return the arguments of TransformerLens' configuration for a supported architecture.
 
     Args:
-        name: one of `ARCHITECTURES`.
+        name: a key of `ARCHITECTURES`.
         config: the model's own configuration, a `transformers.PretrainedConfig`.
 
     Raises:
-        ModelError: a value that a `HookedTransformer` cannot hold, or one that is missing.
+        ModelError: a value is missing, or `HookedTransformer` does not support it.
     """
     if getattr(config, "quantization_config", None) is not None:
-        raise ModelError("the model is quantised (quantization_config); load it in its own precision")
+        raise ModelError("the model is quantised (quantization_config); load it unquantised")
     try:
         arguments = ARCHITECTURES[name].arguments(config)
     except (AttributeError, TypeError, ZeroDivisionError) as error:
@@ -151,7 +151,7 @@ def _sizes(config: Any) -> dict[str, Any]:
 
 
 def _gated(config: Any) -> dict[str, Any]:
-    """What Llama and all that came after it have in common."""
+    """Return the arguments that Llama and its successors share."""
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return _sizes(config) | {
         "d_head": d_head,
@@ -168,7 +168,7 @@ def _gated(config: Any) -> dict[str, Any]:
 
 
 def _windows(config: Any, kinds: list[str] | None) -> dict[str, Any]:
-    """Which blocks see a window only."""
+    """Return the arguments for blocks with a sliding window."""
     if not kinds or "sliding_attention" not in kinds:
         return {}
     return {
@@ -179,13 +179,13 @@ def _windows(config: Any, kinds: list[str] | None) -> dict[str, Any]:
 
 
 def _llama_rotary(config: Any) -> dict[str, Any]:
-    """Llama 3.1's scaled rotary embedding, the one scaled kind that TransformerLens has."""
+    """Return the arguments for Llama 3.1's rotary scaling, the only one in TransformerLens."""
     scaling = getattr(config, "rope_scaling", None)
     if not scaling or scaling.get("rope_type") == "default":
         return {}
     if scaling.get("rope_type") != "llama3":
         raise ModelError(
-            f"rope_scaling is of type {scaling.get('rope_type')!r}; only llama3 can be converted"
+            f"rope_scaling has type {scaling.get('rope_type')!r}; only llama3 can be converted"
         )
     return {
         "use_NTK_by_parts_rope": True,
@@ -200,8 +200,8 @@ def _plain_rotary(config: Any) -> None:
     scaling = getattr(config, "rope_scaling", None)
     if scaling and scaling.get("rope_type") != "default":
         raise ModelError(
-            f"rope_scaling is set ({scaling.get('rope_type')!r}); of this architecture only models "
-            "without it can be converted"
+            f"rope_scaling is set ({scaling.get('rope_type')!r}); this architecture can be converted "
+            "only without it"
         )
 
 

@@ -1,8 +1,8 @@
-"""A Hugging Face model in a folder, as ``save_pretrained`` writes it, loaded from these files alone.
+"""Load a Hugging Face model from the files that ``save_pretrained`` wrote into a folder.
 
-Weights are safetensors, the tokenizer is ``tokenizer.json``; other files, pickles and Python code among
-them, are never read. A file that is named in the folder has to lie in the folder. The model is what the
-files hold: weights that are missing, left over or of another shape are refused by name.
+Weights are safetensors and the tokenizer is ``tokenizer.json``; other files, including pickles and
+Python code, are never read. Files that the folder refers to must lie in the folder. Weights that are
+missing, left over or of a wrong shape are refused by name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pahq_plugin.system.files import read_json
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""Dtypes of weights: safetensors' names and torch's."""
+"""Floating dtypes of weights: safetensors' name -> torch's name."""
 
 HOW = "write it with model.save_pretrained(FOLDER) and tokenizer.save_pretrained(FOLDER)"
 
@@ -29,14 +29,14 @@ HOW = "write it with model.save_pretrained(FOLDER) and tokenizer.save_pretrained
 def load_folder(folder: Path) -> Any:
     """Load the causal language model in a folder, in the dtype of its files, on the CPU.
 
-    Files of several dtypes are loaded in the smallest one that holds them all.
+    Files of several dtypes are loaded in the smallest dtype that holds them all.
 
     Raises:
-        ModelError: no such folder, a file is missing or damaged, another architecture, or files that do
-            not hold exactly the weights of the model that their configuration describes.
+        ModelError: the folder or a file is missing, a file is damaged, the architecture is not
+            supported, or the files do not hold exactly the weights that the configuration describes.
     """
     if not folder.is_dir():
-        raise ModelError(f"no folder at {folder}; expected a Hugging Face model, {HOW}")
+        raise ModelError(f"no folder at {folder}; expected a Hugging Face model; {HOW}")
     config = _json(folder / CONFIG)
     architecture = _architecture(folder, config)
     _check_config(folder, config, architecture)
@@ -44,7 +44,7 @@ def load_folder(folder: Path) -> Any:
     import transformers
 
     try:
-        # The class is chosen here: what config.json says of code (auto_map) is not followed.
+        # The class is chosen here: code that config.json names (auto_map) is not loaded.
         model, report = load_with_report(
             getattr(transformers, architecture),
             str(folder.resolve()),
@@ -56,7 +56,7 @@ def load_folder(folder: Path) -> Any:
         )
     except ModelError:
         raise
-    except Exception as error:  # whatever transformers makes of broken files
+    except Exception as error:  # transformers may raise anything on broken files
         raise ModelError(
             f"{folder} cannot be loaded ({type(error).__name__}): {one_line(error)}"
         ) from error
@@ -66,13 +66,13 @@ def load_folder(folder: Path) -> Any:
 
 
 def load_with_report(kind: Any, name: str, dtype: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """Load a model of `transformers`, and what it has to say of weights, which it would log, too.
+    """Load a model of `transformers`, and return it with its report about weights, without logging.
 
     Args:
         kind: a class with `from_pretrained`.
-        name: of a folder, or on the hub.
-        dtype: of the weights.
-        options: of `from_pretrained`.
+        name: a folder, or a name on the hub.
+        dtype: dtype of the weights.
+        options: further options of `from_pretrained`.
     """
     import transformers
 
@@ -83,7 +83,7 @@ def load_with_report(kind: Any, name: str, dtype: Any, **options: Any) -> tuple[
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Have `transformers` log errors alone, for as long as the ``with`` block lasts."""
+    """Make `transformers` log only errors inside the ``with`` block."""
     import transformers
 
     verbosity = transformers.logging.get_verbosity()
@@ -95,26 +95,26 @@ def _quiet() -> Iterator[None]:
 
 
 def check_report(name: str, report: dict[str, Any]) -> None:
-    """Read what `from_pretrained` reports about weights; heads tied to embeddings are not missing.
+    """Check the report of `from_pretrained` on weights; heads tied to embeddings count as present.
 
     Args:
-        name: of the folder or model, for the message.
+        name: the folder or model, for the message.
         report: the second value of ``from_pretrained(..., output_loading_info=True)``.
 
     Raises:
-        ModelError: weights were missing, and would be random; or were left over, and would be dropped.
+        ModelError: weights are missing, and would be random, or are left over, and would be dropped.
     """
     mismatched = [entry[0] for entry in report.get("mismatched_keys", ())]
     said = {
         "lacks": report.get("missing_keys", ()),
-        "holds, unlike the model of its configuration,": report.get("unexpected_keys", ()),
-        "has other shapes of": mismatched,
+        "has the additional weights": report.get("unexpected_keys", ()),
+        "has wrong shapes of": mismatched,
     }
     found = [f"{verb} {_some(names)}" for verb, names in said.items() if names]
     if found or report.get("error_msgs"):
         raise ModelError(
-            f"{name} {' and '.join(found) or 'was not loaded whole'}; its weights must be those of its "
-            f"config.json, under the names that save_pretrained gives them: {HOW}"
+            f"{name} {' and '.join(found) or 'was not loaded completely'}; its weights must be those of "
+            f"its config.json, under the names that save_pretrained uses: {HOW}"
         )
 
 
@@ -124,11 +124,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _stored_dtypes(files: Iterable[Path]) -> dict[str, str]:
-    """The dtype of every tensor in some files, as safetensors names it.
-
-    Raises:
-        ModelError: a file is damaged.
-    """
+    """Return the dtype of every tensor in the files, by safetensors' names; refuse damaged files."""
     found = {}
     for file in files:
         try:
@@ -141,17 +137,17 @@ def _stored_dtypes(files: Iterable[Path]) -> dict[str, str]:
 
 
 def _smallest_for(folder: Path, dtypes: dict[str, str]) -> Any:
-    """The smallest floating dtype of torch that holds every weight as it is.
+    """Return torch's smallest floating dtype that represents every weight exactly.
 
     Raises:
-        ModelError: weights in few bits, or none at all.
+        ModelError: a weight is quantised, or no tensor is in floating point.
     """
     import torch
 
     few = [n for n, kind in dtypes.items() if kind not in FLOATS and n.endswith(".weight")]
     if few or not set(FLOATS) & set(dtypes.values()):
-        found = f"{few[0]} is {dtypes[few[0]]}" if few else "there are none in floating point"
-        raise ModelError(f"{folder}: the model is quantised ({found}); save it in its own precision")
+        found = f"{few[0]} is {dtypes[few[0]]}" if few else "no weights are in floating point"
+        raise ModelError(f"{folder}: the model is quantised ({found}); save it unquantised")
     wanted = None
     for name in sorted(set(FLOATS) & set(dtypes.values())):
         dtype = getattr(torch, FLOATS[name])
@@ -160,13 +156,13 @@ def _smallest_for(folder: Path, dtypes: dict[str, str]) -> Any:
 
 
 def _check_unread(folder: Path, model: Any) -> None:
-    """Compare what transformers does not read with what the model has in its place.
+    """Check stored tensors that transformers does not read against those of the model.
 
     These are the weights of a head that the configuration ties to the embedding, and the causal masks
-    that old files hold.
+    in old files.
 
     Raises:
-        ModelError: a file holds something else.
+        ModelError: a stored tensor differs.
     """
     import torch
 
@@ -184,7 +180,7 @@ def _check_unread(folder: Path, model: Any) -> None:
                 same = stored.shape == there.shape and torch.equal(stored.to(there.dtype), there)
                 if not same:
                     raise ModelError(
-                        f"{folder} holds a {name} that is not what the model has there: "
+                        f"{folder} holds a {name} that differs from the model's: "
                         + (
                             "config.json ties it to the embedding (tie_word_embeddings)"
                             if own in tied
@@ -198,17 +194,16 @@ def _is_tied(model: Any) -> bool:
 
 
 def dtype_option(version: str) -> str:
-    """What `from_pretrained` calls the dtype: the old name warns since 4.56."""
+    """Return `from_pretrained`'s option for the dtype: the old name warns since 4.56."""
     major, minor = (int(part) for part in version.split(".")[:2])
     return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load the fast tokenizer in a folder through the class that is its own.
+    """Load the fast tokenizer in a folder through its own class.
 
-    The class supplies what its files may leave out: tokens for the beginning and end of a text,
-    prefix spaces, normalisation. It is the one that ``tokenizer_config.json`` names, else the one of the
-    model's architecture.
+    The class, named by ``tokenizer_config.json`` or else that of the model's architecture, supplies what
+    the files may leave out: tokens for the beginning and end of a text, prefix spaces, normalisation.
 
     Returns:
         The tokenizer; ``None`` if the folder has no ``tokenizer.json``.
@@ -219,20 +214,20 @@ def load_tokenizer(folder: Path) -> Any:
     if not (folder / TOKENIZER).is_file():
         return None
     try:
-        with _quiet():  # of classes of other names, which is what was looked for here
+        with _quiet():  # it warns if the class has another name than the file says
             return _tokenizer_class(folder).from_pretrained(
                 str(folder.resolve()), local_files_only=True, trust_remote_code=False
             )
     except ModelError:
         raise
-    except Exception as error:  # whatever tokenizers makes of a broken file
+    except Exception as error:  # tokenizers may raise anything on a broken file
         raise ModelError(
             f"{folder / TOKENIZER} cannot be read ({type(error).__name__}): {one_line(error)}"
         ) from error
 
 
 def _tokenizer_class(folder: Path) -> Any:
-    """The class of a folder's tokenizer, one of transformers' own."""
+    """Return the class of a folder's tokenizer, one of transformers' own."""
     import transformers
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, tokenizer_class_from_name
 
@@ -252,46 +247,36 @@ def _tokenizer_class(folder: Path) -> Any:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """
-    Raises:
-        ModelError: no such file, or no JSON object.
-    """
+    """Read a JSON object; refuse a missing file or anything else with a `ModelError`."""
     try:
         found = read_json(file)
     except FileNotFoundError:
         raise ModelError(f"{file.parent} has no {file.name}; {HOW}") from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{file} is no readable JSON: {one_line(error)}") from error
+        raise ModelError(f"{file} must hold readable JSON: {one_line(error)}") from error
     if not isinstance(found, dict):
-        raise ModelError(f"{file} holds no JSON object")
+        raise ModelError(f"{file} must hold a JSON object")
     return found
 
 
 def _architecture(folder: Path, config: dict[str, Any]) -> str:
-    """
-    Raises:
-        ModelError: none that can be converted, or one with adapters.
-    """
+    """Return the folder's architecture; refuse adapters and architectures that cannot be converted."""
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     if name not in ARCHITECTURES:
         raise ModelError(
-            f"{folder / CONFIG}: architectures is {names!r:.80}; those that can be converted are "
+            f"{folder / CONFIG}: architectures is {names!r:.80}; supported architectures: "
             f"{', '.join(ARCHITECTURES)}"
         )
     if (folder / "adapter_config.json").exists():
         raise ModelError(
-            f"{folder} holds an adapter (adapter_config.json); merge it into the model and save that"
+            f"{folder} holds an adapter (adapter_config.json); merge it and save the merged model"
         )
     return name
 
 
 def _check_config(folder: Path, config: dict[str, Any], architecture: str) -> None:
-    """
-    Raises:
-        ModelError: two architectures, weights in few bits, which other packages would load, or in a file
-            of another name.
-    """
+    """Refuse a configuration that contradicts itself, is quantised, or names its own file of weights."""
     import transformers
 
     own = getattr(transformers, architecture).config_class.model_type
@@ -299,23 +284,18 @@ def _check_config(folder: Path, config: dict[str, Any], architecture: str) -> No
     if named != own and named in transformers.CONFIG_MAPPING:
         raise ModelError(
             f"{folder / CONFIG}: model_type is {named!r:.80}, but architectures says {architecture}, "
-            f"which is {own!r}; both must name one model"
+            f"which is {own!r}; both must name the same model"
         )
     if config.get("quantization_config") is not None:
         raise ModelError(
-            f"{folder / CONFIG}: the model is quantised (quantization_config); save it in its own "
-            "precision"
+            f"{folder / CONFIG}: the model is quantised (quantization_config); save it unquantised"
         )
     if "transformers_weights" in config:
-        raise ModelError(f"{folder / CONFIG} names a file of weights (transformers_weights); {HOW}")
+        raise ModelError(f"{folder / CONFIG} names a weight file (transformers_weights); {HOW}")
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files of weights that transformers would read.
-
-    Raises:
-        ModelError: no safetensors, or an index that names files elsewhere.
-    """
+    """Return the weight files that transformers would read; refuse all but safetensors in the folder."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():

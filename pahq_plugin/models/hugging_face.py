@@ -1,12 +1,12 @@
-"""Models of Hugging Face's `transformers`, in memory or in a folder, as patchable host models.
+"""Convert models of Hugging Face's `transformers`, in memory or in a folder, to patchable host models.
 
-1. Find the model: itself, what a TransformerBridge wraps, or the one in a folder.
-2. Hold it against what its configuration makes: hooks, adapters, edited buffers and replaced parts would
-   be lost, and are refused by name.
+1. Find the model: given directly, wrapped by a TransformerBridge, or in a folder.
+2. Compare it with a model made from its configuration: hooks, adapters, edited buffers and replaced
+   parts would be lost, and are refused by name.
 3. Read its configuration (`hf_configs`) and let TransformerLens convert the weights.
-4. Compare logits of the two on random tokens in FP32, and refuse the conversion if they differ.
+4. Compare the logits of both on random tokens in FP32, and refuse the conversion if they differ.
 
-No hub is asked, no code from a folder is run, and nothing is unpickled.
+The hub is never contacted, no code from a folder is run, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from pahq_plugin.host.types import PatchableModel
 
 WRAPPED = "_original_component"
-"""What a TransformerBridge calls the module of the model that it has wrapped."""
+"""The attribute under which a TransformerBridge keeps a module that it wraps."""
 
 CHECKED_TOKENS = 64
 LARGEST_ERROR = 1e-3
-"""Of logits after conversion, in standard deviations of the logits.
+"""Largest accepted logit error after conversion, in standard deviations of the logits.
 
-Two right FP32 computations differ by about 1e-5 of it, and a wrong rotary base, mask or norm by 0.01 to
-1. Models in 16 bits are compared as FP32 copies."""
+Two correct FP32 computations differ by about 1e-5; a wrong rotary base, mask or norm causes 0.01 to 1.
+16-bit models are compared as FP32 copies."""
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -57,27 +57,27 @@ def from_hugging_face(
     n_ctx: int | None = None,
     process: bool = False,
 ) -> PatchableModel:
-    """The host's factorized model with the weights of a Hugging Face model, ready for `discover`.
+    """Convert a Hugging Face model to the host's factorized model, ready for `discover`.
 
-    The weights are copied, in FP32 (FP64 of an FP64 model); the given model stays as it is. Afterwards
-    the logits of both are compared on random tokens, those of a model in 16 bits by an FP32 copy of it,
-    which is in memory for as long as the conversion lasts.
+    The weights are copied in FP32 (FP64 for an FP64 model); the given model is left unchanged. The
+    logits of both are then compared on random tokens. A 16-bit model is compared through an FP32 copy,
+    which takes memory during the conversion.
 
     Args:
         model: a causal language model of ``transformers``; a TransformerBridge of TransformerLens 3 or
-            4, or anything else whose ``original_model`` is one; or a folder that ``save_pretrained``
-            wrote.
-        tokenizer: a fast tokenizer, copied; ``None`` for a folder's or a bridge's own, if it has one.
+            4, or any object with such a model as ``original_model``; or a folder that
+            ``save_pretrained`` wrote.
+        tokenizer: a fast tokenizer, copied; ``None`` for that of the folder or bridge, if it has one.
         slice_output: the positions whose logits count; ``None`` for all.
-        seq_len: number of tokens, for edges of single positions; ``None`` for edges of all positions.
-        separate_qkv: whether a head's Q, K and V are destinations of their own.
-        n_ctx: most tokens that it will read; ``None`` for the model's own limit, but at most 2048.
-        process: fold norms and centre weights as `load_problem` does. Edges then have the same effects
-            under resample ablation, logits differ by one number at each position.
+        seq_len: number of tokens, for position-wise edges; ``None`` for edges of all positions.
+        separate_qkv: whether a head's Q, K and V are separate destinations.
+        n_ctx: context length; ``None`` for the model's own limit, but at most 2048.
+        process: fold norms and centre weights as `load_problem` does. Edges have the same effects
+            under resample ablation; logits differ by one number at each position.
 
     Raises:
-        ModelError: no such model or folder, an architecture or a value that cannot be converted, a model
-            with hooks, adapters or parts that its configuration does not say, or logits that differ.
+        ModelError: the model or folder does not exist, its architecture or a value cannot be converted,
+            it has hooks, adapters or parts that its configuration does not describe, or logits differ.
     """
     inner = hooked_model(model, tokenizer, n_ctx=n_ctx, process=process)
     return adapt(inner, slice_output=slice_output, seq_len=seq_len, separate_qkv=separate_qkv)
@@ -91,11 +91,11 @@ def hooked_model(
     process: bool = False,
     device: str | None = None,
 ) -> HookedTransformer:
-    """A `HookedTransformer` with the weights of a Hugging Face model, all flags off.
+    """Convert a Hugging Face model to a `HookedTransformer` with all flags off.
 
     Args:
-        model, tokenizer, n_ctx, process: as `from_hugging_face` takes them.
-        device: where it is to be; ``None`` where the model is.
+        model, tokenizer, n_ctx, process: as in `from_hugging_face`.
+        device: where to put the result; ``None`` for the given model's device.
 
     Raises:
         ModelError: see `from_hugging_face`.
@@ -122,7 +122,7 @@ def hooked_model(
     plain = _as_configured(model, architecture)
     own = _filled(plain, model) if _is_wrapped(model) else model
     with torch.no_grad():
-        # Conversions multiply and add, which in 16 bits would round.
+        # Conversions multiply and add, which would round in 16 bits.
         wide = own if own_dtype == dtype else _widened(own, plain)
         hooked = _converted(wide, architecture, arguments, process)
         _check_logits(model if own_dtype == dtype else wide, hooked)
@@ -137,53 +137,44 @@ def hooked_model(
 
 
 def _is_bridge(model: object) -> bool:
-    """Whether it wraps another model; modules of `transformers` have no attribute of this name."""
+    """Return whether ``model`` wraps another; modules of `transformers` have no ``original_model``."""
     return isinstance(getattr(model, "original_model", None), nn.Module)
 
 
 def _architecture(model: object) -> str:
-    """
-    Raises:
-        ModelError: none that can be converted.
-    """
+    """Return the model's architecture; refuse one that cannot be converted with a `ModelError`."""
     for base in type(model).__mro__:
         if base.__name__ in ARCHITECTURES and hasattr(model, "config"):
             return base.__name__
     raise ModelError(
-        f"model is a {type(model).__name__}; the Hugging Face architectures that can be converted are "
+        f"model is a {type(model).__name__}; supported Hugging Face architectures: "
         f"{', '.join(ARCHITECTURES)}"
     )
 
 
 def _dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
-    """
-    Raises:
-        ModelError: parameters of several kinds, or none that hold numbers.
-    """
+    """Return the narrowest dtype and the only device of the weights; refuse quantised weights."""
     dtypes = {parameter.dtype for parameter in model.parameters()}
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) != 1 or "meta" in {device.type for device in devices}:
-        found = ", ".join(sorted(map(str, devices))) or "nowhere"
+        found = ", ".join(sorted(map(str, devices))) or "no device"
         raise ModelError(f"the model's weights are on {found}; move it to one device first")
     if not dtypes <= set(DTYPES):
-        raise ModelError("the model is quantised: weights are no floats; load it in its own precision")
+        raise ModelError("the model is quantised: weights are not floats; load it unquantised")
     return min(dtypes, key=lambda dtype: torch.finfo(dtype).bits), devices.pop()
 
 
 def _positions(asked: int | None, most: int) -> int:
-    """
-    Raises:
-        ModelError: more than the model reads, or none.
-    """
+    """Return the context length; refuse one outside 1 to the model's own limit ``most``."""
     if asked is None:
         return min(most, MOST_POSITIONS)
     if not 1 <= asked <= most:
-        raise ModelError(f"n_ctx={asked} must be from 1 to {most}, the tokens that the model reads")
+        raise ModelError(f"n_ctx={asked} must be from 1 to {most}, the model's context")
     return asked
 
 
 def _model_name(model: Any, architecture: str) -> str:
-    """The model's name on the hub if it was loaded from there, marked as local otherwise."""
+    """Return the model's name on the hub if it was loaded from there; otherwise mark it as local."""
     path = str(getattr(model.config, "_name_or_path", "") or architecture)
     if path == architecture or (
         re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) and not Path(path).exists()
@@ -196,8 +187,8 @@ def _as_configured(model: Any, architecture: str) -> Any:
     """Make the model anew from its configuration, without memory for its weights.
 
     Raises:
-        ModelError: the given one has weights, hooks, buffers or parts that its configuration does not
-            say, or lacks some.
+        ModelError: the given model has weights, hooks, buffers or parts that its configuration does not
+            describe, or lacks some.
     """
     import transformers
 
@@ -213,14 +204,14 @@ def _as_configured(model: Any, architecture: str) -> Any:
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise ModelError(
-            f"the {architecture} is not what its configuration describes, and a conversion would lose "
-            f"{'; '.join(lost[:3])}{more}; undo that first (for adapters: merge_and_unload())"
+            f"the {architecture} differs from what its configuration describes, and converting it would "
+            f"lose {'; '.join(lost[:3])}{more}; undo that first (for adapters: merge_and_unload())"
         )
     return plain
 
 
 def _own_modules(model: nn.Module, name: str = "") -> dict[str, nn.Module]:
-    """Modules by name, without those that a TransformerBridge has put around them."""
+    """Return modules by name, without the wrappers of a TransformerBridge."""
     inner = model._modules.get(WRAPPED)
     if inner is not None:
         return _own_modules(inner, name)
@@ -231,7 +222,7 @@ def _own_modules(model: nn.Module, name: str = "") -> dict[str, nn.Module]:
 
 
 def _adds_nothing(change: Change) -> bool:
-    """Whether it is a bias of zeros, which a TransformerBridge gives to heads without one."""
+    """Return whether a change is a zero bias, which a TransformerBridge adds to heads without bias."""
     return change.kind == "weight" and change.name == "bias" and not _any(change.value)
 
 
@@ -244,7 +235,7 @@ def _is_wrapped(model: nn.Module) -> bool:
 
 
 def _filled(plain: Any, model: nn.Module) -> Any:
-    """The model as configured, with the weights of the given one."""
+    """Fill the model as configured with the weights of the given model."""
     own = _own_modules(model)
     for name, module in plain.named_modules():
         for key, parameter in module._parameters.items():
@@ -254,7 +245,7 @@ def _filled(plain: Any, model: nn.Module) -> Any:
 
 
 def _widened(model: Any, plain: Any) -> Any:
-    """An FP32 copy of a model in 16 bits, whose buffers were not rounded."""
+    """Copy a 16-bit model to FP32, with the unrounded buffers of ``plain``."""
     wide = copy.deepcopy(model).float()
     for name, module in plain.named_modules():
         for key, buffer in module._buffers.items():
@@ -269,10 +260,7 @@ def _widened(model: Any, plain: Any) -> Any:
 def _converted(
     model: Any, architecture: str, arguments: dict[str, Any], process: bool
 ) -> HookedTransformer:
-    """
-    Raises:
-        ModelError: weights that do not fit the configuration.
-    """
+    """Convert the weights through TransformerLens; refuse those that do not fit the configuration."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     entry, kind = ARCHITECTURES[architecture], arguments["normalization_type"]
@@ -293,10 +281,11 @@ def _converted(
 
 
 def _load(hooked: HookedTransformer, state: dict[str, Tensor], process: bool, centred: bool) -> None:
-    """
+    """Load converted weights into a `HookedTransformer`.
+
     Raises:
-        ValueError: a weight that is no bias is missing.
-        RuntimeError: a weight has another shape.
+        ValueError: a weight other than a bias is missing.
+        RuntimeError: a weight has a wrong shape.
     """
     if "pos_embed.W_pos" in state:
         state["pos_embed.W_pos"] = state["pos_embed.W_pos"][: hooked.cfg.n_ctx]
@@ -316,13 +305,7 @@ def _load(hooked: HookedTransformer, state: dict[str, Tensor], process: bool, ce
 
 
 def _check_logits(model: Any, hooked: HookedTransformer) -> None:
-    """
-    Args:
-        model: in FP32 or FP64.
-
-    Raises:
-        ModelError: logits of the two differ by more than rounding.
-    """
+    """Refuse a conversion whose logits differ from those of ``model`` (FP32 or FP64)."""
     length = min(CHECKED_TOKENS, hooked.cfg.n_ctx)
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(hooked.cfg.d_vocab, (1, length), generator=draw)
@@ -335,15 +318,14 @@ def _check_logits(model: Any, hooked: HookedTransformer) -> None:
         raise ModelError(
             f"after conversion the logits of {hooked.cfg.model_name} differ by {error:.2g} of their "
             f"standard deviation (at most {LARGEST_ERROR:g}); this model computes something that "
-            "a HookedTransformer does not"
+            "a HookedTransformer cannot"
         )
 
 
 def _largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    """In standard deviations; what is the same for all words of a position does not count.
+    """Return the largest difference of logits ``[batch, pos, vocab]``, in standard deviations.
 
-    Args:
-        ours, theirs: logits ``[batch, pos, vocab]``.
+    A constant offset over the vocabulary at a position does not count.
     """
     ours, theirs = (x - x.mean(dim=-1, keepdim=True) for x in (ours, theirs))
     return float((ours - theirs).abs().max() / theirs.std().clamp(min=1e-30))
@@ -361,10 +343,10 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _give_tokenizer(hooked: HookedTransformer, tokenizer: Any) -> None:
-    """As `HookedTransformer.set_tokenizer`, which would load the tokenizer anew from the hub.
+    """Set a copy of the tokenizer, as `HookedTransformer.set_tokenizer` does, but without the hub.
 
     Raises:
-        ModelError: not a tokenizer of `transformers`.
+        ModelError: it is not a tokenizer of `transformers`.
     """
     from transformers import PreTrainedTokenizerBase
 

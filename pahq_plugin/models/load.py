@@ -1,4 +1,4 @@
-"""Models, loaders, official circuits and tasks of the host, made from plain data."""
+"""Load transformers: from the hub, from folders, from Tracr, or small random ones."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 
 OWN_FORMATS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
-"""Owners on the hub whose models TransformerLens reads from files of its own."""
+"""Hub owners whose models TransformerLens reads from its own files."""
 
 
 @random_state_kept()
 def language_model(
     config: dict[str, Any], state: dict[str, Tensor], device: str = "cpu"
 ) -> HookedTransformer:
-    """A transformer with the given weights, in evaluation mode, without gradients.
+    """Build a transformer with the given weights, in evaluation mode, without gradients.
 
     Args:
         config: arguments of TransformerLens' ``HookedTransformerConfig``.
-        state: every parameter by its name in TransformerLens.
+        state: every parameter by its TransformerLens name.
         device: where to build it.
 
     Raises:
-        ModelError: parameters are missing, left over, or of another shape.
+        ModelError: parameters are missing, left over, or of a wrong shape.
     """
     from transformer_lens import HookedTransformer
 
@@ -49,20 +49,20 @@ def language_model(
     ]
     if wrong:
         raise ModelError(f"the weights do not fit the configuration: {', '.join(wrong[:3])}")
-    model.load_state_dict(state, strict=False)  # buffers, such as the causal mask, are the model's
+    model.load_state_dict(state, strict=False)  # buffers, such as masks, are the model's own
     return _frozen(model)
 
 
 @random_state_kept()
 def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
-    """A pretrained model by its name in TransformerLens, processed as the host's own tasks do.
+    """Load a pretrained model by its TransformerLens name, processed as in the host's own tasks.
 
     LayerNorm is folded, writing weights and unembedding are centred; float32. Norms of models with
     experts are not folded: TransformerLens would drop their weights.
 
     Raises:
-        ProblemError: no such name, or neither the hub nor a local cache has the model.
-        ModelError: weights of it are missing or left over.
+        ProblemError: the name is unknown, or neither the hub nor a local cache has the model.
+        ModelError: weights are missing or left over.
     """
     from transformer_lens import HookedTransformer, loading_from_pretrained
 
@@ -76,8 +76,8 @@ def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
         ) from error
     if Path(official).is_dir():
         raise ProblemError(
-            f"{name!r} is the hub's {official} and a folder here; pass ./{official} for the folder, or "
-            "start in another folder for the hub's"
+            f"{name!r} names both the hub's {official} and a folder here; pass ./{official} for the "
+            "folder, or start in another folder for the hub's model"
         )
     try:
         model = HookedTransformer.from_pretrained(
@@ -96,12 +96,12 @@ def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
 
 
 def _hub_weights(official: str) -> Any:
-    """Load the hub's model through `transformers`, and read what that reports about weights.
+    """Load the hub's model through `transformers`, and check its report about weights.
 
-    TransformerLens does not: weights that a damaged cache lacks would be random.
+    TransformerLens does not check: weights missing from a damaged cache would be random.
 
     Returns:
-        The model; ``None`` where TransformerLens reads weights from files of its own.
+        The model; ``None`` if TransformerLens reads its weights from its own files.
 
     Raises:
         ModelError: weights are missing or left over.
@@ -118,7 +118,7 @@ def _hub_weights(official: str) -> Any:
 
 
 def is_folder(name: str | Path) -> bool:
-    """Whether a model is meant as a folder: a path, or the name of a folder that is none of the hub."""
+    """Return whether a model names a folder: a path, or an existing folder that is not a hub name."""
     if isinstance(name, Path) or name.startswith((".", "~", os.sep)):
         return True
     if not Path(name).is_dir():
@@ -134,26 +134,26 @@ def is_folder(name: str | Path) -> bool:
 
 @random_state_kept()
 def folder_model(folder: str | Path, device: str = "cpu") -> HookedTransformer:
-    """A Hugging Face model in a folder, processed as `hub_model` does; its tokenizer if it has one.
+    """Load a Hugging Face model from a folder, processed as in `hub_model`, with its tokenizer if any.
 
     Raises:
-        ModelError: no such folder, or a model that cannot be converted.
+        ModelError: the folder does not exist, or the model cannot be converted.
     """
     return hooked_model(folder, process=True, device=device)
 
 
 def is_stored(name: str | Path) -> bool:
-    """Whether a folder holds a model that `save_model` wrote."""
+    """Return whether a folder holds a model that `save_model` wrote."""
     from pahq_plugin.models.on_disk import stored_name
 
     return stored_name(name) is not None
 
 
 def any_model(name: str | Path, device: str = "cpu") -> HookedTransformer:
-    """A model by its folder, stored (then on the CPU) or Hugging Face's, or by its name on the hub.
+    """Load a model from a folder, stored (then on the CPU) or Hugging Face's, or by its hub name.
 
     Raises:
-        ModelError: a folder that holds no model, or a damaged one.
+        ModelError: the folder does not hold a model, or the model is damaged.
         ProblemError: see `hub_model`.
     """
     from pahq_plugin.models.on_disk import open_model
@@ -165,7 +165,7 @@ def any_model(name: str | Path, device: str = "cpu") -> HookedTransformer:
 
 @random_state_kept()
 def tracr_model(key: Literal["reverse", "xproportion"], device: str = "cpu") -> HookedTransformer:
-    """A transformer that Tracr compiles on the spot, by the host."""
+    """Compile a transformer with Tracr, through the host."""
     from auto_circuit.model_utils.tracr_model_utils import get_tracr_model
 
     with _jax_on_cpu():
@@ -174,9 +174,9 @@ def tracr_model(key: Literal["reverse", "xproportion"], device: str = "cpu") -> 
 
 @contextmanager
 def _jax_on_cpu() -> Iterator[None]:
-    """Tracr compiles with JAX, which would take three quarters of a GPU's memory for it, and keep it.
+    """Restrict JAX to the CPU while Tracr compiles: it would take and keep 3/4 of a GPU's memory.
 
-    Where JAX has not run yet in this process, it finds no GPU afterwards either, unless
+    If JAX has not run yet in this process, it does not find a GPU afterwards either, unless
     ``JAX_PLATFORMS`` names one.
     """
     import jax
@@ -190,12 +190,12 @@ def _jax_on_cpu() -> Iterator[None]:
 
 
 TINY = {"n_layers": 2, "d_head": 8, "d_model": 16, "d_mlp": 24, "n_ctx": 8, "d_vocab": 23}
-"""Sizes of a model that the slowest reference takes no time for."""
+"""Sizes of a model that is fast even for the slowest reference."""
 
 
 @random_state_kept()
 def tiny_model(like: PatchableModel, seed: int) -> PatchableModel:
-    """A small random model of the same kind: norms, positions, MLPs, grouping of heads."""
+    """Make a small random model of the same kind: norms, positions, MLPs, grouping of heads."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     cfg = like.cfg

@@ -1,15 +1,15 @@
-"""Models as folders with a file for each block, and models opened from these without being read.
+"""Store models as folders with one file per block, and open them without reading the weights.
 
 ``model.json`` holds TransformerLens' configuration, the fingerprint of every weight and the version of
 this layout. ``embedding.safetensors``, ``block-000.safetensors``, ... and ``unembedding.safetensors``
-hold the weights as the model in memory has them, folded norms and all. ``tokenizer`` is Hugging Face's.
+hold the weights as in memory, including folded norms. ``tokenizer`` is in Hugging Face's format.
 
-What the model holds besides its configuration is found by `changes`: edited numbers (an attention
-scale, the eps of a norm) and the names of known activation functions stand in ``model.json``, edited
-buffers (masks, rotary tables) beside the weights, and a model that was changed in any other way is
-refused. Such folders are of layout 2, all others of layout 1.
+`changes` finds deviations from the configuration. ``model.json`` holds edited numbers (an attention
+scale, the eps of a norm) and the names of known activation functions; edited buffers (masks, rotary
+tables) lie beside the weights; any other change is refused. Such folders have layout 2, all others
+layout 1.
 
-A weight of an opened model is mapped into memory: it is read from the disk when it is used.
+The weights of an opened model are mapped into memory and read from disk on use.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ TOKENIZER = "tokenizer"
 WEIGHTS = re.compile(r"(un)?embedding\.safetensors|block-[0-9]{3,}\.safetensors")
 LAYOUT, EDITED_LAYOUT = 1, 2
 NUMBERS, BUFFERS = (bool, int, float, str), ("mask", "IGNORE", "rotary_sin", "rotary_cos")
-"""Edited values that a folder holds: types of numbers, names of buffers."""
+"""Edited values that a folder can hold: types of numbers, names of buffers."""
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64)}
-"""What models can be stored in: those in half precision are searched by the host's forward."""
+"""Dtypes of stored models; models in half precision run only on the host's forward, in memory."""
 
 SIZES = {
     "embed.W_E": ("d_vocab", "d_model"),
@@ -61,20 +61,20 @@ SIZES = {
     "blocks.0.attn.W_Q": ("n_heads", "d_model", "d_head"),
     "blocks.0.mlp.W_in": ("d_model", "d_mlp"),
 }
-"""What the configuration calls the axes of weights."""
+"""The configuration's names for the axes of weights."""
 
 
 def save_model(model: HookedTransformer, folder: str | Path, *, force: bool = False) -> None:
-    """Write a model so that `open_model` can open it.
+    """Write a model to a folder for `open_model`.
 
     Args:
         model: on any device, before or after `adapt`; FP32 or FP64.
-        folder: is made if need be.
-        force: replace a model that is there already.
+        folder: created if it does not exist.
+        force: replace a model that the folder already holds.
 
     Raises:
-        ModelError: no `HookedTransformer`, one in half precision or with norms shared out to heads, a
-            weight that is not finite, hooks or replaced code, or a folder that holds a model already.
+        ModelError: not a `HookedTransformer`, half precision, norms after attention, a weight that is
+            not finite, hooks or replaced code, or a folder that already holds a model.
     """
     folder = Path(folder)
     _check_storable(model)
@@ -82,7 +82,7 @@ def save_model(model: HookedTransformer, folder: str | Path, *, force: bool = Fa
     _check_edits(edits)
     if (folder / MODEL_FILE).exists():
         if not force:
-            raise ModelError(f"{folder} holds a model already; pass force=True (--force) to replace it")
+            raise ModelError(f"{folder} already holds a model; pass force=True (--force) to replace it")
         _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     contents: dict[str, int] = {}
@@ -112,18 +112,18 @@ def save_model(model: HookedTransformer, folder: str | Path, *, force: bool = Fa
 
 
 def open_model(folder: str | Path, *, n_ctx: int | None = None) -> HookedTransformer:
-    """A model that `save_model` wrote, in evaluation mode, on the CPU.
+    """Open a model that `save_model` wrote, in evaluation mode, on the CPU.
 
-    Weights come from the disk when they are used and are never written back. Pass the model to `adapt`,
-    and ``max_memory`` to `discover`, to have no more of them in memory than you want.
+    Weights are read from disk on use and never written back. Pass the model to `adapt`, and
+    ``max_memory`` to `discover`, to limit how much of it is in memory.
 
     Args:
-        folder: of the model.
-        n_ctx: length of the longest prompts, where the model's own context is not needed: each layer of
+        folder: the model's folder.
+        n_ctx: length of the longest prompts, if shorter than the model's context: each layer of
             TransformerLens holds a mask of ``n_ctx * n_ctx``.
 
     Raises:
-        ModelError: the folder holds no model, or one that is damaged or was changed.
+        ModelError: the folder does not hold a model, or the model is damaged or was modified.
     """
     folder = Path(folder)
     record = _read_record(folder)
@@ -139,7 +139,7 @@ def open_model(folder: str | Path, *, n_ctx: int | None = None) -> HookedTransfo
     parameters, buffers = dict(model.named_parameters()), set(record.get("buffers", ()))
     if parameters.keys() != contents.keys() - buffers:
         odd = min(parameters.keys() ^ (contents.keys() - buffers))
-        raise ModelError(f"{folder / MODEL_FILE} is damaged: {odd} is missing or not of this model")
+        raise ModelError(f"{folder / MODEL_FILE} is damaged: {odd} is missing or unexpected")
     for file, weights in found.items():
         for name, x in weights.items():
             if name in buffers:
@@ -148,20 +148,22 @@ def open_model(folder: str | Path, *, n_ctx: int | None = None) -> HookedTransfo
                 _put(model, name, _checked(folder / file, name, x, contents[name], parameters[name]))
     for name, value in record.get("numbers", {}).items():
         if name not in _numbers(model) or type(value) not in NUMBERS:
-            raise ModelError(f"{folder / MODEL_FILE} is damaged: no module holds a number {name}")
+            raise ModelError(f"{folder / MODEL_FILE} is damaged: no module has a number {name}")
         _put(model, name, value)
     for name, function in record.get("functions", {}).items():
         if not name.endswith(".mlp.act_fn") or function not in ACTIVATIONS:
-            raise ModelError(f"{folder / MODEL_FILE} is damaged: no function {function!r:.80} at {name}")
+            raise ModelError(
+                f"{folder / MODEL_FILE} is damaged: no function {function!r:.80} for {name}"
+            )
         _put(model, name, ACTIVATIONS[function])
     return model.eval()
 
 
 def stored_name(folder: str | Path) -> str | None:
-    """The name of the model in a folder that `save_model` wrote; ``None`` for any other path.
+    """Return the name of a model that `save_model` wrote; ``None`` for any other path.
 
     Raises:
-        ModelError: its file is damaged.
+        ModelError: ``model.json`` is damaged.
     """
     if not (Path(folder) / MODEL_FILE).is_file():
         return None
@@ -169,8 +171,8 @@ def stored_name(folder: str | Path) -> str | None:
 
 
 def _clear(folder: Path) -> None:
-    """Take away the model that is there, and nothing else."""
-    (folder / MODEL_FILE).unlink()  # the folder is no model until it is written again
+    """Remove the stored model from a folder, and nothing else."""
+    (folder / MODEL_FILE).unlink()  # without it the folder does not count as a model
     for file in [file for file in folder.iterdir() if WEIGHTS.fullmatch(file.name)]:
         file.unlink()
     tokenizer = folder / TOKENIZER
@@ -185,19 +187,18 @@ def _check_storable(model: object) -> None:
     assert isinstance(model, HookedTransformer)
     cfg = model.cfg
     if cfg.dtype not in DTYPES.values():
-        raise ModelError(f"the model is in {cfg.dtype}; stored are {', '.join(DTYPES)}")
+        raise ModelError(f"the model is in {cfg.dtype}; it must be in {' or '.join(DTYPES)}")
     if cfg.use_normalization_before_and_after:
-        raise ModelError("norms after attention cannot be searched a layer at a time; use it in memory")
+        raise ModelError(
+            "a model with norms after attention cannot be searched layer by layer; use it in memory"
+        )
     for name, parameter in _weights(model).items():
         if not bool(torch.isfinite(parameter).all()):
             raise ModelError(f"weights of {name} hold NaN or infinity")
 
 
 def _check_edits(edits: Iterable[Change]) -> None:
-    """
-    Raises:
-        ModelError: the model was changed in a way that no file holds.
-    """
+    """Refuse changes of the model that a folder cannot hold."""
     for edit in edits:
         held = {
             "number": type(edit.value) in NUMBERS,
@@ -209,7 +210,7 @@ def _check_edits(edits: Iterable[Change]) -> None:
 
 
 def _files(weights: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every weight by name, file by file."""
+    """Yield each file's name with its weights by name."""
     for file, names in _names_by_file(weights).items():
         yield file, {name: weights[name].cpu() for name in names}
 
@@ -223,7 +224,7 @@ def _weights(model: HookedTransformer) -> dict[str, Tensor]:
 
 
 def _names_by_file(names: Iterable[str]) -> dict[str, list[str]]:
-    """Which weights stand in which file."""
+    """Group the names of weights by file."""
     files: dict[str, list[str]] = {"embedding.safetensors": [], "unembedding.safetensors": []}
     for name in names:
         path = name.split(".")
@@ -236,12 +237,12 @@ def _names_by_file(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _config_record(model: HookedTransformer) -> dict[str, Any]:
-    """TransformerLens' configuration as JSON values."""
+    """Return TransformerLens' configuration as JSON values."""
     record = {}
     for name, value in vars(model.cfg).items():
         if name == "n_key_value_heads" and value is not None:
             first: Any = model.blocks[0]
-            value = len(first.attn._W_K)  # `adapt` sets another one beside KV caches
+            value = len(first.attn._W_K)  # `adapt` changes the field for KV caches
         if name in MACHINE_FIELDS:
             continue
         if isinstance(value, torch.dtype):
@@ -251,11 +252,11 @@ def _config_record(model: HookedTransformer) -> dict[str, Any]:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    """The content of a model's file: configuration, fingerprints, and what was edited."""
+    """Read ``model.json``: configuration, fingerprints and edits."""
     file = folder / MODEL_FILE
     if not file.is_file():
         raise ModelError(
-            f"{folder} holds no model; write one with pahq_plugin.save_model(model, folder)"
+            f"{folder} does not hold a model; write one with pahq_plugin.save_model(model, folder)"
         )
     try:
         record = read_json(file)
@@ -267,15 +268,15 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{file} is damaged: {one_line(error)}") from error
     if layout not in (LAYOUT, EDITED_LAYOUT):
         raise ModelError(
-            f"{file} is of layout {layout!r:.80}; this version reads layout {LAYOUT} and {EDITED_LAYOUT}"
+            f"{file} has layout {layout!r:.80}; this version reads layouts {LAYOUT} and {EDITED_LAYOUT}"
         )
     if not whole or record.get("digest") != _digest(record):
-        raise ModelError(f"{file} is damaged: it is not what was written; save the model again")
+        raise ModelError(f"{file} is damaged: its content was modified; save the model again")
     return record
 
 
 def _digest(record: dict[str, Any]) -> str:
-    """Of all of a record but its digest."""
+    """Hash a record without its digest."""
     values = {name: value for name, value in record.items() if name != "digest"}
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
 
@@ -283,13 +284,13 @@ def _digest(record: dict[str, Any]) -> str:
 def _configured(
     folder: Path, config: dict[str, Any], contents: dict[str, int], n_ctx: int | None
 ) -> Any:
-    """TransformerLens' configuration of a stored model."""
+    """Rebuild TransformerLens' configuration of a stored model; refuse damaged values."""
     file = folder / MODEL_FILE
     try:
         values = {name: value for name, value in config.items() if name not in MACHINE_FIELDS}
         values["dtype"] = DTYPES[values["dtype"]]
         cfg: Any = HookedTransformerConfig(**values, init_weights=False, device="cpu")
-    except Exception as error:  # whatever TransformerLens makes of values from a file
+    except Exception as error:  # TransformerLens may raise anything on values from a file
         raise ModelError(f"{file} is damaged: {one_line(error)}") from error
     if type(cfg.n_layers) is not int or not 1 <= cfg.n_layers <= len(contents):
         raise ModelError(f"{file} is damaged: n_layers={cfg.n_layers!r} with {len(contents)} weights")
@@ -303,16 +304,16 @@ def _configured(
 
 
 def _check_sizes(file: Path, cfg: Any, weights: dict[str, Tensor]) -> None:
-    """Hold the configuration against the weights, before anything is made as large as it says.
+    """Check the configuration against the weights, before anything of that size is allocated.
 
     Raises:
-        ModelError: they do not fit, or masks of the whole context would not fit into memory.
+        ModelError: they do not match, or masks of the whole context would not fit into memory.
     """
     for name, fields in SIZES.items():
         shape = tuple(weights[name].shape) if name in weights else None
         optional = name == "blocks.0.mlp.W_in"  # attention only, or experts
         if shape != tuple(getattr(cfg, field) for field in fields) and not (optional and shape is None):
-            raise ModelError(f"{file} is damaged: {name} is {shape}, which is not ({', '.join(fields)})")
+            raise ModelError(f"{file} is damaged: {name} is {shape}, expected ({', '.join(fields)})")
     experts = {name.split(".")[4] for name in weights if ".experts." in name}
     grouped = 1 if cfg.n_key_value_heads is None else cfg.n_key_value_heads
     rotary = 0 if cfg.rotary_dim is None else cfg.rotary_dim
@@ -328,12 +329,12 @@ def _check_sizes(file: Path, cfg: Any, weights: dict[str, Tensor]) -> None:
     if masks > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:
         raise ModelError(
             f"attention masks for n_ctx={cfg.n_ctx} positions take {masks / 1e9:,.1f} GB; pass "
-            "open_model(folder, n_ctx=...) of your longest prompts"
+            "open_model(folder, n_ctx=...) with the length of your longest prompts"
         )
 
 
 def _empty(folder: Path, cfg: Any, padding_side: Any) -> HookedTransformer:
-    """The model without memory for its weights."""
+    """Make the model with its tokenizer, without memory for its weights."""
     tokenizer = None
     if (folder / TOKENIZER).is_dir():
         from transformers import AutoTokenizer
@@ -356,7 +357,7 @@ def _empty(folder: Path, cfg: Any, padding_side: Any) -> HookedTransformer:
 
 
 def _read(file: Path, names: list[str]) -> dict[str, Tensor]:
-    """The weights of one file, mapped."""
+    """Map the weights of one file; refuse missing or additional ones."""
     if not names:
         return {}
     try:
@@ -365,12 +366,12 @@ def _read(file: Path, names: list[str]) -> dict[str, Tensor]:
         raise ModelError(f"{file} is damaged: {one_line(error)}") from error
     if found.keys() != set(names):
         odd = min(found.keys() ^ set(names))
-        raise ModelError(f"{file} is damaged: {odd} is missing or does not belong there")
+        raise ModelError(f"{file} is damaged: {odd} is missing or does not belong in it")
     return found
 
 
 def _checked(file: Path, name: str, x: Tensor, content: int, wanted: nn.Parameter) -> nn.Parameter:
-    """A weight as a parameter, whose content was compared with what was written."""
+    """Make a parameter of a weight, after checking its shape, dtype and fingerprint."""
     if name == "pos_embed.W_pos" and len(wanted) < len(x):  # a shorter context
         return nn.Parameter(x[: len(wanted)].clone(), requires_grad=False)
     if x.shape != wanted.shape or x.dtype != wanted.dtype:
@@ -380,31 +381,27 @@ def _checked(file: Path, name: str, x: Tensor, content: int, wanted: nn.Paramete
         )
     parameter = mapped_parameter(x, content)
     if not let_go_if_unchanged(parameter):
-        raise ModelError(f"{file} is damaged: {name} is not what was written; save the model again")
+        raise ModelError(f"{file} is damaged: {name} was modified; save the model again")
     return parameter
 
 
 def _put_buffer(model: HookedTransformer, file: Path, name: str, x: Tensor, content: int) -> None:
-    """Put an edited buffer in the place of the one that the configuration makes.
-
-    Raises:
-        ModelError: it is not what was written.
-    """
+    """Replace a buffer that the configuration makes by an edited one; refuse a damaged one."""
     if fingerprint(x) != content:
-        raise ModelError(f"{file} is damaged: {name} is not what was written; save the model again")
+        raise ModelError(f"{file} is damaged: {name} was modified; save the model again")
     path, _, last = name.rpartition(".")
     wanted = getattr(model.get_submodule(path), last)
     if x.ndim != wanted.ndim or any(
         size < least for size, least in zip(x.shape, wanted.shape, strict=True)
     ):
         raise ModelError(f"{file} is damaged: {name} is {tuple(x.shape)}, not {tuple(wanted.shape)}")
-    # Of a shorter context: TransformerLens reads masks from their end, rotary tables from their start.
+    # For a shorter context: TransformerLens reads masks from their end, rotary tables from their start.
     kept = tuple(slice(-n, None) if last == "mask" else slice(n) for n in wanted.shape)
     _put(model, name, x[kept].clone())
 
 
 def _numbers(model: HookedTransformer) -> set[str]:
-    """Full names of the numbers that modules hold."""
+    """Return the full names of the numbers that modules hold."""
     return {
         f"{path}.{name}"
         for path, module in model.named_modules()
@@ -414,6 +411,6 @@ def _numbers(model: HookedTransformer) -> set[str]:
 
 
 def _put(model: HookedTransformer, name: str, value: Any) -> None:
-    """Put a weight, buffer or number in the place of the one that is there."""
+    """Replace a weight, buffer, number or function of the model."""
     path, _, last = name.rpartition(".")
     setattr(model.get_submodule(path), last, value)

@@ -1,1 +1,1 @@
-"""The process and the machine: files, memory, progress, random state."""
+"""Utilities around the process and the machine: files, memory, progress, random state."""

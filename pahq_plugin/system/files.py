@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, strict JSON, and what is installed beside them."""
+"""Atomic file writes, strict JSON, and versions of installed packages."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 MOST_DIGITS = 300
-"""Of an integer: more do not fit a float."""
+"""Maximum digits of an integer: more do not fit a float."""
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path``, for the block to fill; renamed into place when it ends.
+    """Yield a temporary file beside ``path`` for the block to fill, then rename it into place.
 
-    Folders are made as needed. Whatever goes wrong, ``path`` holds the old content or the new one.
+    Folders are made as needed. Whatever goes wrong, ``path`` holds either the old or the new content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -38,26 +38,26 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` whole or not at all, as `written_whole` does."""
+    """Write ``text`` completely or not at all, as `written_whole` does."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in a file, as `parse_json` reads it.
+    """Read the JSON value in a file, as `parse_json` does.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON in UTF-8.
+        OSError: the file cannot be read.
+        ValueError: the file is not strict JSON in UTF-8.
     """
     return parse_json(path.read_text(encoding="utf-8"))
 
 
 def parse_json(text: str | bytes) -> Any:
-    """A JSON value, every number finite and no key twice in one object.
+    """Parse strict JSON: every number finite, no key twice in one object.
 
     Raises:
-        ValueError: anything else, also where it is nested too deeply or a number is too large.
+        ValueError: the text is not strict JSON, is nested too deeply, or holds too large a number.
     """
     try:
         return json.loads(
@@ -76,14 +76,14 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"key {twice!r:.80} stands twice in one object")
+        raise ValueError(f"key {twice!r:.80} appears twice in one object")
     return found
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text:.80} is no finite number")
+        raise ValueError(f"{text:.80} is not a finite number")
     return number
 
 
@@ -94,7 +94,7 @@ def _integer(text: str) -> int:
 
 
 def installed_version(package: str) -> str | None:
-    """Version of an installed distribution; ``None`` if it is not installed."""
+    """Return the version of an installed distribution; ``None`` if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""A number that tells the contents of tensors apart, the same on every machine."""
+"""Fingerprints of tensor contents and functions, the same on every machine."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 FINGERPRINT_ENTRIES = 2**17
-"""Entries that are widened to 64 bits at a time: few enough to stay in the cache."""
+"""Entries widened to 64 bits at a time: few enough to stay in the cache."""
 
 
 def fingerprint(x: Tensor) -> int:
-    """A wrapping 64-bit sum of the bit patterns of ``x``, each times a multiplier of its own.
+    """Compute a 64-bit fingerprint: the wrapping sum of the entries' bit patterns times multipliers.
 
     The multiplier of an entry is the product of a scrambled row index and a scrambled column index,
-    so that no permutation of entries goes unnoticed. Integer arithmetic makes the value the same on
-    every machine and for any number of threads.
+    so every permutation of entries is noticed. Integer arithmetic makes the value independent of the
+    machine and of the number of threads.
     """
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = x.detach().contiguous().view(integers[x.element_size()])
@@ -32,7 +32,7 @@ def fingerprint(x: Tensor) -> int:
 
 
 def _multipliers(count: int, salt: int, device: torch.device) -> Tensor:
-    """Odd 64-bit numbers that look random (the scrambling of SplitMix64, Steele et al. 2014)."""
+    """Return odd pseudo-random 64-bit numbers (SplitMix64's scrambling, Steele et al. 2014)."""
     x = (torch.arange(1, count + 1, device=device) + (salt << 40)) * -7046029254386353131
     x = (x ^ (x >> 30)) * -4658895280553007687
     x = (x ^ (x >> 27)) * -7723592293110705685
@@ -40,17 +40,17 @@ def _multipliers(count: int, salt: int, device: torch.device) -> Tensor:
 
 
 DEEPEST = 8
-"""Of containers and closures that are looked into."""
+"""Maximum nesting of containers and closures that a digest covers."""
 
 
 def function_digest(function: Any) -> str:
-    """Hash of a function's code, constants, defaults and closure, or of a callable object's."""
+    """Hash the code, constants, defaults and closure of a function or callable object."""
     content = repr(_content(function, 0))
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def _content(value: Any, depth: int) -> Any:
-    """Nested tuples of texts and numbers, in which no address in memory stands."""
+    """Describe a value by nested tuples of strings and numbers, free of memory addresses."""
     if depth > DEEPEST:
         return "..."
     below = depth + 1

@@ -1,4 +1,4 @@
-"""Commands that ``torchrun`` may start several times over."""
+"""Support for commands that ``torchrun`` may start in several processes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 @contextmanager
 def launched() -> Iterator[Any]:
-    """The processes of this run, a `pahq_plugin.system.processes.World` or, where there is only this
-    one, an `Alone`, for which nothing has to be imported.
+    """Yield the processes of this run: a `pahq_plugin.system.processes.World`, or `Alone` if there is
+    only one, which imports nothing.
 
     Raises:
-        DistributedError: the processes do not find each other, or a variable that is no number.
+        DistributedError: the processes do not find each other, or a variable does not hold a number.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield ALONE
@@ -26,12 +26,12 @@ def launched() -> Iterator[Any]:
 
 
 class Alone:
-    """The one process of a run."""
+    """The only process of a run."""
 
     rank, size, is_first = 0, 1, True
 
     def collect(self, value: Any) -> list[Any]:
-        """What each process has."""
+        """Return the value of each process."""
         return [value]
 
 

@@ -1,8 +1,8 @@
-"""Tensors that lie in files and are mapped into memory: pages come when they are touched, and can go.
+"""Memory-mapped tensors, whose pages are loaded on access and can be released.
 
-A page that goes is read again when it is touched, so nothing that computes with such a tensor has to
-know. Only pages that are as they are in the file may go: those of a private mapping (weights read from
-a model's folder) lose what was written to them, those of a shared one do not.
+A released page is read again on access, so code that computes with such a tensor need not know. Only
+pages that match the file may be released: pages of a private mapping (weights read from a model's
+folder) lose what was written to them, pages of a shared mapping do not.
 """
 
 from __future__ import annotations
@@ -28,45 +28,45 @@ _MARK = "_pahq_in_file"
 
 @dataclass(frozen=True)
 class InFile:
-    """Where the contents of a parameter were mapped, and their fingerprint in the file."""
+    """Address at which a parameter was mapped, and the fingerprint of its content in the file."""
 
     address: int
     content: int
 
 
 def read_mapped(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name, mapped privately: the file is never written to.
+    """Map the tensors of a safetensors file privately, by name: the file is never written to.
 
     Raises:
-        OSError: it cannot be read.
-        safetensors.SafetensorError: it is no safetensors file.
+        OSError: the file cannot be read.
+        safetensors.SafetensorError: the file is not in the safetensors format.
     """
     with safe_open(file, framework="pt") as opened:
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
 
 
 def mapped_parameter(x: Tensor, content: int) -> nn.Parameter:
-    """A parameter of a privately mapped tensor, whose fingerprint is ``content``."""
+    """Make a parameter of a privately mapped tensor with the fingerprint ``content``."""
     parameter = nn.Parameter(x, requires_grad=False)
     setattr(parameter, _MARK, InFile(x.data_ptr(), content))
     return parameter
 
 
 def is_mapped(parameter: Tensor) -> bool:
-    """Whether a parameter has the memory that was mapped, though it may have been written to."""
+    """Return whether a parameter still uses its mapped memory, even if it was written to."""
     mark: Any = getattr(parameter, _MARK, None)
     return mark is not None and mark.address == parameter.data_ptr()
 
 
 def let_go_if_unchanged(parameter: Tensor, content: int | None = None) -> bool:
-    """Let go of the pages of a mapped parameter, if they are as in its file.
+    """Release the pages of a mapped parameter if they match its file.
 
     Args:
         parameter: any parameter.
-        content: its fingerprint, if it is known.
+        content: its fingerprint, if known.
 
     Returns:
-        Whether it is mapped and as in its file.
+        Whether the parameter is mapped and matches its file.
     """
     if not is_mapped(parameter):
         return False
@@ -78,9 +78,9 @@ def let_go_if_unchanged(parameter: Tensor, content: int | None = None) -> bool:
 
 
 def spilled(x: Tensor, folder: Path) -> Tensor:
-    """A copy of ``x`` in a file without a name in ``folder``, mapped such that writing changes the file.
+    """Copy ``x`` to an unnamed file in ``folder``, mapped so that writes go to the file.
 
-    The file is gone when the tensor is, also when the process is killed.
+    The file disappears with the tensor, even if the process is killed.
 
     Raises:
         OSError: the disk is full.
@@ -97,7 +97,7 @@ def spilled(x: Tensor, folder: Path) -> Tensor:
 
 
 def _reserve(file: Any, nbytes: int) -> None:
-    """Take the room on the disk now: a mapping that finds the disk full ends the process."""
+    """Reserve the disk space now: a write to a mapping on a full disk would kill the process."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, nbytes)
     else:
@@ -105,7 +105,7 @@ def _reserve(file: Any, nbytes: int) -> None:
 
 
 def let_go(x: Tensor) -> None:
-    """Let go of the whole pages that a mapped tensor fills; nothing happens where the system cannot."""
+    """Release the whole pages that a mapped tensor fills, if the system supports it."""
     advise = _advise()
     first = -(-x.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     last = (x.data_ptr() + x.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -115,7 +115,7 @@ def let_go(x: Tensor) -> None:
 
 @cache
 def _advise() -> Callable[[int, int, int], int] | None:
-    """``madvise`` of the C library; ``None`` where there is none that drops pages."""
+    """Return the C library's ``madvise``; ``None`` if it cannot drop pages."""
     if not hasattr(mmap, "MADV_DONTNEED"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Memory of the process: when it is short, and how the C library gives back what is freed."""
+"""Process memory: detect shortages, and make the C library return freed memory."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from pahq_plugin.errors import ModelError, one_line
 SHORTAGES = (
     "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED", "CUDA error: out of memory",
 )  # fmt: skip
-"""What torch's allocator, the system and CUDA's libraries say."""
+"""Parts of the messages of torch's allocator, the system and CUDA's libraries."""
 
 
 TIDY_BYTES, KEPT_BYTES = 2**17, 2**26
-"""What the C library may keep of freed memory under a budget; and otherwise, the most that glibc would
-come to by itself."""
+"""Freed bytes that the C library may keep under a memory budget, and otherwise (glibc's own maximum)."""
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or in the host's memory."""
+    """Return whether an allocation failed, on a GPU or in main memory."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in SHORTAGES)
     )
 
 
 def release_unused() -> None:
-    """Let the C library give memory back that has been freed.
+    """Make the C library return freed memory to the system.
 
-    glibc keeps the blocks of a few MiB that passes make and free, in holes between longer-lived ones:
-    the process would take twice what is in use.
+    glibc keeps the freed blocks of a few MiB that passes leave between longer-lived ones; the process
+    would take twice the memory in use.
     """
     trim = _of_libc("malloc_trim")
     if trim is not None:
@@ -45,9 +44,9 @@ def release_unused() -> None:
 
 @contextmanager
 def tidy_heap() -> Iterator[None]:
-    """Have the C library give freed memory back at once, inside the ``with`` block.
+    """Make the C library return freed memory at once, inside the ``with`` block.
 
-    By default glibc learns from large blocks that are freed to keep as much as 64 MiB of them.
+    By default glibc adapts to large freed blocks and keeps up to 64 MiB.
     """
     option = _of_libc("mallopt")
     if option is None:
@@ -64,7 +63,7 @@ def tidy_heap() -> Iterator[None]:
 
 @cache
 def _of_libc(name: str) -> Callable[..., int] | None:
-    """A function of glibc; ``None`` where the C library has no such thing."""
+    """Return a function of glibc; ``None`` if the C library lacks it."""
     try:
         return getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):  # musl; macOS; Windows
@@ -73,10 +72,7 @@ def _of_libc(name: str) -> Callable[..., int] | None:
 
 @contextmanager
 def memory_shortage_named() -> Iterator[None]:
-    """
-    Raises:
-        ModelError: memory ran out inside, and not where a smaller pass helps.
-    """
+    """Turn a failed allocation inside the ``with`` block into a `ModelError`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

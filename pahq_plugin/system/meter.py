@@ -1,4 +1,4 @@
-"""Measure the memory that a process or a GPU takes, and name the processor."""
+"""Measure the memory use of a process or GPU, and name the processor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Peak of the GPU's allocator, or of this process's resident memory."""
+    """Return the peak bytes of the GPU's allocator, or of this process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -23,17 +23,16 @@ def peak_bytes(device: torch.device) -> int:
 
 @dataclass
 class Memory:
-    """Bytes that a block of work took at its peak above what there was before it."""
+    """Peak bytes during a block of work, above those in use before it."""
 
     above: int = 0
 
 
 @contextmanager
 def memory_above(device: torch.device | None = None) -> Iterator[Memory]:
-    """Measure the peak of this process's resident memory during the ``with`` block.
+    """Measure the peak of this process's resident memory, or of a GPU's allocator, during the block.
 
-    Linux can be told to forget the earlier peak; elsewhere only what exceeds that is seen. On a GPU
-    it is the peak of the allocator.
+    Linux can reset the recorded peak; elsewhere only what exceeds the earlier peak is seen.
     """
     memory = Memory()
     cuda = torch.cuda.is_initialized() and (device is None or device.type == "cuda")
@@ -49,12 +48,12 @@ def memory_above(device: torch.device | None = None) -> Iterator[Memory]:
 
 
 def _forget_peak() -> None:
-    with suppress(OSError):  # no Linux, or not allowed in this container
+    with suppress(OSError):  # not Linux, or not permitted in this container
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _resident_peak() -> int:
-    """Peak resident bytes, since `_forget_peak` where that is possible."""
+    """Return the peak resident bytes, since `_forget_peak` if the system supports that."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -63,7 +62,7 @@ def _resident_peak() -> int:
 
 
 def cpu_name() -> str:
-    """The processor's name as Linux tells it."""
+    """Return the processor's name as Linux reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,16 +1,16 @@
-"""Engines and commands that other packages add, found by name through entry points.
+"""Find engines and commands of other packages by name, through entry points.
 
 ======================  ===========================================================================
-group                   an entry is
+group                   an entry point names
 ======================  ===========================================================================
-``pahq.engines``        an `EngineFactory`; its name is what ``engine=`` takes
-``pahq.commands``       a function whose signature typer reads; its name is the command's
+``pahq.engines``        an `EngineFactory`; its name is a value of ``engine=``
+``pahq.commands``       a function with a signature for typer; its name is the command's name
 ======================  ===========================================================================
 
 Methods, metrics, number formats and engines can also be named as ``"module:attribute"``.
 
-Nothing of such a package is loaded before its name is asked for, but commands, which the command line
-has to know; these modules should import little.
+Such a package is imported only when its name is requested. Commands are the exception: the command
+line has to list them, so their modules should import little.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ ENGINES, COMMANDS = "pahq.engines", "pahq.commands"
 
 
 def is_reference(name: object) -> bool:
-    """Whether a name is of the form ``"module:attribute"``."""
+    """Return whether a name has the form ``"module:attribute"``."""
     return isinstance(name, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
 
 
 def referred(name: str, kind: type[Value]) -> Value:
-    """Import what a name of the form ``"module:attribute"`` stands for.
+    """Import the attribute that ``"module:attribute"`` names.
 
     Args:
-        name: the module has to be found on Python's path.
-        kind: what the attribute has to be.
+        name: the reference; the module must be on Python's path.
+        kind: the class that the attribute must be an instance of.
 
     Raises:
-        ConfigError: no such module or attribute, or something else.
+        ConfigError: the module or attribute does not exist, or is not of that class.
     """
     module, _, attribute = name.partition(":")
     try:
         found = getattr(import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # whatever a foreign module does while it is imported
+    except (Exception, SystemExit) as error:  # a foreign module may raise anything on import
         raise ConfigError(f"{name!r} cannot be imported: {one_line(error)}") from error
     if not isinstance(found, kind):
         raise ConfigError(f"{name!r} is a {type(found).__name__}; expected a {kind.__name__}")
@@ -53,14 +53,14 @@ def referred(name: str, kind: type[Value]) -> Value:
 
 
 def load(entry: EntryPoint) -> Any:
-    """What an entry names.
+    """Import the callable that an entry point names.
 
     Raises:
-        ConfigError: importing it failed, or it is nothing that can be called.
+        ConfigError: importing it failed, or it is not callable.
     """
     try:
         found = entry.load()
-    except (Exception, SystemExit) as error:  # whatever a foreign module does while it is imported
+    except (Exception, SystemExit) as error:  # a foreign module may raise anything on import
         raise ConfigError(
             f"{entry.group} {entry.name!r} ({entry.value}) cannot be loaded: {one_line(error)}"
         ) from error

@@ -1,13 +1,13 @@
-"""One run in several processes, on one machine or many: prompts are shared out, losses added up.
+"""One run in several processes, on one machine or several: prompts are shared out, losses are summed.
 
 1. Every process holds the model and takes its share of each batch's prompts.
-2. Losses of a pass are gathered from all processes and added in the order of ranks, so that every
-   process sees the same bits and takes the same decisions; nothing else is exchanged but which
-   candidates change anything.
-3. The first process alone writes files.
+2. The losses of a pass are gathered from all processes and summed in rank order, so every process sees
+   the same bits and takes the same decisions. Otherwise only the flags of candidates that change
+   anything are exchanged.
+3. Only the first process writes files.
 
-Started by ``torchrun``, or inside any initialised ``torch.distributed`` group. When a process dies, its
-connections close and the others stop with a `DistributedError`.
+The processes are started by ``torchrun``, or belong to any initialised ``torch.distributed`` group. When
+a process dies, its connections close and the others stop with a `DistributedError`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Batch = TypeVar("Batch", bound=Any)
 """A batch of the host's prompts."""
 
 MEETING = 25
-"""Seconds that a process waits at the start for the others to come; `PAHQ_MEETING` says otherwise, where
-loading takes its time."""
+"""Seconds that a process waits at the start for the others; `PAHQ_MEETING` overrides it if loading is
+slow."""
 
 PATIENCE = timedelta(minutes=30)
-"""How long it waits later for one that lives but does not answer; a death is noticed at once."""
+"""How long a process later waits for one that is alive but silent; a death is noticed at once."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class World:
     """The processes of a run.
 
     Attributes:
-        rank: which one this is.
-        size: how many there are.
-        device: where tensors have to be to be exchanged.
+        rank: index of this process.
+        size: number of processes.
+        device: where tensors must be to be exchanged.
     """
 
     rank: int = 0
@@ -58,14 +58,14 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes and prints."""
+        """Return whether this process writes and prints."""
         return self.rank == 0
 
     def share_of(self, batch: Batch) -> Batch:
-        """This process's prompts of a batch.
+        """Return this process's prompts of a batch.
 
         Raises:
-            DistributedError: fewer prompts than processes.
+            DistributedError: there are fewer prompts than processes.
         """
         if self.size == 1:
             return batch
@@ -84,19 +84,19 @@ class World:
         )
 
     def _part(self, values: Any) -> Any:
-        """The ``rank``-th of ``size`` nearly equal parts of a tensor or a list."""
+        """Return the ``rank``-th of ``size`` nearly equal parts of a tensor or list."""
         first, last = (len(values) * i // self.size for i in (self.rank, self.rank + 1))
         return values[first:last]
 
     def total(self, compute: Callable[[], Tensor], count: int) -> Tensor:
-        """Sum over all processes, the same bits in each.
+        """Sum a tensor over all processes, bit for bit the same in each.
 
         Args:
-            compute: this process's summand, FP64 ``[count]``.
-            count: its length, the same everywhere.
+            compute: returns this process's summand, FP64 ``[count]``.
+            count: its length, the same in every process.
 
         Raises:
-            MetricError: in every process, where one of them raises it.
+            MetricError: in every process, if one of them raises it.
         """
         if self.size == 1:
             return compute()
@@ -111,14 +111,14 @@ class World:
         return torch.stack(parts).sum(dim=0)
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
-        """For each flag whether it is up in some process."""
+        """Return for each flag whether it is set in any process."""
         if self.size == 1 or not flags:
             return list(flags)
         parts = self._gather(torch.tensor(flags, dtype=torch.float64))
         return torch.stack(parts).any(dim=0).tolist()
 
     def share(self, compute: Callable[[], Value]) -> Value:
-        """What the first process computes, in all of them; errors made on purpose, too.
+        """Compute a value in the first process and return it in all; a `PahqError` is raised in all.
 
         Values come from the run's own processes, never from a file.
         """
@@ -138,7 +138,7 @@ class World:
         return answer[0]
 
     def collect(self, value: Value) -> list[Value]:
-        """What each process has, in the order of ranks, in all of them; waits for the last."""
+        """Return the values of all processes in rank order, in each process; waits for the last."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -147,17 +147,18 @@ class World:
         return values
 
     def agree(self, settings: Mapping[str, Any]) -> None:
-        """
+        """Check that all processes have the same settings.
+
         Raises:
-            DistributedError: in every process, where another one has other settings.
+            DistributedError: in every process whose settings differ from another's.
         """
         for rank, others in enumerate(self.collect(dict(settings))):
             pairs = ((key, others.get(key), value) for key, value in settings.items())
             different = next((pair[0] for pair in pairs if not is_same_setting(*pair)), None)
             if different is not None:
                 raise DistributedError(
-                    f"process {rank} has another {different} than process {self.rank}; start all of "
-                    "them with the same model, prompts and options"
+                    f"process {rank} has a different {different} from process {self.rank}; start all "
+                    "processes with the same model, prompts and options"
                 )
 
     def _gather(self, own: Tensor) -> list[Tensor]:
@@ -169,28 +170,28 @@ class World:
 
 
 MEASURED = "corrupt_loss"
-"""The one setting of a run that is measured, not given: its rounding may differ."""
+"""The only setting of a run that is measured, so its rounding may differ."""
 
 CLOSE = 1e-4
-"""How far two measurements of it are apart at most, relatively; near 0 see `ROUNDING`."""
+"""Maximum relative difference between two measurements of it; near 0 see `ROUNDING`."""
 
 ROUNDING = 1e-5
-"""Of differences of logits in FP32."""
+"""Rounding error of logit differences in FP32."""
 
 
 def is_same_setting(name: str, found: object, own: Any) -> bool:
-    """Whether a setting that another process or a file has is that of this run."""
+    """Return whether a setting of another process or a file agrees with this run's."""
     if name == MEASURED and isinstance(found, float):
         return math.isclose(found, own, rel_tol=CLOSE, abs_tol=ROUNDING)
     return found == own
 
 
 ALONE = World()
-"""A run in one process."""
+"""The only process of a run."""
 
 
 def current_world() -> World:
-    """The initialised group of processes, or `ALONE`."""
+    """Return the initialised group of processes, or `ALONE`."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return ALONE
     device = f"cuda:{torch.cuda.current_device()}" if dist.get_backend() == "nccl" else "cpu"
@@ -199,10 +200,10 @@ def current_world() -> World:
 
 @contextmanager
 def launched() -> Iterator[World]:
-    """The group that ``torchrun`` started this process in, made for the ``with`` block.
+    """Initialise the group that ``torchrun`` started, for the ``with`` block.
 
     Raises:
-        DistributedError: the processes do not find each other, or a variable that is no number.
+        DistributedError: the processes do not find each other, or a variable does not hold a number.
     """
     if _number("WORLD_SIZE", 1) < 2 or dist.is_initialized():
         yield current_world()
@@ -213,11 +214,11 @@ def launched() -> Iterator[World]:
     try:
         if _number("RANK", 0) > 0 and "MASTER_ADDR" in os.environ:
             _wait_for(os.environ["MASTER_ADDR"], _number("MASTER_PORT", 29500), meeting)
-        # What is exchanged is a few numbers: gloo does for GPUs, too.
+        # Only a few numbers are exchanged, so gloo is enough for GPUs, too.
         dist.init_process_group("gloo", timeout=timedelta(seconds=meeting))
     except (RuntimeError, ValueError, OSError, OverflowError) as error:
         raise DistributedError(
-            f"the processes of this run do not find each other; start all again: {one_line(error)}"
+            f"the processes of this run do not find each other; start them all again: {one_line(error)}"
         ) from error
     dist.distributed_c10d._set_pg_timeout(PATIENCE)
     try:
@@ -229,11 +230,10 @@ def launched() -> Iterator[World]:
 def _wait_for(host: str, port: int, seconds: float) -> None:
     """Wait until the first process listens.
 
-    PyTorch would try twice, with a pause of half that time between, and say after more than a minute
-    that nobody is there.
+    PyTorch itself would try twice, half that time apart, and fail after more than a minute.
 
     Raises:
-        OSError: nobody listens within ``seconds``.
+        OSError: no process listens within ``seconds``.
     """
     until = time.monotonic() + seconds
     while True:
@@ -247,11 +247,7 @@ def _wait_for(host: str, port: int, seconds: float) -> None:
 
 
 def _number(variable: str, default: int) -> int:
-    """The number that an environment variable holds.
-
-    Raises:
-        DistributedError: it holds none.
-    """
+    """Read a whole number from an environment variable, or raise a `DistributedError`."""
     text = os.environ.get(variable, str(default))
     if not re.fullmatch("[0-9]{1,9}", text):
         raise DistributedError(f"{variable}={text!r} must be a whole number, such as {default}")
@@ -260,14 +256,11 @@ def _number(variable: str, default: int) -> int:
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """
-    Raises:
-        DistributedError: another process is gone or does not answer.
-    """
+    """Turn a failed exchange with another process into a `DistributedError`."""
     try:
         yield
     except RuntimeError as error:
         raise DistributedError(
-            "another process of this run is gone or does not answer; start all of them again, with the "
-            f"same checkpoint to go on: {one_line(error)}"
+            "another process of this run has died or does not answer; start all of them again with the "
+            f"same checkpoint to continue: {one_line(error)}"
         ) from error

@@ -1,7 +1,7 @@
-"""Progress bars with counts and time left, only where someone can see them.
+"""Progress bars with counts and time left, shown only in terminals and notebooks.
 
-In a terminal they are drawn on standard error. In a notebook they are an element of the page that
-appears after half a second and goes when the work is done; nothing has to be installed for it.
+In a terminal they are drawn on standard error. In a notebook they are an HTML element that appears
+after half a second and disappears when the work is done; no extra package is needed.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from rich.progress import (
 )
 
 Bar = Callable[..., None]
-"""``bar(done, note="")`` shows that ``done`` steps are finished."""
+"""``bar(done, note="")`` reports that ``done`` steps are finished."""
 
 FIRST_SHOWN, BETWEEN = 0.5, 0.1
-"""Seconds before a notebook's bar appears, and between two changes of it."""
+"""Seconds before a notebook's bar appears, and between updates."""
 
 
 def progress_bar(label: str, total: int, shown: bool = True) -> AbstractContextManager[Bar]:
-    """A bar over ``total`` steps; silent when not ``shown``, and without a terminal or a notebook."""
+    """Return a bar over ``total`` steps; silent if not ``shown``, or outside a terminal or notebook."""
     if shown and in_notebook():
         return _notebook_bar(label, total)
     return _terminal_bar(label, total, shown)
 
 
 def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook."""
+    """Return whether this process is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
@@ -54,7 +54,7 @@ def _terminal_bar(label: str, total: int, shown: bool) -> Iterator[Bar]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    # FORCE_COLOR makes rich take a file for a terminal; a bar in a log file would be hundreds of lines.
+    # FORCE_COLOR makes rich treat a file as a terminal; a bar would fill a log with hundreds of lines.
     seen = shown and console.is_terminal and console.file.isatty()
     with Progress(*columns, console=console, disable=not seen) as bar:
         task = bar.add_task(label, total=total, note="")
@@ -62,21 +62,21 @@ def _terminal_bar(label: str, total: int, shown: bool) -> Iterator[Bar]:
 
 
 def say(line: str, shown: bool = True) -> None:
-    """A line on standard error that belongs to the progress of a run."""
+    """Print a progress line on standard error."""
     if shown:
         Console(stderr=True, highlight=False, markup=False).print(line, soft_wrap=True)
 
 
 @contextmanager
 def _notebook_bar(label: str, total: int) -> Iterator[Bar]:
-    """After an error the bar stays and says how far the work was."""
+    """Show a bar in a notebook; after an error it stays and shows how far the work got."""
     bar = _NotebookBar(label, total)
     yield bar
     bar.remove()
 
 
 class _NotebookBar:
-    """A bar in the output of a notebook's cell."""
+    """A bar in the output of a notebook cell."""
 
     def __init__(self, label: str, total: int) -> None:
         self._label, self._total = label, total
@@ -95,7 +95,7 @@ class _NotebookBar:
         self._show(f"{self._label} {counts} ({seconds:.0f} s{left})", done)
 
     def remove(self) -> None:
-        """Leave nothing behind."""
+        """Clear the bar's output."""
         if self._handle is not None:
             self._handle.update({"text/plain": "", "text/html": ""}, raw=True)
 

@@ -1,7 +1,7 @@
-"""The global random generators, which the host and TransformerLens draw from: kept, and seeded.
+"""Save, seed and restore the global random generators that the host and TransformerLens draw from.
 
-Threads share these generators. What is kept is put back by whoever leaves last, and who draws what has
-to be the same every time draws alone.
+Threads share these generators. The thread that leaves last restores the saved state; a thread that needs
+reproducible draws holds the generators alone.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _lock = threading.RLock()
 
 
 _kept: list[_State] = []
-"""What is to be put back, the oldest first: of ``with`` blocks around each other, or of threads."""
+"""States to restore, oldest first: of nested ``with`` blocks or of several threads."""
 
 
 class _State:
-    """Of Python's and torch's generators, those of GPUs among them."""
+    """State of Python's and torch's generators, including those of GPUs."""
 
     def __init__(self) -> None:
         self.values: tuple[Any, ...] = (
@@ -38,7 +38,7 @@ class _State:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Leave Python's and torch's generators as they were before the ``with`` block."""
+    """Restore Python's and torch's generators after the ``with`` block."""
     own = None
     try:
         with _lock:
@@ -56,17 +56,17 @@ def _leave(own: _State) -> None:
     del _kept[place]
     if place == len(_kept):
         own.put_back()
-    else:  # another thread came later and still draws: it puts back what was there before both
+    else:  # a later thread still draws: it restores the state from before both
         _kept[place].values = own.values
 
 
 @contextmanager
 def seeded(seed: int, *, alone: bool = False) -> Iterator[None]:
-    """Seed Python's and torch's generators for the ``with`` block; then put them back.
+    """Seed Python's and torch's generators for the ``with`` block, then restore them.
 
     Args:
-        seed: of both.
-        alone: other threads wait with their own seeds until this block ends.
+        seed: seed of both generators.
+        alone: make other threads that ask to be alone wait until this block ends.
     """
     with _lock if alone else nullcontext(), random_state_kept():
         with _lock:
@@ -76,7 +76,7 @@ def seeded(seed: int, *, alone: bool = False) -> Iterator[None]:
 
 
 OWN = "ieee"
-"""What torch calls products of FP32 that are FP32."""
+"""torch's name for matrix products in true FP32."""
 
 
 _LOCK = threading.Lock()
@@ -86,14 +86,13 @@ _inside = 0
 
 
 _before = ExitStack()
-"""Switches of FP32 products are the process's: the first thread to come in sets them, the last one to
-leave puts them back."""
+"""Restores the FP32 switches, which are global: the first thread to enter sets them, the last to leave
+restores them."""
 
 
 @contextmanager
 def own_arithmetic() -> Iterator[None]:
-    """Inside the ``with`` block autocast is off, and FP32 products take no short cut (TF32, BF16), in
-    all threads."""
+    """Turn autocast off, and TF32 and BF16 shortcuts of FP32 products in all threads, for the block."""
     global _inside
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         with _LOCK:
@@ -110,7 +109,7 @@ def own_arithmetic() -> Iterator[None]:
 
 
 def _take_no_short_cut(stack: ExitStack) -> None:
-    """Until ``stack`` is closed."""
+    """Compute FP32 products in true FP32 until ``stack`` is closed."""
     matmul = torch.backends.cuda.matmul
     if hasattr(matmul, "fp32_precision"):  # torch 2.9
         for switch in (matmul, torch.backends.mkldnn.matmul):  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""What a user should know and no error is: warnings, at the line of theirs that led to it.
+"""Warnings that point at the user's own line of code.
 
-Everything else is said through ``logging``, to the loggers below ``pahq_plugin``, which print nothing
-unless an application asks for it.
+Everything else goes through ``logging``, to loggers below ``pahq_plugin``, which print nothing unless an
+application configures them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OWN = frozenset({"pahq_plugin", "pahq_exporters"})
 
 
 def warn(message: str) -> None:
-    """Warn whoever called into this package, with `PahqWarning`."""
+    """Issue a `PahqWarning` at the line that called into this package."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _package(frame.f_globals) in OWN:
         frame, level = frame.f_back, level + 1
@@ -24,8 +24,8 @@ def warn(message: str) -> None:
 
 
 def never_fail_printing() -> None:
-    """Print a question mark for what the terminal's encoding cannot hold, instead of ending with an
-    error after the work is done."""
+    """Print a question mark for characters that the terminal's encoding lacks, rather than fail after
+    the work is done."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -128,7 +128,7 @@ def test_a_deep_copy_of_a_lent_model_is_independent(model: PatchableModel) -> No
 
 def test_models_without_heads_are_refused() -> None:
     micro = patchable_model(MicroModel(), factorized=True, slice_output="last_seq")
-    with pytest.raises(ModelError, match="no transformer"), mixed_precision(micro, int8()):
+    with pytest.raises(ModelError, match="not a transformer"), mixed_precision(micro, int8()):
         pass
 
 

@@ -78,7 +78,7 @@ def test_what_is_no_loader_is_refused() -> None:
     with pytest.raises(PromptError, match=r"not a PromptDataLoader; pass its \.train_loader"):
         discover(model, problem)  # type: ignore[arg-type]
     for wrong in (next(iter(prompts)), "prompts.json", torch.zeros(2, 3)):
-        with pytest.raises(PromptError, match="not a PromptDataLoader; pass one that gives"):
+        with pytest.raises(PromptError, match="not a PromptDataLoader; pass a loader of"):
             discover(model, wrong)  # type: ignore[arg-type]
 
 
@@ -106,14 +106,14 @@ def micro() -> Problem:
 @pytest.mark.parametrize("method", ["pahq", "pahq-paper", "rtn-q", "eap-ig"])
 def test_a_method_of_heads_refuses_what_is_no_transformer(method: str) -> None:
     model, prompts = micro()
-    words = (method, "no transformer", 'method="acdc"')
+    words = (method, "not a transformer", 'method="acdc"')
     refused_untouched(ModelError, words, model, lambda: discover(model, prompts, method=method))
 
 
 def test_mixed_precision_refuses_what_is_no_transformer() -> None:
     model, _ = micro()
     refused_untouched(
-        ModelError, ("no transformer",), model, lambda: pahq.mixed_precision(model).__enter__()
+        ModelError, ("not a transformer",), model, lambda: pahq.mixed_precision(model).__enter__()
     )
 
 

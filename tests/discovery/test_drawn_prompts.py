@@ -133,7 +133,7 @@ def test_answers_for_other_prompts(method: str) -> None:
         with_answers(list(RIGHT), list(WRONG)[:3]),
         with_answers(list(RIGHT)[:2], list(WRONG)),
     ):
-        with refused(MetricError, "answers for 4 prompts: ", "; give each prompt its own"):
+        with refused(MetricError, "answers for 4 prompts hold ", "; give each prompt its own"):
             discover(small_model(), given, method=method)
 
 
@@ -143,7 +143,7 @@ def test_answers_of_other_positions_are_refused(settings: dict[str, Any]) -> Non
     model = adapt(transformer(), slice_output=None)
     few, each = torch.ones((4, 2, 1), dtype=torch.int64), torch.ones((4, 6, 1), dtype=torch.int64)
     for given in (with_answers(few, few), with_answers(each, few)):
-        with refused(MetricError, "answers of shape [4, 2, 1] are not for each position"):
+        with refused(MetricError, "answers of shape [4, 2, 1] do not fit the logits' positions"):
             discover(model, given, **settings)
 
 
@@ -158,7 +158,7 @@ def test_data_sets_that_hold_no_tensors(answers: Any) -> None:
 @pytest.mark.parametrize("method", ["acdc", "eap", "eap-ig"])
 @pytest.mark.parametrize("given", [[], iter(())], ids=["list", "iterator"])
 def test_what_is_no_loader(given: Any, method: str) -> None:
-    with refused(PromptError, f"loader is a {type(given).__name__}, not a PromptDataLoader; pass one"):
+    with refused(PromptError, f"loader is a {type(given).__name__}, not a PromptDataLoader; pass a "):
         discover(small_model(), given, method=method)
 
 

@@ -61,13 +61,13 @@ def test_a_grouped_model_has_the_cache_repeated() -> None:
 
 @pytest.mark.parametrize("method", ["acdc", "eap"])
 def test_the_model_lacks_the_prefix(method: str) -> None:
-    message = "the loader's prompts go on from a common prefix whose KV cache the model lacks; make the"
+    message = "the loader's prompts continue a common prefix whose KV cache the model lacks; make the"
     with refused(PromptError, message):
         discover(small_model(), behind(prefix_cache(transformer())), method=method)
 
 
 def test_the_model_has_another_prefix() -> None:
-    message = "the model's KV cache is of another prefix than the loader's prompts; make the model"
+    message = "the model's KV cache does not hold the common prefix of the loader's prompts; make the"
     for other in (prefix_cache(transformer(), seed=8), prefix_cache(transformer(), length=2)):
         with refused(PromptError, message):
             discover(with_cache(), behind(other), method="acdc")
@@ -117,7 +117,7 @@ def test_caches_that_are_not_whole(name: str) -> None:
 def test_what_is_no_cache() -> None:
     model = small_model()
     model.kv_caches = {4: None}  # type: ignore[assignment]
-    with refused(ModelError, "kv_caches holds a NoneType; expected KV caches of TransformerLens"):
+    with refused(ModelError, "kv_caches holds a NoneType; expected TransformerLens KV caches"):
         discover(model, loader(), method="acdc")
 
 
@@ -125,6 +125,6 @@ def test_prefixes_of_two_lengths() -> None:
     inner = transformer()
     caches = (prefix_cache(inner), prefix_cache(inner, length=2, prompts=3))
     with refused(
-        ModelError, "the KV caches hold prefixes of different lengths; make them of one prefix"
+        ModelError, "the KV caches hold prefixes of different lengths; make them from one prefix"
     ):
         discover(patchable(inner, kv_caches=caches), loader(), method="acdc")

@@ -187,7 +187,7 @@ def test_orders_that_can_be_gone_through_once() -> None:
     with refused(GraphError, "order is a int; expected all edges of the model"):
         discover(model, loader(), method="acdc", order=5)  # type: ignore[arg-type]
     assert isinstance(model.edges, set)  # in an order that depends on the hash seed
-    with refused(GraphError, "order is a set, which has none; give a list, or None for the canonical"):
+    with refused(GraphError, "order is a set, which is unordered; give a list, or None for the"):
         discover(model, loader(), method="acdc", order=model.edges)  # type: ignore[arg-type]
 
 
@@ -213,27 +213,27 @@ def made_in_inference_mode() -> PatchableModel:
     [
         (
             lambda: changed_configuration("n_layers", 1),
-            "cfg says n_layers=1, attn_only=False, the model has 2 blocks of another kind or number; do",
+            "cfg says n_layers=1, attn_only=False, but the 2 blocks of the model differ in kind",
         ),
         (lambda: changed_configuration("attn_only", True), "cfg says n_layers=2, attn_only=True"),
         (
             lambda: changed_configuration("d_vocab_out", 1),
-            "d_vocab_out=1, which are not the sizes of the weights; do not change cfg, make another",
+            "d_vocab_out=1, but the weights have other sizes; do not change cfg, make another",
         ),
         (lambda: changed_configuration("n_heads", 2), "cfg says n_heads=2, d_head="),
         (
             lambda: changed_configuration("parallel_attn_mlp", True),
-            "cfg.parallel_attn_mlp=True is not what the model was made patchable with; set it before",
+            "cfg.parallel_attn_mlp=True was changed after the model was made patchable; set it before",
         ),
         (
             lambda: small_model().double(),
             "are in torch.float64, cfg.dtype is torch.float32; convert with model.wrapped_model",
         ),
-        (one_attention, "blocks share an attention module, so that edges into one patch the other, too"),
+        (one_attention, "blocks share an attention module, so edges into one block patch the other"),
         (lambda: small_model().bfloat16(), "are in torch.bfloat16, cfg.dtype is torch.float32"),
         (
             made_in_inference_mode,
-            "were made inside torch.inference_mode; make or copy the model outside",
+            "were made inside torch.inference_mode; make or copy the model outside it",
         ),
     ],
 )

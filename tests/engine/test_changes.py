@@ -112,7 +112,7 @@ CHANGES: dict[str, tuple[Callable[[PatchableModel], None], str]] = {
     "torch's norm": (torchs_norm, "blocks.1.ln1, a LayerNorm"),
     "no hook point": (no_hook_point, "blocks.0.attn.hook_v, a Tanh"),
     "unembedding": (another_unembedding, "unembed, a Linear"),
-    "mask": (seeing_ahead, "blocks.0.attn.mask, which lets positions see later ones"),
+    "mask": (seeing_ahead, "blocks.0.attn.mask, which lets positions attend to later ones"),
     "ignore": (forgiving, "blocks.0.attn.IGNORE of -2"),
 }
 PASSED_OVER = ("attention", "scores", "derived")
@@ -190,7 +190,7 @@ def test_other_slopes_are_seen() -> None:
     model(next(iter(loader())).clean)  # which makes them
     assert odd_attention(model, 5) is None
     model.blocks[1].attn.alibi = model.blocks[1].attn.alibi * 2
-    assert odd_attention(model, 5) == "another blocks.1.attn.alibi"
+    assert odd_attention(model, 5) == "the edited blocks.1.attn.alibi"
 
 
 @pytest.mark.parametrize("method", ["acdc", "pahq", "eap"])

@@ -74,7 +74,7 @@ MODELS: dict[str, tuple[Callable[[], Any], type[PahqError], tuple[str, ...]]] = 
     "activation": (
         lambda: flag(act_fn="xielu"),
         ModelError,
-        ("configuration does not make a model", "xielu"),
+        ("no model can be made from the model's configuration", "xielu"),
     ),
     "norm": (
         lambda: changed(lambda m: setattr(m.wrapped_model.blocks[1], "ln1", torch.nn.Tanh())),

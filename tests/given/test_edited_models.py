@@ -101,7 +101,7 @@ def test_edits_that_no_model_has_are_damage(values: dict[str, Any], tmp_path: Pa
     record = json.loads((tmp_path / "model.json").read_text()) | values
     (tmp_path / "model.json").write_text(json.dumps(record | {"digest": _digest(record)}))
     with pytest.raises(
-        ModelError, match=r"model\.json is damaged: no module holds a number|is damaged: no function"
+        ModelError, match=r"model\.json is damaged: no module has a number|is damaged: no function"
     ):
         pahq.open_model(tmp_path)
 

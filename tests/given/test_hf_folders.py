@@ -55,20 +55,20 @@ def plus(name: str, like: str, factor: float = 1.0) -> Callable[[Weights], Weigh
 LAYERS = {"gpt2": "n_layer", "pythia": "num_hidden_layers", "llama": "num_hidden_layers"}
 Q_BIAS = "model.layers.0.self_attn.q_proj.bias"
 REFUSED: dict[str, tuple[str, Callable[[Weights], Weights], dict[str, Any], str]] = {
-    "compiled": ("llama", renamed("_orig_mod."), {}, r"lacks .* and holds, .* _orig_mod\.lm_head"),
-    "adapter's prefix": ("gpt2", renamed("base_model.model."), {}, r"holds, .* base_model\.model\."),
+    "compiled": ("llama", renamed("_orig_mod."), {}, r"lacks .* and has .* .* _orig_mod\.lm_head"),
+    "adapter's prefix": ("gpt2", renamed("base_model.model."), {}, r"additional .* base_model\.model\."),
     "a weight": ("llama", without("layers.1.mlp.up_proj"), {}, r"lacks model\.layers\.1\.mlp\.up_proj"),
     "a bias": ("gpt2", without("h.0.attn.c_attn.bias"), {}, r"lacks .*h\.0\.attn\.c_attn\.bias"),
     "a norm": ("gemma-2", without("model.norm"), {}, r"lacks model\.norm\.weight"),
     "a head": ("llama", without("lm_head"), {}, r"lacks lm_head\.weight"),
     "an embedding": ("qwen2", without("embed_tokens"), {}, r"lacks model\.embed_tokens\.weight"),
     "more layers": ("pythia", dict, {"num_hidden_layers": 3}, r"lacks gpt_neox\.layers\.2\..* more"),
-    "fewer layers": ("gpt2", dict, {"n_layer": 1}, r"holds, .* transformer\.h\.1\..* more weights"),
-    "a bias too many": ("llama", plus(Q_BIAS, "model.norm.weight"), {}, r"holds, .*q_proj\.bias"),
-    "an adapter": ("gpt2", plus("transformer.h.0.lora", "transformer.ln_f.bias"), {}, r"holds, .*lora"),
+    "fewer layers": ("gpt2", dict, {"n_layer": 1}, r"additional .* transformer\.h\.1\..* more weights"),
+    "a bias too many": ("llama", plus(Q_BIAS, "model.norm.weight"), {}, r"additional .*q_proj\.bias"),
+    "an adapter": ("gpt2", plus("transformer.h.0.lora", "transformer.ln_f.bias"), {}, r"additional .*lora"),
     "an untied head": (
         "llama-3.1", plus("lm_head.weight", "model.embed_tokens.weight", 2.0), {},
-        r"holds a lm_head\.weight that is not what the model has there: config\.json ties it",
+        r"holds a lm_head\.weight that differs from the model's: config\.json ties it",
     ),
     "another family": (
         "mistral", dict, {"architectures": ["LlamaForCausalLM"]},
@@ -76,7 +76,7 @@ REFUSED: dict[str, tuple[str, Callable[[Weights], Weights], dict[str, Any], str]
     ),
     "integers": (
         "llama", lambda w: w | {"lm_head.weight": w["lm_head.weight"].to(torch.int8)}, {},
-        r"quantised \(lm_head\.weight is I8\); save it in its own precision",
+        r"quantised \(lm_head\.weight is I8\); save it unquantised",
     ),
 }  # fmt: skip
 

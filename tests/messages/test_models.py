@@ -44,7 +44,7 @@ def test_names_and_orders_of_edges() -> None:
         check_order(model, [*edges, edges[0]])
     with refused(GraphError, "order holds 109 of 110 edges; '", "' is the first missing one"):
         check_order(model, edges[1:])
-    with refused(GraphError, "order holds 'x', which is no edge of this model"):
+    with refused(GraphError, "order holds 'x', which is not an edge of this model"):
         check_order(model, ["x"])  # type: ignore[list-item]
 
 
@@ -57,7 +57,7 @@ def test_targets_of_the_backend() -> None:
 def test_a_model_in_four_bits() -> None:
     model = small_model()
     model.cfg.load_in_4bit = True
-    with refused(ModelError, "load_in_4bit is on; load the model in its own precision"):
+    with refused(ModelError, "load_in_4bit is on; load the model unquantised"):
         check_patchable(model)
 
 
@@ -80,7 +80,7 @@ def test_weights_that_are_not_where_the_configuration_says() -> None:
     with refused(
         ModelError,
         "the weights are on cpu, but cfg.device is meta, where activations would go; call "
-        "model.wrapped_model.to('cpu'), which tells the configuration, too",
+        "model.wrapped_model.to('cpu'), which updates cfg.device, too",
     ):
         check_patchable(model)
     model.wrapped_model.to("cpu")
@@ -91,7 +91,7 @@ def test_weights_that_are_not_where_the_configuration_says() -> None:
 def test_a_configuration_that_names_no_device(device: Any) -> None:
     model = small_model()
     model.cfg.device = device
-    with refused(ModelError, f"cfg.device={device!r} is no device; name one, such as 'cpu'"):
+    with refused(ModelError, f"cfg.device={device!r} is not a device; set one, such as 'cpu'"):
         check_patchable(model)
 
 
@@ -146,14 +146,14 @@ def test_weights_of_another_configuration() -> None:
 
 
 def test_models_of_hugging_face(tmp_path: Path) -> None:
-    with refused(ModelError, f"no folder at {tmp_path / 'x'}; expected a Hugging Face model, "):
+    with refused(ModelError, f"no folder at {tmp_path / 'x'}; expected a Hugging Face model; "):
         load_folder(tmp_path / "x")
     quantised = SimpleNamespace(quantization_config={})
-    message = "the model is quantised (quantization_config); load it in its own precision"
+    message = "the model is quantised (quantization_config); load it unquantised"
     with refused(ModelError, message):
         hf_configs.hooked_arguments("GPT2LMHeadModel", quantised)
     codes = torch.nn.Linear(2, 2).to(torch.float8_e4m3fn)
-    with refused(ModelError, "the model is quantised: weights are no floats; load it in its own"):
+    with refused(ModelError, "the model is quantised: weights are not floats; load it unquantised"):
         hugging_face._dtype_and_device(codes)
     with refused(
         ModelError,
@@ -198,22 +198,22 @@ BLOCK, W_O = "block-000.safetensors", "blocks.0.attn.W_O"
 
 DAMAGES: list[tuple[Any, ...]] = [
     (lambda f: (f / "model.json").write_text("{"), "model.json is damaged: Expecting property name"),
-    (edited(lambda r: r.update(layout=99)), "model.json is of layout 99; this version reads layout "),
+    (edited(lambda r: r.update(layout=99)), "model.json has layout 99; this version reads layouts "),
     (configured(evil=1), "model.json is damaged: HookedTransformerConfig.__init__() got an unexpected"),
     (configured(n_layers=10**9), "is damaged: n_layers=1000000000 with "),
     (configured(n_layers=1), "model.json is damaged: n_layers=1 with other blocks"),
     (configured(n_ctx="many"), "model.json is damaged: n_ctx='many'"),
-    (configured(d_mlp=999), "is damaged: blocks.0.mlp.W_in is (", "which is not (d_model, d_mlp)"),
+    (configured(d_mlp=999), "is damaged: blocks.0.mlp.W_in is (", "expected (d_model, d_mlp)"),
     (
         configured(normalization_type="RMS"),
-        "model.json is damaged: blocks.0.ln1.w is missing or not of this model",
+        "model.json is damaged: blocks.0.ln1.w is missing or unexpected",
     ),
     (configured(num_experts=3, experts_per_token=1), "is damaged: num_experts=3 with 0 experts"),
     (configured(n_key_value_heads=99), "is damaged: n_key_value_heads=99 or rotary_dim=0"),
     (
         configured(n_ctx=10**9),
         "attention masks for n_ctx=1000000000 positions take ",
-        " GB; pass open_model(folder, n_ctx=...) of your longest prompts",
+        " GB; pass open_model(folder, n_ctx=...) with the length of your longest prompts",
     ),
     (configured(act_fn="none"), "model.json is damaged: act_fn=none must be one of "),
     (
@@ -222,7 +222,7 @@ DAMAGES: list[tuple[Any, ...]] = [
     ),
     (lambda f: (f / "tokenizer").mkdir(), "tokenizer is damaged: "),
     (lambda f: (f / BLOCK).write_bytes(b"x" * 9), "block-000.safetensors is damaged: "),
-    (weights(BLOCK, lambda w: w.pop(W_O)), f"is damaged: {W_O} is missing or does not belong there"),
+    (weights(BLOCK, lambda w: w.pop(W_O)), f"is damaged: {W_O} is missing or does not belong in it"),
     (
         weights(BLOCK, lambda w: w.update({W_O: w[W_O].double()})),
         f"is damaged: {W_O} is torch.float64 (",
@@ -230,13 +230,13 @@ DAMAGES: list[tuple[Any, ...]] = [
     ),
     (
         weights(BLOCK, lambda w: w.update({W_O: w[W_O] + 1})),
-        f"is damaged: {W_O} is not what was written; save the model again",
+        f"is damaged: {W_O} was modified; save the model again",
     ),
     (
         lambda f: (f / "model.json").write_text(
             (f / "model.json").read_text().replace("1e-05", "1e-06")
         ),
-        "model.json is damaged: it is not what was written; save the model again",
+        "model.json is damaged: its content was modified; save the model again",
     ),
     (
         edited(lambda r: r["fingerprints"].update({"blocks.0.strange": 1})),
@@ -263,13 +263,13 @@ def test_stored_models(case: tuple[Any, ...], stored: Path, tmp_path: Path) -> N
 
 
 def test_storing_and_opening(stored: Path, tmp_path: Path) -> None:
-    message = f"{stored} holds a model already; pass force=True (--force) to replace it"
+    message = f"{stored} already holds a model; pass force=True (--force) to replace it"
     with refused(ModelError, message):
         pahq.save_model(family_model("gpt2"), stored)
     half = family_model("gpt2", dtype=torch.float16)
-    with refused(ModelError, "the model is in torch.float16; stored are float32, float64"):
+    with refused(ModelError, "the model is in torch.float16; it must be in float32 or float64"):
         pahq.save_model(half, tmp_path)
-    with refused(ModelError, f"{tmp_path} holds no model; write one with pahq_plugin.save_model"):
+    with refused(ModelError, f"{tmp_path} does not hold a model; write one with pahq_plugin.save_model"):
         pahq.open_model(tmp_path)
     with refused(ModelError, "n_ctx=0 must be between 1 and ", ", the model's context"):
         pahq.open_model(stored, n_ctx=0)
@@ -281,7 +281,7 @@ def test_storing_and_opening(stored: Path, tmp_path: Path) -> None:
 def test_norms_after_attention_of_another_kind() -> None:
     model = family_model("gemma-2")
     model.blocks[1].ln1_post = torch.nn.LayerNorm(model.cfg.d_model)
-    message = "blocks.1.ln1_post is a LayerNorm; only an RMSNorm can be shared out to heads"
+    message = "blocks.1.ln1_post is a LayerNorm; only an RMSNorm can be split over heads"
     with refused(ModelError, message):
         pahq.adapt(model)
 

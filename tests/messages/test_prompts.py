@@ -152,7 +152,7 @@ BATCHES: list[tuple[dict[str, Any], Any, int | None, str]] = [
         {},
         lambda: batches([], []),
         1,
-        "the loader is empty: 0 prompts with a batch size of 2 make no full",
+        "the loader is empty: 0 prompts with a batch size of 2 make less than",
     ),
     ({}, loader, 7, "batches=7, but the loader holds 1"),
     (
@@ -165,13 +165,13 @@ BATCHES: list[tuple[dict[str, Any], Any, int | None, str]] = [
         {},
         lambda: given(SimpleNamespace(clean=tokens(), corrupt=tokens(length=4))),
         1,
-        "clean and corrupt prompts differ in length: 6 and 4 tokens; each pair must have as many",
+        "clean and corrupt prompts differ in length: 6 and 4 tokens; both prompts of a pair need",
     ),
     (
         {},
         lambda: given(1, 2),
         2,
-        "the loader gives a int, no PromptPairBatch of the host",
+        "the loader yields a int; expected a PromptPairBatch of the host",
     ),
     ({}, loader, 10**30, f"batches={10**30}, but the loader holds 1"),
     *(

@@ -49,8 +49,8 @@ def test_records_of_results(change: Change, message: str, tmp_path: Path) -> Non
     ("content", "message"),
     [
         ("[" * 100_000, "it is nested too deeply"),
-        ('{"a": 1, "a": 2}', "key 'a' stands twice in one object"),
-        ("NaN", "NaN is no finite number"),
+        ('{"a": 1, "a": 2}', "key 'a' appears twice in one object"),
+        ("NaN", "NaN is not a finite number"),
         ("1" * 5000, "an integer of 5000 digits is too large"),
     ],
 )

@@ -95,7 +95,7 @@ def test_processes_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(dist, "init_process_group", fail)
-    message = "the processes of this run do not find each other; start all again: nobody there"
+    message = "the processes of this run do not find each other; start them all again: nobody there"
     with refused(DistributedError, message), launched():
         pass
 
@@ -142,8 +142,8 @@ def test_variables_that_are_no_numbers(
 
 def test_a_process_that_is_gone() -> None:
     message = (
-        "another process of this run is gone or does not answer; start all of them again, with the same "
-        "checkpoint to go on: closed"
+        "another process of this run has died or does not answer; start all of them again with the same "
+        "checkpoint to continue: closed"
     )
     with refused(DistributedError, message), _together():
         raise RuntimeError("closed")

@@ -80,7 +80,7 @@ def test_what_cannot_be_stored_is_refused(tmp_path: Path) -> None:
         broken.blocks[0].mlp.W_in[0, 0] = torch.nan
     with refused(ModelError, "blocks.0.mlp.W_in", "NaN"):
         pahq.save_model(broken, tmp_path)
-    with refused(ModelError, "holds no model"):
+    with refused(ModelError, "does not hold a model"):
         pahq.open_model(tmp_path)
 
 
@@ -162,7 +162,7 @@ DAMAGES: dict[str, tuple[Any, tuple[str, ...]]] = {
         lambda f: (f / "model.json").write_text(
             (f / "model.json").read_text().replace('"eps": 1e-05', '"eps": 1e-06')
         ),
-        ("not what was written",),
+        ("content was modified",),
     ),
     "fewer layers": (lambda f: _edit(f, lambda r: r["config"].update(n_layers=1)), ("n_layers=1",)),
     "a billion layers": (
@@ -196,7 +196,7 @@ DAMAGES: dict[str, tuple[Any, tuple[str, ...]]] = {
         lambda f: shutil.copy(f / "block-000.safetensors", f / "block-001.safetensors"),
         ("block-001.safetensors",),
     ),
-    "a changed weight": (_tampered, ("blocks.1.mlp.W_in", "not what was written")),
+    "a changed weight": (_tampered, ("blocks.1.mlp.W_in", "was modified")),
     "a missing weight": (_without_a_weight, ("blocks.0.attn.W_O",)),
     "a broken tokenizer": (lambda f: (f / "tokenizer").mkdir(), ("tokenizer",)),
 }
