@@ -1,4 +1,4 @@
-"""Problems ready to search: a model, prompts in pairs, and the circuit where one is published."""
+"""Problems ready to search: a model, paired prompts, and the published circuit if there is one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundled language model; its weights, configuration and card lie in ``bundled/``."""
+"""The bundled language model; its weights, configuration and card are in ``bundled/``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FOLDER = Path(__file__).parent / "bundled"
 
 
 def config() -> dict[str, Any]:
-    """The arguments of TransformerLens' configuration that the model was trained with."""
+    """Return the arguments of TransformerLens' configuration that the model was trained with."""
     return json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
 
 
 def encoder() -> Encoder:
-    """Text to token ids: words are what stands between white space."""
+    """Return the encoder of text to token ids; words are separated by white space."""
     return Encoder(
         encode=lambda text: vocabulary.encode(text.split()),
         bos=vocabulary.encode([vocabulary.BOS])[0],
@@ -31,7 +31,7 @@ def encoder() -> Encoder:
 
 
 def load(device: str = "cpu") -> HookedTransformer:
-    """A new copy of the model, in evaluation mode, float32.
+    """Load a new copy of the model, in evaluation mode, float32.
 
     Raises:
         ModelError: the weights were trained with another vocabulary.

@@ -1,13 +1,13 @@
-"""Seeded prompts of the bundled tasks, in the host's JSON format, as token ids.
+"""Generate seeded prompts of the bundled tasks, in the host's JSON format, as token ids.
 
-Each prompt is a pair. Its corrupt half is of one of two kinds, and both occur in every data set:
-*early* ones differ from the first content word on, *late* ones only near the end. What an engine
-may skip because "nothing has changed up to here" is thereby tried with both.
+Each prompt is a pair. Its corrupt prompt is of one of two kinds, both present in every data set: *early*
+ones differ from the first content word on, *late* ones only near the end. Engines may skip unchanged
+positions, so both cases are exercised.
 
 Tasks:
     ioi: indirect object identification (Wang et al. 2022, arXiv 2211.00593), two templates.
-    greater-than: the year a span of time ends in (Hanna et al. 2023, arXiv 2305.00586).
-    induction: a sequence of words begins again (Olsson et al. 2022, arXiv 2209.11895).
+    greater-than: the year in which a span of time ends (Hanna et al. 2023, arXiv 2305.00586).
+    induction: a sequence of words starts again (Olsson et al. 2022, arXiv 2209.11895).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Kind = Literal["early", "late"]
 
 KINDS: tuple[Kind, ...] = ("early", "late")
 TEST_SHARE = 0.2
-"""Share of all possible prompts that is never trained on."""
+"""Fraction of all possible prompts that is never trained on."""
 
 INDUCTION_LENGTH = 15
 INDUCTION_PERIODS = range(8, 12)
@@ -37,7 +37,7 @@ class Pair:
     """One clean prompt and its corrupt counterpart, as words.
 
     Attributes:
-        content: what makes this prompt this prompt; the split goes by it.
+        content: the words that identify the prompt and determine its split.
         clean: words without BOS, ``[pos]``.
         corrupt: words without BOS, ``[pos]``, as many as ``clean``.
         answers: right next words for ``clean``.
@@ -53,7 +53,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class BundledTask:
-    """One task: how a pair is drawn, and what its positions are called (BOS first)."""
+    """One task: how to draw a pair, and the names of its positions (BOS first)."""
 
     draw: Callable[[Random, Kind], Pair]
     seq_labels: tuple[str, ...]
@@ -61,28 +61,28 @@ class BundledTask:
 
 
 def generate(task: str, n: int, seed: int, split: Split = "train") -> dict[str, Any]:
-    """``n`` different prompts of ``task``; the same ones in every process.
+    """Generate ``n`` different prompts of ``task``, the same in every process.
 
     Args:
         task: a key of ``TASKS``.
         n: number of prompts, at least 1. Kinds of corruption alternate.
         seed: different seeds give different prompts.
-        split: no prompt of one split has the content of any prompt of the other.
+        split: prompts of the two splits never share their content.
 
     Returns:
         The host's JSON format. ``clean`` and ``corrupt`` are token ids ``[pos]`` with BOS first,
         ``answers`` and ``wrong_answers`` token ids.
 
     Raises:
-        ProblemError: no such task.
-        PromptError: ``n`` is not positive, or so many different prompts were not found.
+        ProblemError: the task is unknown.
+        PromptError: ``n`` is not positive, or fewer than ``n`` different prompts were found.
     """
     if task not in TASKS:
         raise ProblemError(f"no bundled task {task!r}; the known ones are {', '.join(TASKS)}")
     if n < 1:
         raise PromptError(f"the number of prompts must be at least 1, not {n}")
     chosen = TASKS[task]
-    # A string seeds Random through SHA-512, so PYTHONHASHSEED has no say in it.
+    # A string seeds Random through SHA-512, independently of PYTHONHASHSEED.
     rng = Random(f"{task}/{split}/{seed}")
     return {
         "seq_labels": list(chosen.seq_labels),
@@ -92,7 +92,7 @@ def generate(task: str, n: int, seed: int, split: Split = "train") -> dict[str, 
 
 
 def split_of(task: str, content: tuple[str, ...]) -> Split:
-    """The split that a content belongs to, by a hash that is the same everywhere."""
+    """Return the split of a content, by a hash that is the same on every machine."""
     hashed = hashlib.sha256("\n".join((task, *content)).encode()).digest()
     return "test" if int.from_bytes(hashed[:8], "big") < TEST_SHARE * 2**64 else "train"
 
@@ -172,7 +172,7 @@ def _induction_pair(rng: Random, kind: Kind) -> Pair:
     repeats = INDUCTION_LENGTH - period
     clean = (*sequence, *sequence[:repeats])
     if kind == "early":
-        # The last word keeps its first place, so that the corrupt prompt calls for one word, too.
+        # The last word keeps its first position, so the corrupt prompt also has one right answer.
         fresh[repeats - 1] = sequence[repeats - 1]
         corrupt, wrong = (*fresh, *sequence[:repeats]), fresh[repeats]
     else:
@@ -190,7 +190,7 @@ def _induction_pair(rng: Random, kind: Kind) -> Pair:
 TASKS: dict[str, BundledTask] = {
     "ioi": BundledTask(
         draw=_ioi_pair,
-        # Where the templates differ, both are named.
+        # Positions at which the templates differ have both names.
         seq_labels=words.listed(
             "BOS A|When and|A B|and went|B to|went the|to P|the ,|P then|, S2 gave a O to"
         ),

@@ -1,6 +1,6 @@
-"""``load_problem``: a problem by its name, with everything that a search takes.
+"""Load a problem by name, with everything that a search needs.
 
-The host is imported when a problem is loaded, not before: that takes seconds.
+The host is imported only when a problem is loaded, since that takes seconds.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ log = logging.getLogger(__name__)
 BUNDLED = "bundled"
 TRAIN_BATCHES, TEST_BATCHES = 4, 8
 DEFAULT_BATCH = {BUNDLED: 8, "hub": 16, "tracr-reverse": 11, "tracr-xproportion": 64}
-TRACR_BATCHES = {"tracr-reverse": 11, "tracr-xproportion": 8}  # train and test each, as the host's
+TRACR_BATCHES = {"tracr-reverse": 11, "tracr-xproportion": 8}  # train and test each, as in the host
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A model, its prompts, and how to judge them.
+    """A model, its prompts, and how to evaluate circuits on them.
 
     Attributes:
         name: as given to ``load_problem``.
-        model: factorized host model; nobody else holds it but ``task``.
-        train_loader: batches to find a circuit with.
-        test_loader: batches to judge it with; no prompt of the other's.
+        model: factorized host model, shared only with ``task``.
+        train_loader: batches to search on.
+        test_loader: batches to evaluate on; it shares no prompt with ``train_loader``.
         metric: name of the loss that suits the model's output.
-        true_edges: the published circuit; None where none is.
-        task: the same as a host ``Task``, which its ``TASK_DICT`` holds under ``task.key``.
-        note: how text became token ids, in one line; empty where prompts are token ids.
+        true_edges: the published circuit; None if there is none.
+        task: the problem as a host ``Task``, registered in its ``TASK_DICT`` under ``task.key``.
+        note: one line on how text became token ids; empty if prompts are token ids.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Problem:
     note: str = ""
 
     def __repr__(self) -> str:
-        """One line; a dataclass would print the whole model."""
+        """Describe the problem in one line; a dataclass would print the whole model."""
         train, test = len(self.train_loader), len(self.test_loader)
         known = "no circuit known" if self.true_edges is None else "its circuit is known"
         return (
@@ -67,7 +67,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class _Ingredients:
-    """What differs between a bundled, a hub and a Tracr problem."""
+    """The parts that differ between bundled, hub and Tracr problems."""
 
     model: HookedTransformer
     model_name: str
@@ -76,12 +76,12 @@ class _Ingredients:
     n_batches: tuple[int, int]
     metric: Literal["kl_div", "mse"] = "kl_div"
     slice_output: Literal["last_seq", "not_first_seq"] = "last_seq"
-    published: bool = False  # whether these are the weights that the name stands for
+    published: bool = False  # whether these are the published weights of that name
     note: str = ""
 
 
 def problem_names() -> list[str]:
-    """Names that ``load_problem`` takes."""
+    """Return the problem names that ``load_problem`` accepts."""
     return [*TASKS, "docstring", *TRACR_BATCHES]
 
 
@@ -98,32 +98,31 @@ def load_problem(
     on_disk: bool = False,
     bos: bool | None = None,
 ) -> Problem:
-    """Build a problem; each call builds a model of its own.
+    """Build a problem with a new model.
 
     Args:
         name: one of ``problem_names()``.
-        model: a model of the hub by its name in TransformerLens, such as ``"gpt2"``, or a folder:
-            a Hugging Face model (`from_hugging_face`), ``"./gpt2"`` where a name would do for both, or
-            one that `save_model` wrote, whose weights stay on disk until they are used. No official
-            circuit is known of a folder. None is the bundled model (``docstring``:
-            ``"attn-only-4l"``). Tracr problems take none.
-        prompts: a prompt file in the host's JSON format in place of generated prompts, a third of
-            its batches to find a circuit with. Text for the bundled model is split at white space.
-        batch_size: prompts a batch; None = 8, for hub models 16, for Tracr's as in the host's
-            tasks.
-        seed: of the prompts; with a file, of their order.
-        positional: edges of single token positions. Tracr problems always have them.
-        separate_qkv: a head's query, key and value are destinations of their own. Official circuits
-            are known only so.
-        device: where the model and the batches are; None = ``cuda`` if there is one, else ``cpu``.
+        model: the TransformerLens name of a hub model, such as ``"gpt2"``, or a folder: a Hugging Face
+            model (`from_hugging_face`; write ``"./gpt2"`` if the name is ambiguous), or one that
+            `save_model` wrote, whose weights are read from disk on use. Folders have no official
+            circuit. None is the bundled model (``docstring``: ``"attn-only-4l"``). Tracr problems have
+            their own model.
+        prompts: a prompt file in the host's JSON format that replaces the generated prompts; a third
+            of its batches is for the search. Text for the bundled model is split at white space.
+        batch_size: prompts per batch; None = 8, for hub models 16, for Tracr as in the host's tasks.
+        seed: seed of the prompts; with a file, of their order.
+        positional: give each token position its own edges. Tracr problems always do.
+        separate_qkv: make a head's query, key and value separate destinations. Official circuits
+            require it.
+        device: where the model and the batches are; None = ``cuda`` if available, else ``cpu``.
         on_disk: leave the weights of a model that `save_model` wrote in their files, whatever the
             device, for ``discover(max_memory=...)``.
-        bos: whether the token that begins a sequence goes in front of text prompts; None = as the
-            model's configuration says (``default_prepend_bos``; off for Qwen).
+        bos: whether to prepend the BOS token to text prompts; None = as the model's configuration says
+            (``default_prepend_bos``; off for Qwen).
 
     Raises:
-        ProblemError: no such problem, model or device, or they do not go together.
-        ModelError: no such folder, a model that cannot be converted, or no room for it on the device.
+        ProblemError: the problem, model or device is unknown, or they do not fit each other.
+        ModelError: the folder does not exist, the model cannot be converted, or memory is short.
         PromptError: the prompt file cannot be used.
     """
     if name not in problem_names():
@@ -146,7 +145,7 @@ def load_problem(
             else:
                 parts = _hub_parts(name, model, prompts, batch_size, seed, positional, device, bos)
         if not on_disk:
-            parts.model.to(device, print_details=False)  # a stored one, the others are there
+            parts.model.to(device, print_details=False)  # the others are there already
     return _assemble(name, parts, positional, separate_qkv, device)
 
 
@@ -180,7 +179,7 @@ def _assemble(
 
 
 def _is_bundled_copy(folder: str | Path) -> bool:
-    """Whether ``folder`` holds the bundled model, stored."""
+    """Return whether ``folder`` holds a stored copy of the bundled model."""
     from pahq_plugin.models.on_disk import stored_name
 
     return stored_name(folder) == bundled_model.config()["model_name"]
@@ -202,7 +201,7 @@ def _bundled_parts(
         if bos is not None:
             _refuse_bos(name)
         wanted, note = batch_size * (TRAIN_BATCHES + TEST_BATCHES), ""
-        data = generate(name, wanted, seed, "test")  # the model was trained on none of these
+        data = generate(name, wanted, seed, "test")  # held out from training
     else:
         encoder = replace(bundled_model.encoder(), **({"bos": None} if bos is False else {}))
         file = read_prompts(prompts)
@@ -260,7 +259,7 @@ def _tracr_parts(name: str, batch_size: int | None, seed: int, device: str) -> _
     if n < 1:
         raise ProblemError(
             f"batch_size {size} is too large: {name} has {len(data['prompts'])} prompts in all, "
-            "half of them to test with"
+            "half of them for testing"
         )
     return _Ingredients(
         model=models.tracr_model(key, device),
@@ -275,15 +274,14 @@ def _tracr_parts(name: str, batch_size: int | None, seed: int, device: str) -> _
 
 
 def store_model(name: str, folder: str | Path, force: bool = False) -> int:
-    """Write any model that `load_problem` takes, or the bundled one, as a folder to open without reading
-    it whole.
+    """Store a model that `load_problem` accepts, or the bundled one, in a folder for `open_model`.
 
     Returns:
-        Bytes of its weights.
+        Size of its weights in bytes.
 
     Raises:
-        ProblemError: no such model, or it cannot be loaded.
-        ModelError: it cannot be stored, or the folder holds a model already and ``force`` is off.
+        ProblemError: the model is unknown or cannot be loaded.
+        ModelError: it cannot be stored, or the folder already holds a model and ``force`` is off.
     """
     from pahq_plugin.models.load import any_model
     from pahq_plugin.models.on_disk import save_model
@@ -294,10 +292,7 @@ def store_model(name: str, folder: str | Path, force: bool = False) -> int:
 
 
 def _check_tokenizer(folder: str | Path, model: HookedTransformer, file: dict[str, Any] | None) -> None:
-    """
-    Raises:
-        PromptError: prompts are text, and the folder has no tokenizer.
-    """
+    """Refuse prompts of text for a folder without a tokenizer."""
     if model.tokenizer is not None:
         return
     halves = ("clean", "corrupt", "answers", "wrong_answers")
@@ -307,17 +302,14 @@ def _check_tokenizer(folder: str | Path, model: HookedTransformer, file: dict[st
     if file is None or any(isinstance(word, str) for word in words):
         raise PromptError(
             f"{folder} has no tokenizer.json, and prompts are text; write one with "
-            "tokenizer.save_pretrained(FOLDER), or give prompts of token ids"
+            "tokenizer.save_pretrained(FOLDER), or pass prompts of token ids"
         )
 
 
 def _hub_encoder(model: HookedTransformer, bos: bool | None) -> Encoder:
-    """
-    Raises:
-        ProblemError: BOS is asked for, and the tokenizer has none.
-    """
+    """Return the encoder of a hub model; refuse ``bos`` if its tokenizer has no BOS token."""
     tokenizer: Any = model.tokenizer
-    if tokenizer is None:  # of token ids alone
+    if tokenizer is None:  # all prompts are token ids
         return Encoder(encode=lambda text: [], bos=None, d_vocab=model.cfg.d_vocab)
     if bos and tokenizer.bos_token_id is None:
         raise ProblemError("the model's tokenizer has no BOS token; leave out bos (--bos)")
@@ -330,23 +322,23 @@ def _hub_encoder(model: HookedTransformer, bos: bool | None) -> Encoder:
 
 
 def _about_bos(file: dict[str, Any], encoder: Encoder, token: str | None) -> str:
-    """One line on whether text gets BOS in front; empty where no prompt is text."""
+    """Say in one line whether text gets a BOS token; empty if no prompt is text."""
     prompts = [entry.get("clean") for entry in file["prompts"] if isinstance(entry, dict)]
     if not any(isinstance(prompt, str) for prompt in prompts):
         return ""
     if encoder.bos is None:
-        return "text prompts get no BOS token in front; --bos (bos=True) puts it there"
+        return "text prompts get no BOS token; --bos (bos=True) prepends it"
     return f"text prompts get the BOS token {token!r} in front; --no-bos (bos=False) leaves it out"
 
 
 def _batches(data: dict[str, Any], batch_size: int) -> tuple[int, int]:
-    """Batches to find a circuit with, a third of all but at least one, and to test with."""
+    """Return the numbers of train batches, a third of all but at least one, and of test batches."""
     whole = len(data["prompts"]) // batch_size
     if whole < 2:
         smaller = ", or pass a smaller batch_size (--batch-size)" if batch_size > 1 else ""
         raise PromptError(
             f"too few prompts for a train and a test batch of {batch_size}: {len(data['prompts'])}; "
-            f"write at least {2 * batch_size}{smaller}"
+            f"provide at least {2 * batch_size}{smaller}"
         )
     train = max(1, whole // 3)
     return train, whole - train
@@ -368,18 +360,15 @@ def _refuse_for_tracr(
     name: str, model: str | Path | None, prompts: str | Path | None, bos: bool | None
 ) -> None:
     if model is not None:
-        raise ProblemError(f"{name} has a model of its own; leave model out (it was {str(model)!r})")
+        raise ProblemError(f"{name} has its own model; leave model out (it was {str(model)!r})")
     if prompts is not None:
-        raise ProblemError(f"{name} uses every prompt there is; leave prompts out")
+        raise ProblemError(f"{name} has its own prompts; leave prompts out")
     if bos is not None:
         _refuse_bos(name)
 
 
 def _refuse_bos(name: str) -> NoReturn:
-    """
-    Raises:
-        ProblemError: whether text begins with BOS was said of prompts that are no text.
-    """
+    """Refuse ``bos`` for a problem whose prompts are token ids, with a `ProblemError`."""
     raise ProblemError(
         f"the prompts of {name} are token ids; bos (--bos, --no-bos) is for prompts of text"
     )
@@ -388,27 +377,23 @@ def _refuse_bos(name: str) -> NoReturn:
 def _refuse_for_bundled(name: str) -> None:
     if name not in TASKS:
         raise ProblemError(
-            f"the bundled model does not know {name}; it knows {', '.join(TASKS)}; "
+            f"the bundled model was not trained on {name}, only on {', '.join(TASKS)}; "
             "name a hub model, such as attn-only-4l"
         )
 
 
 def _usable(device: str | None) -> str:
-    """The device by its full name; by default a GPU where there is one.
-
-    Raises:
-        ProblemError: tensors cannot be made there.
-    """
+    """Return the device by its full name, by default a GPU if there is one; refuse an unusable one."""
     import torch
 
     wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        # With its number, since TransformerLens takes "cuda" for the first GPU, not for the present one.
+        # With its index, since TransformerLens reads "cuda" as the first GPU, not as the current one.
         found = torch.zeros(1, device=wanted).device
     except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         raise ProblemError(
             f"device={device!r} cannot be used here ({one_line(error)}); 'cpu' always can"
         ) from error
     if found.type == "meta":
-        raise ProblemError(f"device={device!r} cannot be used here (it holds no numbers); 'cpu' can")
+        raise ProblemError(f"device={device!r} cannot be used here (it stores no values); 'cpu' can")
     return "cpu" if found.type == "cpu" else str(found)

@@ -1,7 +1,7 @@
-"""Prompts in the host's JSON format: read, checked, and turned into token ids.
+"""Read and check prompts in the host's JSON format, and turn them into token ids.
 
-Bundled prompts, templates and users' files all pass through ``as_token_ids``, so that what is wrong
-with any of them is said in the same words.
+Bundled prompts, templates and users' files all pass through ``as_token_ids``, so they share its checks
+and messages.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Encoder:
     """How a model's text becomes token ids.
 
     Attributes:
-        encode: text -> token ids ``[pos]``, without special tokens.
-        bos: token id that stands before every text prompt; None for a model without one.
-        d_vocab: number of token ids that the model knows.
+        encode: maps text to token ids ``[pos]``, without special tokens.
+        bos: token id prepended to every text prompt; None for none.
+        d_vocab: size of the model's vocabulary.
     """
 
     encode: Callable[[str], list[int]]
@@ -34,10 +34,10 @@ class Encoder:
 
 
 def read_prompts(path: str | Path) -> dict[str, Any]:
-    """A prompt file in the host's JSON format, its prompts not yet looked at.
+    """Read a prompt file in the host's JSON format, without checking its prompts.
 
     Raises:
-        PromptError: unreadable, not JSON, or without a list of prompts.
+        PromptError: the file is unreadable, not JSON, or has no list of prompts.
     """
     if not isinstance(path, (str, Path)):
         raise PromptError(f"prompts is a {type(path).__name__}; name a JSON file in the host's format")
@@ -53,16 +53,15 @@ def read_prompts(path: str | Path) -> dict[str, Any]:
 
 
 def as_token_ids(data: dict[str, Any], encoder: Encoder) -> dict[str, Any]:
-    """The same prompts as token ids ``[pos]``, with labels and word positions to match.
+    """Convert prompts to token ids ``[pos]``, with matching labels and word positions.
 
-    Prompts that are token ids already stay as they are, with a warning where they lack BOS. Text gets
-    it in front unless it starts with it; its ``seq_labels`` and ``word_idxs``, which count without BOS,
-    then move by one.
+    Prompts of token ids are unchanged, with a warning if they lack BOS. Text that does not start with
+    BOS gets it in front; ``seq_labels`` and ``word_idxs``, which count without BOS, then shift by one.
 
     Raises:
-        PromptError: no prompts; one lacks a key, is empty, has clean and corrupt halves of
-            different token length or another length than the first prompt; an answer of several
-            tokens; a word or token id unknown to the model. Names the prompt's index.
+        PromptError: there are no prompts; or a prompt lacks a key, is empty, has clean and corrupt
+            prompts of different length, differs in length from the first, has an answer of several
+            tokens, or a word or token id unknown to the model. The message names the prompt's index.
     """
     raw = data["prompts"]
     if not raw:
@@ -72,8 +71,8 @@ def as_token_ids(data: dict[str, Any], encoder: Encoder) -> dict[str, Any]:
     _check_one_length(prompts)
     if encoder.bos is not None and any(prompt["clean"][0] != encoder.bos for prompt in prompts):
         warn(
-            f"prompts of token ids are taken as they are, and some do not begin with {encoder.bos}, the "
-            "token that is put in front of text (BOS); a model trained with it is another one without"
+            f"prompts of token ids are used unchanged, but some do not begin with {encoder.bos}, the "
+            "BOS token that is prepended to text; a model trained with it behaves differently without"
         )
     shift = len(prompts[0]["clean"]) - _length_without_bos(raw[0]["clean"], encoder)
     labels = data.get("seq_labels")
@@ -131,7 +130,7 @@ def _checked_ids(ids: Any, encoder: Encoder) -> list[int]:
         raise PromptError(f"expected text or a list of token ids, not {ids!r}")
     for value in ids:
         if type(value) is not int or not 0 <= value < encoder.d_vocab:
-            raise PromptError(f"{value!r} is no token id; they go from 0 to {encoder.d_vocab - 1}")
+            raise PromptError(f"{value!r} is not a token id; ids go from 0 to {encoder.d_vocab - 1}")
     return ids
 
 
@@ -150,18 +149,16 @@ def _check_aligned_labels(data: dict[str, Any]) -> None:
     if labels is not None and not (
         isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     ):
-        raise PromptError('"seq_labels" must be a list with one label a token')
+        raise PromptError('"seq_labels" must be a list with one label per token')
     if not isinstance(places, dict) or not all(type(at) is int for at in places.values()):
         raise PromptError('"word_idxs" must map words to token positions')
 
 
 def _check_places(data: dict[str, Any], length: int) -> None:
-    """
+    """Check that there is one label per token, and that all words lie inside the prompt.
+
     Args:
         length: tokens of a prompt, as the file counts them.
-
-    Raises:
-        PromptError: not one label a token, or a word outside the prompt.
     """
     labels = data.get("seq_labels")
     if labels is not None and len(labels) != length:

@@ -1,12 +1,12 @@
-"""The field's published prompts as text, for models with a tokenizer of their own.
+"""Published prompts as text, for models with their own tokenizer.
 
 Templates: IOI from Wang et al. 2022 (arXiv 2211.00593, appendix E), Greater-Than from Hanna et al.
 2023 (arXiv 2305.00586), Docstring from Heimersheim & Janiak 2023 ("A circuit for Python docstrings
-in a 4-layer attention-only transformer"). Corrupt prompts are those papers': three unrelated names,
+in a 4-layer attention-only transformer"). Corrupt prompts follow these papers: three unrelated names,
 the start year 01, and other arguments in definition and documentation.
 
-Words are used only if they are one token of the given tokenizer, and all prompts of one data set
-have the same number of tokens.
+Only words that are a single token of the given tokenizer are used, and all prompts of a data set have
+the same number of tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pahq_plugin.errors import ProblemError, PromptError
 from pahq_plugin.problems import vocabulary
 
 Tokenizer = Any
-"""A tokenizer of the ``transformers`` library; typed loosely since importing that takes seconds."""
+"""A tokenizer of ``transformers``; typed loosely since importing that library takes seconds."""
 
 IOI_TEMPLATES: tuple[str, ...] = (
     "Then, {A} and {B} went to the {place}. {S} gave a {thing} to",
@@ -81,7 +81,7 @@ _PROSE = vocabulary.listed(
 
 @dataclass(frozen=True)
 class _Filled:
-    """One pair of texts, and where in the clean one the words end that ``word_idxs`` names."""
+    """A pair of texts, and the offsets in the clean one at which the words of ``word_idxs`` end."""
 
     clean: str
     corrupt: str
@@ -101,28 +101,27 @@ class _Filled:
 def text_prompts(
     task: str, tokenizer: Tokenizer, n: int, seed: int, aligned: bool = False
 ) -> dict[str, Any]:
-    """``n`` different prompts of ``task`` in the host's JSON format, as text without BOS.
+    """Generate ``n`` different prompts of ``task`` in the host's JSON format, as text without BOS.
 
     Args:
         task: a key of ``TEXT_TASKS``.
-        tokenizer: of the model that the prompts are for.
+        tokenizer: the tokenizer of the model that the prompts are for.
         n: number of prompts.
         seed: different seeds give different prompts.
-        aligned: every word of ``word_idxs`` stands at the same position in every prompt, as edges
-            of single positions need. IOI then has one template and the first name is the answer.
+        aligned: put every word of ``word_idxs`` at the same position in every prompt, as position-wise
+            edges need. IOI then has one template and the first name is the answer.
 
     Returns:
-        ``seq_labels`` None, ``word_idxs`` counted without BOS (empty where words are not aligned),
-        and ``prompts``; answers have their leading space where the next word has one.
+        ``seq_labels`` None, ``word_idxs`` counted without BOS (empty if words are not aligned),
+        and ``prompts``; answers keep their leading space.
 
     Raises:
-        ProblemError: no such task.
-        PromptError: the tokenizer splits so many words that ``n`` prompts of one length are not
-            found.
+        ProblemError: the task is unknown.
+        PromptError: the tokenizer splits too many words to find ``n`` prompts of one length.
     """
     if task not in TEXT_TASKS:
         known = ", ".join(TEXT_TASKS)
-        raise ProblemError(f"no text prompts for {task!r}; there are some for {known}")
+        raise ProblemError(f"no text prompts for {task!r}; there are prompts for {known}")
     rng = Random(f"text/{task}/{seed}")
     draw = TEXT_TASKS[task](_Words(tokenizer), rng, aligned)
     tokens = _Tokens(tokenizer)
@@ -137,7 +136,7 @@ def text_prompts(
 
 
 class _Words:
-    """Words of a list that are one token behind a space."""
+    """Selects words that are one token after a space."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -152,7 +151,7 @@ class _Words:
         return kept
 
     def splits(self, century: str, year: str) -> bool:
-        """Whether a year is two tokens, its century with the space and the rest without."""
+        """Return whether a year is two tokens: its century after a space, and the rest without."""
         parts = (self.ids(f" {century}"), self.ids(year))
         return [len(part) for part in parts] == [1, 1] and (
             self.ids(f" {century}{year}") == [*parts[0], *parts[1]]
@@ -163,13 +162,13 @@ class _Words:
 
 
 class _Tokens:
-    """Token lengths and positions in texts."""
+    """Lengths and word positions of texts in tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._words = _Words(tokenizer)
 
     def kind(self, filled: _Filled) -> tuple[int, tuple[tuple[str, int], ...]] | None:
-        """Length and word positions, which prompts of one data set share; None if unusable."""
+        """Return length and word positions, which a data set's prompts share; None if unusable."""
         clean, corrupt = self._words.ids(filled.clean), self._words.ids(filled.corrupt)
         places = self.word_idxs(filled)
         if len(clean) != len(corrupt) or places is None:
@@ -177,7 +176,7 @@ class _Tokens:
         return len(clean), tuple(places.items())
 
     def word_idxs(self, filled: _Filled) -> dict[str, int] | None:
-        """Position of the token each word ends with; None if a token reaches across such an end."""
+        """Return the position of each word's last token; None if a token spans the end of a word."""
         whole = self._words.ids(filled.clean)
         places = {}
         for word, end in filled.ends.items():
@@ -189,7 +188,7 @@ class _Tokens:
 
 
 def _of_one_kind(draw: Callable[[], _Filled], tokens: _Tokens, n: int) -> list[_Filled]:
-    """``n`` different prompts that share the commonest length and word positions."""
+    """Draw ``n`` different prompts that share the commonest length and word positions."""
     sample = [tokens.kind(draw()) for _ in range(200)]
     counted = Counter(kind for kind in sample if kind is not None)
     if not counted:
@@ -240,7 +239,7 @@ def _greater_than(words: _Words, rng: Random, aligned: bool) -> Callable[[], _Fi
     spans = [(c, y) for c in _CENTURIES if words.splits(c, "01") for y in _YEARS if words.splits(c, y)]
     years = [year for year in vocabulary.NUMBERS if len(words.ids(year)) == 1]
     if not spans:
-        raise PromptError("this tokenizer does not split years into century and rest, as 17|32")
+        raise PromptError("this tokenizer does not split years into century and rest, such as 17|32")
 
     def draw() -> _Filled:
         event, (century, year) = rng.choice(events), rng.choice(spans)

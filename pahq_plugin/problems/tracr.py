@@ -1,7 +1,7 @@
-"""Every prompt of the host's two Tracr problems, in its JSON format (its wheel lacks these files).
+"""All prompts of the host's two Tracr problems, in its JSON format (its wheel lacks these files).
 
-Tracr compiles programs into transformers (Lindner et al. 2023, arXiv 2301.05062), so what the model
-computes is known and answers need not be measured. Prompts are BOS and five words.
+Tracr compiles programs into transformers (Lindner et al. 2023, arXiv 2301.05062), so the model's
+function is known and answers need not be measured. Prompts are BOS and five words.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ TOKEN_IDS: dict[str, dict[int | str, int]] = {
     "reverse": {1: 0, 2: 1, 3: 2, "BOS": 3},
     "xproportion": {"BOS": 0, "w": 2, "x": 3, "y": 4, "z": 5},
 }
-"""Token id of each word, as tracr's own encoder numbers them; the id left out is its padding."""
+"""Token id of each word, as in tracr's own encoder; the missing id is its padding."""
 REVERSE_OUTPUTS = 3
 
 
 def tracr_prompts(key: str, seed: int) -> dict[str, Any]:
-    """All prompts of one problem in a seeded order, each paired with a random other one.
+    """Return all prompts of one problem in a seeded order, each paired with another random prompt.
 
     Args:
         key: ``"reverse"`` (3^5 = 243 prompts) or ``"xproportion"`` (4^5 = 1024).
-        seed: of the order and the pairing.
+        seed: seed of the order and the pairing.
 
     Returns:
         The host's JSON format. ``clean`` and ``corrupt`` are token ids ``[pos]``; ``answers`` and
         ``wrong_answers`` are ``[pos 1]`` without the position of BOS: ids of the output vocabulary
-        for reverse, the fraction of x among the words so far for xproportion. A wrong answer is
-        the corrupt prompt's, or for reverse another id where that is the right one.
+        for reverse, the fraction of x among the words so far for xproportion. A wrong answer is that
+        of the corrupt prompt; for reverse it is another id if the two answers are equal.
 
     Raises:
-        ProblemError: no such problem.
+        ProblemError: the problem is unknown.
     """
     if key not in TOKEN_IDS:
         raise ProblemError(f"no tracr model {key!r}; the known ones are {', '.join(TOKEN_IDS)}")
@@ -73,7 +73,7 @@ def _pair(key: str, clean: tuple[int | str, ...], corrupt: tuple[int | str, ...]
 
 def _answers(key: str, prompt: tuple[int | str, ...]) -> list[float]:
     if key == "reverse":
-        # The output vocabulary is the input's without BOS and padding, under the same ids.
+        # The output vocabulary is the input vocabulary without BOS and padding, with the same ids.
         return [*_encode(key, prompt[::-1])]
     return [prompt[:end].count("x") / end for end in range(1, len(prompt) + 1)]
 

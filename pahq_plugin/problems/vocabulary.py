@@ -1,7 +1,7 @@
-"""The words that the bundled model knows. A word's place in ``WORDS`` is its token id.
+"""The vocabulary of the bundled model. A word's index in ``WORDS`` is its token id.
 
-The bundled weights belong to exactly this order: a word added, moved or removed means that
-``python -m benchmarks.train_bundled_model`` has to run again.
+The bundled weights depend on exactly this order: after adding, moving or removing a word,
+run ``python -m benchmarks.train_bundled_model`` again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BOS = "BOS"
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """The words of ``text``, which white space separates."""
+    """Split ``text`` into words at white space."""
     return tuple(text.split())
 
 
@@ -61,7 +61,7 @@ REGIONS: tuple[str, ...] = listed(
 )
 
 NUMBERS: tuple[str, ...] = tuple(f"{number:02d}" for number in range(100))
-"""Two-digit words. As in GPT-2, a century and a year within it are words of one kind."""
+"""Two-digit words. As in GPT-2, centuries and the years within them share these words."""
 
 CENTURIES: tuple[str, ...] = NUMBERS[11:20]
 
@@ -94,7 +94,7 @@ _ID_OF = {word: index for index, word in enumerate(WORDS)}
 
 
 def encode(words: Iterable[str]) -> list[int]:
-    """Token ids of ``words``, ``[pos]``.
+    """Return the token ids of ``words``, ``[pos]``.
 
     Raises:
         PromptError: a word is not in the vocabulary.
@@ -103,16 +103,16 @@ def encode(words: Iterable[str]) -> list[int]:
 
 
 def decode(ids: Iterable[int]) -> list[str]:
-    """Words of token ids ``[pos]``.
+    """Return the words of token ids ``[pos]``.
 
     Raises:
-        PromptError: an id lies outside the vocabulary.
+        PromptError: an id is outside the vocabulary.
     """
     return [_word_of(index) for index in ids]
 
 
 def digest() -> str:
-    """SHA-256 of the words in their order, by which weights and vocabulary are matched."""
+    """Return the SHA-256 of the ordered words, which matches weights with the vocabulary."""
     return hashlib.sha256("\n".join(WORDS).encode()).hexdigest()
 
 

@@ -65,7 +65,7 @@ REFUSED: dict[str, tuple[str, Callable[[Weights], Weights], dict[str, Any], str]
     "more layers": ("pythia", dict, {"num_hidden_layers": 3}, r"lacks gpt_neox\.layers\.2\..* more"),
     "fewer layers": ("gpt2", dict, {"n_layer": 1}, r"additional .* transformer\.h\.1\..* more weights"),
     "a bias too many": ("llama", plus(Q_BIAS, "model.norm.weight"), {}, r"additional .*q_proj\.bias"),
-    "an adapter": ("gpt2", plus("transformer.h.0.lora", "transformer.ln_f.bias"), {}, r"additional .*lora"),
+    "an adapter": ("gpt2", plus("transformer.h.0.lora", "transformer.ln_f.bias"), {}, r"has the .*lora"),
     "an untied head": (
         "llama-3.1", plus("lm_head.weight", "model.embed_tokens.weight", 2.0), {},
         r"holds a lm_head\.weight that differs from the model's: config\.json ties it",
@@ -228,8 +228,8 @@ def text_problem(folder: Path, tmp_path: Path, **options: Any) -> pahq.Problem:
 
 BEGINNINGS: dict[str, tuple[str, bool | None, int | None, str]] = {
     "gpt2": ("gpt2", None, 0, f"BOS token '{END}' in front; --no-bos"),
-    "gpt2 without": ("gpt2", False, None, "no BOS token in front; --bos"),
-    "qwen2": ("qwen2", None, None, "no BOS token in front; --bos"),
+    "gpt2 without": ("gpt2", False, None, "no BOS token; --bos"),
+    "qwen2": ("qwen2", None, None, "no BOS token; --bos"),
     "qwen2 with": ("qwen2", True, 1, "BOS token '<|im_end|>' in front; --no-bos"),
 }
 

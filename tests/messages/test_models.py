@@ -102,8 +102,8 @@ def test_masks_that_are_not_where_the_weights_are() -> None:
     model.patch_masks[name] = torch.nn.Parameter(torch.empty_like(mask, device="meta"))
     with refused(
         ModelError,
-        "the patch masks are on meta, the weights on cpu; call model.wrapped_model.to('cpu'), or give "
-        "patchable_model that device",
+        "the patch masks are on meta, the weights on cpu; call model.wrapped_model.to('cpu'), or pass "
+        "that device to patchable_model",
     ):
         check_patchable(model)
 

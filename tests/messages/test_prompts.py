@@ -42,7 +42,7 @@ FILES: list[tuple[dict[str, Any], str]] = [
         "the answer 'a b' is 2 tokens; it must be one",
     ),
     ({"prompts": [GOOD | {"clean": 3}]}, "prompt 0: expected text or a list of token ids, not 3"),
-    ({"prompts": [GOOD | {"clean": [11]}]}, "prompt 0: 11 is no token id; they go from 0 to 9"),
+    ({"prompts": [GOOD | {"clean": [11]}]}, "prompt 0: 11 is not a token id; ids go from 0 to 9"),
     (
         {"prompts": [GOOD | {"clean": "a"}]},
         "prompt 0: clean has 2 tokens and corrupt 3; both need the same number",
@@ -51,7 +51,7 @@ FILES: list[tuple[dict[str, Any], str]] = [
         {"prompts": [GOOD, GOOD | {"clean": "a", "corrupt": "b"}]},
         "prompt 1 has 2 tokens and prompt 0 has 3; all prompts of a file need the same number",
     ),
-    ({"prompts": [GOOD], "seq_labels": 3}, '"seq_labels" must be a list with one label a token'),
+    ({"prompts": [GOOD], "seq_labels": 3}, '"seq_labels" must be a list with one label per token'),
     ({"prompts": [GOOD], "word_idxs": 3}, '"word_idxs" must map words to token positions'),
     ({"prompts": [GOOD], "seq_labels": ["x"]}, '"seq_labels" holds 1 labels, but prompts have 2 tokens'),
     (
@@ -85,7 +85,7 @@ def test_files_of_prompts(tmp_path: Path) -> None:
 def test_names_of_tasks_and_problems() -> None:
     with refused(ProblemError, "no bundled task 'x'; the known ones are ioi"):
         prompts.generate("x", 1, 0)
-    with refused(ProblemError, "no text prompts for 'x'; there are some for "):
+    with refused(ProblemError, "no text prompts for 'x'; there are prompts for "):
         templates.text_prompts("x", SimpleNamespace(), 1, 0)
     with refused(ProblemError, "no tracr model 'x'; the known ones are reverse, xproportion"):
         tracr_prompts("x", 0)
@@ -118,7 +118,7 @@ def test_numbers_of_bundled_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tokenizers_that_split_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     split = SimpleNamespace(single=lambda words, n: words, splits=lambda *parts: False, ids=list)
-    with refused(PromptError, "this tokenizer does not split years into century and rest, as 17|32"):
+    with refused(PromptError, "this tokenizer does not split years into century and rest, such as"):
         templates._greater_than(split, Random(0), False)  # type: ignore[arg-type]
     monkeypatch.setattr(templates, "_of_one_kind", lambda *arguments: [])
     monkeypatch.setitem(templates.TEXT_TASKS, "ioi", lambda *arguments: None)

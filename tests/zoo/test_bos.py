@@ -31,7 +31,7 @@ def written(path: Path, begin: list[int]) -> Path:
 
 def test_ids_without_bos_are_told(tmp_path: Path) -> None:
     file = written(tmp_path / "p.json", [])
-    with pytest.warns(pahq.PahqWarning, match="some do not begin with 0, the token that is put"):
+    with pytest.warns(pahq.PahqWarning, match="some do not begin with 0, the BOS token that is"):
         pahq.load_problem("ioi", prompts=file, batch_size=1)
 
 

@@ -174,9 +174,9 @@ def test_names() -> None:
     [
         ({"name": "poetry"}, "'poetry'.*ioi.*tracr-xproportion"),
         ({"name": "ioi", "batch_size": 0}, "above 0, not 0"),
-        ({"name": "docstring", "model": "bundled"}, "does not know docstring.*attn-only-4l"),
+        ({"name": "docstring", "model": "bundled"}, "not trained on docstring.*attn-only-4l"),
         ({"name": "induction", "model": "gpt2"}, "induction has no published prompts.*'gpt2'"),
-        ({"name": "tracr-reverse", "model": "gpt2"}, "model of its own.*'gpt2'"),
+        ({"name": "tracr-reverse", "model": "gpt2"}, "its own model.*'gpt2'"),
         ({"name": "tracr-reverse", "prompts": "mine.json"}, "leave prompts out"),
         ({"name": "tracr-reverse", "batch_size": 200}, "batch_size 200 is too large.*243"),
         ({"name": "ioi", "model": "gpt-17"}, "no model 'gpt-17'.*gpt2"),
