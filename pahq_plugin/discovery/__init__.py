@@ -1,1 +1,1 @@
-"""From a model, prompts and a method to a result."""
+"""Find a circuit: from a model, prompts and a method to a result."""

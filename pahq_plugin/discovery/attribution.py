@@ -1,10 +1,10 @@
-"""Gradient attribution of every edge through the host model.
+"""Gradient attribution of every edge with the host model.
 
 Edge attribution patching with integrated gradients (EAP-IG; Hanna et al. 2024, arXiv 2403.17806):
 
 1. for k = 1..m run the model from the embedding ``ablated + k/m (clean - ablated)``;
-2. average the gradient of the loss at the input of every destination over these runs;
-3. score an edge by the inner product of that gradient with (ablated - clean) output of its source.
+2. average the gradient of the loss at each destination's input over these runs;
+3. score an edge by the inner product of that gradient and its source's (ablated - clean) output.
 
 With m = 1 this is edge attribution patching (Syed et al. 2023, arXiv 2310.10348).
 """
@@ -31,15 +31,15 @@ EAP_IG_STEPS = 5
 
 
 def eap_ig_scores(question: Question) -> PruneScores:
-    """Score all edges by EAP-IG of the mean logit difference, with `EAP_IG_STEPS` steps."""
+    """Score all edges by EAP-IG on the mean logit difference, with `EAP_IG_STEPS` steps."""
     return _integrated(question, EAP_IG_STEPS)[0]
 
 
 def eap_scores(question: Question) -> PruneScores:
-    """Score all edges by edge attribution patching of the mean logit difference.
+    """Score all edges by edge attribution patching on the mean logit difference.
 
-    The host's own where it does for the ablation and the answers; otherwise a single step of ours,
-    summed over batches as the host's is.
+    Uses the host's implementation where it supports the ablation and the answers, otherwise a single
+    step of ours, summed over batches as the host does.
     """
     if _host_attributes(question):
         drawn = loader_of(list(question.prompts), question.loader)
@@ -49,16 +49,16 @@ def eap_scores(question: Question) -> PruneScores:
 
 
 def _integrated(question: Question, steps: int) -> tuple[PruneScores, int]:
-    """Mean scores of all batches, and how many these are."""
+    """Return the scores averaged over all batches, and the number of batches."""
     prepared = prepare(question.model, question.loader, list(question.prompts), question.ablation)
     return integrated_gradients(question.model, prepared, steps, _mean_logit_diff), len(prepared)
 
 
 def _host_attributes(question: Question) -> bool:
-    """Whether the host's own edge attribution does for an ablation and answers.
+    """Return whether the host's edge attribution supports the question's ablation and answers.
 
-    It takes means over the batches that it differentiates, not the data set, and answers for each output
-    position, or where that is one, a list on both sides.
+    The host takes means over the batches that it differentiates, not over the data set. It needs answers
+    for each output position or, with a single output position, lists of answers on both sides.
     """
     if question.ablation.mean_over_dataset:
         return False
@@ -72,31 +72,31 @@ def _host_attributes(question: Question) -> bool:
 
 
 def _for_each(answers: object, outputs: torch.Size) -> bool:
-    """Whether there are answers for each output position."""
+    """Return whether ``answers`` holds answers for each output position."""
     return isinstance(answers, torch.Tensor) and answers.shape[:-1] == outputs[:-1]
 
 
 @torch.inference_mode()
 def _output_shape(model: PatchableModel, tokens: Tensor) -> torch.Size:
-    """Shape of the logits that count, ``[prompt, (pos,) vocab]``."""
+    """Return the shape of the sliced logits, ``[prompt, (pos,) vocab]``."""
     return model(tokens)[model.out_slice].shape
 
 
 def _mean_logit_diff(logits: Tensor, batch: PromptPairBatch) -> Tensor:
-    """The loss that ``eap`` and ``eap-ig`` differentiate."""
+    """Compute the loss that ``eap`` and ``eap-ig`` differentiate."""
     return logit_diff(logits, logits, batch).mean()
 
 
 def integrated_gradients(
     model: PatchableModel, prepared: Sequence[PatchBatch], steps: int, loss: Loss
 ) -> PruneScores:
-    """Scores of all edges: the estimated change of the loss when an edge is patched.
+    """Score each edge by the estimated change of the loss when it is patched.
 
     Args:
         model: a transformer, in evaluation mode.
         prepared: batches with clean and ablated source outputs; scores are averaged over them.
-        steps: m, points between the ablated and the clean embedding.
-        loss: a scalar of (sliced logits, batch).
+        steps: m, the number of points between the ablated and the clean embedding.
+        loss: maps (sliced logits, batch) to a scalar.
 
     Returns:
         Host prune scores in the model's dtype.
@@ -117,7 +117,7 @@ def integrated_gradients(
 def _mean_gradients(
     model: PatchableModel, batch: PatchBatch, steps: int, loss: Loss
 ) -> dict[str, Tensor]:
-    """Gradient at each destination module's input, averaged over the steps."""
+    """Compute the gradient at each destination module's input, averaged over the steps."""
     ablated, clean = batch.ablated[0], batch.clean[0]
     total: dict[str, Tensor] = {}
     for k in range(1, steps + 1):
@@ -134,7 +134,7 @@ def _mean_gradients(
 
 @contextmanager
 def _captured_inputs(model: PatchableModel) -> Iterator[dict[str, Tensor]]:
-    """Collects what each destination module reads, ``[batch, pos, (head,) d_model]``."""
+    """Record the input of each destination module, ``[batch, pos, (head,) d_model]``."""
     inputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:

@@ -1,11 +1,11 @@
-"""Searches that can be stopped at any moment and gone on with: one file, whole or not there.
+"""Checkpoints: a search can be stopped at any moment and resumed from a single file.
 
-A checkpoint is a safetensors file: decisions as tensors, and in its metadata a JSON document with the
-rest of the sweep's `Snapshot`, what run it belongs to, and a digest of everything. It is written to a
-temporary name and renamed, every so many seconds where a snapshot is at hand and when the run is
-interrupted, by Ctrl-C or SIGTERM too. Nothing in it is executed when it is read.
+A checkpoint is a safetensors file. Its tensors are the decisions; its metadata is a JSON document with
+the rest of the sweep's `Snapshot`, the identity of the run, and a digest of everything. It is written
+under a temporary name and renamed, so that the file is complete or absent. This happens every so many
+seconds and when the run is interrupted, also by Ctrl-C or SIGTERM. Reading it executes nothing.
 
-``[decision]`` counts the decisions taken, ``[candidate]`` those of the next edges that are predicted.
+Axes: ``[decision]`` for the decisions taken, ``[candidate]`` for the predictions of the next edges.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Checkpoint:
     """The checkpoint of one run.
 
     Args:
-        path: its file; its folder is made as needed.
-        identity: what the run is, as JSON values: a file of another one is refused.
+        path: the file; its folder is created if needed.
+        identity: the identity of the run, as JSON values; a file of another run is refused.
         order: all edges, in the order in which they are tested.
-        threshold: of the search.
+        threshold: the search's threshold.
         every: seconds between two writes.
     """
 
@@ -72,13 +72,13 @@ class Checkpoint:
 
     @contextmanager
     def held(self) -> Iterator[Snapshot | None]:
-        """Hold the file for this process; yields the snapshot in it, ``None`` if there is no file.
+        """Lock the file for this process and yield its snapshot, or ``None`` if there is no file.
 
         However the block ends, the last snapshot is written; if that fails, a warning says so.
 
         Raises:
-            CheckpointError: another process holds it, the folder cannot be written to, or the file is
-                damaged or of another run.
+            CheckpointError: another process holds the lock, the folder cannot be written to, or the file
+                is damaged or belongs to another run.
         """
         with _folder_for(self.path), _locked(self.path), _terminated_gently():
             start = self._read() if self.path.exists() else None
@@ -89,7 +89,7 @@ class Checkpoint:
                     self._write(self._pending)
 
     def take(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot, in the file if it is time."""
+        """Keep a snapshot; write it if `every` seconds have passed since the last write."""
         self._pending = snapshot
         if time.monotonic() - self._written >= self._every:
             self._write(snapshot)
@@ -97,13 +97,12 @@ class Checkpoint:
     # Writing -------------------------------------------------------------------------------------
 
     def _write(self, snapshot: Snapshot) -> None:
-        """Whole or not at all; what was there before stays until then. A search that can go on is not
-        ended by a file that cannot be written."""
+        """Replace the file atomically; if it cannot be written, warn and let the search continue."""
         tensors = _tensors(snapshot)
         document = {"schema": SCHEMA, "identity": self._identity, "state": _state(snapshot)}
         document["digest"] = _digest(document, tensors)
         metadata = {METADATA: json.dumps(document, sort_keys=True)}
-        self._written = time.monotonic()  # also of a failure: the next try comes as long after it
+        self._written = time.monotonic()  # also after a failure: the next attempt waits as long
         try:
             with written_whole(self.path) as temporary:
                 save_file(tensors, temporary, metadata)
@@ -133,10 +132,7 @@ class Checkpoint:
             raise CheckpointError(f"checkpoint {self.path} belongs to another run; name another file")
 
     def _check_decisions(self, snapshot: Snapshot, count: int) -> None:
-        """
-        Raises:
-            CheckpointError: more decisions than edges, or one against its effect.
-        """
+        """Refuse more decisions than edges, and decisions that contradict their effects."""
         fits = count <= len(self._order) and all(0 <= i < len(self._order) for i in snapshot.audits)
         if not fits or any(d.kept != (d.effect >= self._threshold) for d in snapshot.decisions):
             raise CheckpointError(f"checkpoint {self.path} is damaged: its decisions do not fit the run")
@@ -146,7 +142,7 @@ class Checkpoint:
 def held_by_first(
     checkpoint: Checkpoint | None, order: Sequence[Edge], world: World
 ) -> Iterator[Snapshot | None]:
-    """The first process holds the file; all of them get what is in it."""
+    """Hold the file in the first process and yield its snapshot in all of them."""
     with ExitStack() as stack:
 
         def begin() -> Packed | None:
@@ -158,16 +154,16 @@ def held_by_first(
 
 
 Packed = tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]
-"""A snapshot without host objects: its tensors and the rest."""
+"""A snapshot without host objects: its tensors, and everything else as JSON values."""
 
 
 def packed(snapshot: Snapshot) -> Packed:
-    """What a file or another process gets."""
+    """Convert a snapshot to what is written to a file or sent to another process."""
     return _tensors(snapshot), _state(snapshot)
 
 
 def unpacked(content: Packed, order: Sequence[Edge]) -> Snapshot:
-    """The snapshot again; decisions are those of the first edges of ``order``."""
+    """Undo `packed`; the decisions are those on the first edges of ``order``."""
     tensors, state = content
     taken = zip(order, *(tensors[name].tolist() for name in ("effects", "kept", "exact")))  # noqa: B905
     return Snapshot(
@@ -182,10 +178,10 @@ def unpacked(content: Packed, order: Sequence[Edge]) -> Snapshot:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
-    """Document and tensors of a file, checked against its digest.
+    """Read the document and tensors of a checkpoint and verify its digest.
 
     Raises:
-        CheckpointError: torn, tampered with, or of another version.
+        CheckpointError: the file is truncated, was tampered with, or is of another version.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -193,9 +189,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[An
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         document = json.loads(metadata[METADATA])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no whole checkpoint: {one_line(error)}") from error
+        raise CheckpointError(f"{path} is not a complete checkpoint: {one_line(error)}") from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path} is no checkpoint of this version; expected schema {SCHEMA!r}")
+        raise CheckpointError(f"{path} is not a checkpoint of this version; expected schema {SCHEMA!r}")
     digest = document.pop("digest", None)
     if digest != _digest(document, tensors):
         raise CheckpointError(f"{path} is damaged: its content does not match its digest")
@@ -267,7 +263,7 @@ def _shown(value: object) -> str:
 
 @contextmanager
 def _folder_for(path: Path) -> Iterator[None]:
-    """The folder of a file; where a new one stays empty it is taken away again (not those above it)."""
+    """Create the folder of a file; remove it on leaving if it is new and still empty (no parents)."""
     try:
         is_new = not path.parent.exists()
         if path.is_dir():
@@ -279,13 +275,13 @@ def _folder_for(path: Path) -> Iterator[None]:
         yield
     finally:
         if is_new:
-            with suppress(OSError):  # there is something in it
+            with suppress(OSError):  # it is not empty
                 path.parent.rmdir()
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold ``.NAME.lock`` beside a file, and take it away again.
+    """Hold ``.NAME.lock`` beside a file, and delete it on leaving.
 
     Raises:
         CheckpointError: another process holds it.
@@ -306,7 +302,7 @@ def _lock(lock: Path, path: Path) -> TextIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if not isinstance(error, BlockingIOError):  # a file system without locks
-                if os.fstat(file.fileno()).st_size == 0:  # of nobody: holders write who they are
+                if os.fstat(file.fileno()).st_size == 0:  # unheld: a holder writes its process id
                     lock.unlink(missing_ok=True)
                 file.close()
                 raise CheckpointError(
@@ -323,7 +319,7 @@ def _lock(lock: Path, path: Path) -> TextIO:
             file.write(str(os.getpid()))
             file.flush()
             return file
-        file.close()  # its last holder took it away just now
+        file.close()  # its last holder has just deleted it
 
 
 def _opened(lock: Path, path: Path) -> TextIO:
@@ -334,7 +330,7 @@ def _opened(lock: Path, path: Path) -> TextIO:
 
 
 def _is_at(file: TextIO, path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
+    """Return whether ``path`` still names the open file."""
     try:
         return os.fstat(file.fileno()).st_ino == path.stat().st_ino
     except FileNotFoundError:
@@ -343,7 +339,7 @@ def _is_at(file: TextIO, path: Path) -> bool:
 
 @contextmanager
 def _terminated_gently() -> Iterator[None]:
-    """SIGTERM raises `KeyboardInterrupt` inside the block, as Ctrl-C does; in the main thread only."""
+    """Raise `KeyboardInterrupt` on SIGTERM inside the block, as on Ctrl-C; in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""What `discover` refuses of its arguments, each check with the line that says what would be right."""
+"""Checks of the arguments of `discover`; each error says what would be right."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from pahq_plugin.system.processes import World
 
 
 def ablation_type(ablation: str | AblationType) -> AblationType:
-    """The host's ablation type of that name, in any case.
+    """Return the host's ablation type of that name, which may be in upper or lower case.
 
     Raises:
-        ConfigError: no such type; the message lists the known ones.
+        ConfigError: there is no such type; the message lists the known ones.
     """
     if isinstance(ablation, AblationType):
         return ablation
@@ -36,9 +36,10 @@ def ablation_type(ablation: str | AblationType) -> AblationType:
 
 
 def check_checkpoint(checkpoint: object, every: object) -> None:
-    """
+    """Refuse a checkpoint that is not the name of a file, or an interval that is not in seconds.
+
     Raises:
-        ConfigError: no name of a file, or no number of seconds.
+        ConfigError: either of these.
     """
     if checkpoint is not None and not isinstance(checkpoint, (str, Path)):
         raise ConfigError(f"checkpoint is a {type(checkpoint).__name__}; expected the name of a file")
@@ -48,20 +49,19 @@ def check_checkpoint(checkpoint: object, every: object) -> None:
 
 
 def check_engine(engine: str) -> None:
-    """
-    Raises:
-        ConfigError: no engine of ours or of another package has that name.
-    """
+    """Refuse an engine that neither we nor another package provide, with a `ConfigError`."""
     if engine not in ENGINES and engine not in engine_names() and not is_reference(engine):
         known = ", ".join([*ENGINES, *engine_names()])
         raise ConfigError(f"unknown engine {engine!r}; known: {known}")
 
 
 def check_model(method: Method, model: PatchableModel, precision: PrecisionConfig | None) -> None:
-    """
+    """Refuse a model that ``method`` cannot search in ``precision``.
+
     Raises:
-        ConfigError: a `mixed_precision` block holds the model, or a part that the model lacks.
-        ModelError: its edges cannot be patched truthfully, or the method needs a transformer.
+        ConfigError: a `mixed_precision` block holds the model, or ``precision`` names a part that the
+            model lacks.
+        ModelError: its edges cannot be patched faithfully, or the method needs a transformer.
     """
     check_not_lent(check_patchable(model))
     if method.needs_heads:
@@ -70,18 +70,16 @@ def check_model(method: Method, model: PatchableModel, precision: PrecisionConfi
 
 
 def check_circuit_size(n_edges: object, available: int) -> None:
-    """
-    Raises:
-        ConfigError: ``n_edges`` is no number of edges of the model.
-    """
+    """Refuse a circuit size that is not an integer between 0 and ``available``, with a `ConfigError`."""
     if type(n_edges) is not int or not 0 <= n_edges <= available:
         raise ConfigError(f"n_edges={n_edges!r} must be an integer between 0 and {available}")
 
 
 def check_device(model: PatchableModel, device: torch.device, max_memory: int | None) -> None:
-    """
+    """Refuse a model and prompts on different devices.
+
     Raises:
-        ConfigError: the model is on another device than the prompts, and nothing says how to lend it.
+        ConfigError: the devices differ, unless the model is on the CPU and ``max_memory`` is given.
     """
     found = model_device(model)
     if found != device and (max_memory is None or found.type != "cpu"):
@@ -92,14 +90,17 @@ def check_device(model: PatchableModel, device: torch.device, max_memory: int | 
 
 
 def check_world(method: Method, model: PatchableModel, ablation: AblationType, world: World) -> None:
-    """
+    """Refuse what several processes cannot share.
+
     Raises:
-        DistributedError: a method, a model or an ablation that several processes cannot share.
+        DistributedError: the method, the model or the ablation works in one process only.
     """
     if world.size == 1:
         return
     if not method.searches:
-        raise DistributedError(f"method {method.name!r} runs in one process; searches share prompts")
+        raise DistributedError(
+            f"method {method.name!r} runs in one process; only searches can share prompts"
+        )
     if model.kv_caches is not None:
         raise DistributedError(
             "the model has KV caches of whole batches; several processes share batches"
@@ -112,7 +113,8 @@ def check_world(method: Method, model: PatchableModel, ablation: AblationType, w
 
 
 def check_true_edges(method: Method, model: PatchableModel, true_edges: set[Edge] | None) -> None:
-    """
+    """Refuse an official circuit that is missing or does not fit the model.
+
     Raises:
         ConfigError: the method needs the official circuit and none is given.
         GraphError: the official circuit holds an edge that the model lacks.
@@ -124,14 +126,13 @@ def check_true_edges(method: Method, model: PatchableModel, true_edges: set[Edge
         raise GraphError(f"true_edges is a {type(true_edges).__name__}; expected a set of edges")
     foreign = [edge for edge in true_edges if edge not in model.edges]
     if foreign:
-        raise GraphError(f"true_edges holds {edge_label_of(foreign[0])}, which is no edge of this model")
+        raise GraphError(
+            f"true_edges holds {edge_label_of(foreign[0])}, which is not an edge of this model"
+        )
 
 
 def refuse_unused(method: Method, given: dict[str, bool]) -> None:
-    """
-    Raises:
-        ConfigError: an argument was given that ``method`` cannot use.
-    """
+    """Refuse arguments that ``method`` does not use, with a `ConfigError`."""
     for argument, is_given in given.items():
         if is_given and argument not in method.uses:
             usable = ", ".join(sorted(method.uses))

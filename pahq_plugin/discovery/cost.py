@@ -1,4 +1,4 @@
-"""Time and memory of a run, and what it ran on."""
+"""Time and memory of a run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ FORWARDS = 3
 
 
 OVER = 1.05
-"""How far above a budget of memory a search may be without a warning."""
+"""A search may exceed its memory budget by this factor without a warning."""
 
 
 @contextmanager
 def measured(stats: Stats, device: torch.device) -> Iterator[None]:
-    """Enter the seconds and the peak memory of the ``with`` block into ``stats``."""
+    """Record the seconds and the peak memory of the ``with`` block in ``stats``."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -45,14 +45,14 @@ def measured(stats: Stats, device: torch.device) -> Iterator[None]:
 def held_to(
     plan: Plan, model: PatchableModel, placement: Planned, device: torch.device, stats: Stats
 ) -> Iterator[None]:
-    """Enter into ``stats`` what memory the ``with`` block takes, and say so where that is more than 5 %
-    above the budget.
+    """Record in ``stats`` the memory that the ``with`` block takes; warn if it exceeds the budget by
+    more than 5 %.
 
     Args:
         plan: the budget.
-        model: whose weights are placed as the plan wants them.
-        placement: by which they come and go.
-        device: where the budget holds.
+        model: its weights are placed according to the plan.
+        placement: moves them in and out of memory.
+        device: the device that the budget applies to.
         stats: written to.
     """
     away = {p for unit in units_of(model) if unit.name not in plan.stay for p in unit.parameters}
@@ -77,8 +77,8 @@ def held_to(
 
 @torch.inference_mode()
 def forward_seconds(model: PatchableModel, batches: Sequence[PromptPairBatch]) -> float:
-    """Median time of one plain forward of all batches, in the model's own precision, warm, and
-    without the split inputs that patching needs."""
+    """Measure the median time of one plain forward pass over all batches, after a warm-up, in the
+    model's own precision and without the split inputs that patching needs."""
     times = []
     with unsplit(model):
         for _ in range(FORWARDS + 1):

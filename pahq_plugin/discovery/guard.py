@@ -1,20 +1,20 @@
-"""The guard band: which screened effects are too near the threshold to be trusted.
+"""The guard band: which screened effects are too close to the threshold to be trusted.
 
-Rounding noise of an effect is mostly multiplicative over a small additive floor, so an edge whose
-screened effect e lies within ``g |e| + 8 floor`` of the threshold is decided again in FP32.
+The rounding noise of an effect is mostly multiplicative, above a small additive floor. So an edge with
+a screened effect e within ``g |e| + 8 floor`` of the threshold is decided again in FP32.
 
-1. *Calibrate*: on a seeded sample of edges measure the effect screened and in FP32. The floor is the
-   median difference among the smaller half of the effects; g is 0.3, or more if the relative
-   differences of the larger half ask for it.
+1. *Calibrate*: on a seeded sample of edges, measure the effect both screened and in FP32. The floor is
+   the median difference among the smaller half of the effects; g is 0.3, or more if the relative
+   differences of the larger half require it.
 2. *Watch*: every edge that is decided in FP32 (inside the band, or a seeded one in 128 outside it)
-   shows another difference. One beyond half the band widens the band, and the search goes back to
-   the first decision that the wider band puts in doubt.
-3. *Drift*: whenever the FP32 loss becomes known, it shows how far the last screened row was off.
-   That error grows with what is gone in a row, and so the band does, for the edges since then.
+   shows one more difference. A difference above half the band's width widens the band, and the search
+   returns to the first decision that the wider band puts in doubt.
+3. *Drift*: whenever the FP32 loss becomes known, it shows the error of the last screened row. That
+   error grows with the effects removed in a row, and so does the band, for all edges since then.
 
-What is guaranteed: a decision marked exact is FP32's, and every edge of the circuit is decided so (see
-`search`). What is measured, not proved: that no edge removed on a screened effect outside the band
-should have been kept. ``guard=math.inf`` makes every decision exact.
+Guaranteed: a decision marked exact is that of FP32, and every edge of the circuit is decided this way
+(see `search`). Measured, not proved: no edge removed on a screened effect outside the band should have
+been kept. ``guard=math.inf`` makes every decision exact.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FLOOR_MULTIPLE = 8.0
 
 
 DRIFTS = 4.0
-"""An effect is the difference of two rows, and a row may be twice as far off as the one measured."""
+"""An effect is the difference of two rows, and each row's error may be twice the measured one."""
 
 
 STATE = ("relative", "floor", "fixed", "widened", "drift")
@@ -48,7 +48,7 @@ AUDIT_EVERY = 128
 
 
 FLOOR_OF_FP32 = 1e-7
-"""Rounding of a loss near 1 in FP32: no screened effect is better than this."""
+"""Rounding error of a loss near 1 in FP32: no screened effect is more precise than this."""
 
 
 @dataclass
@@ -59,10 +59,10 @@ class GuardBand:
         threshold: the search's threshold.
         relative: g of the band.
         floor: additive noise, in units of the loss.
-        fixed: whether the width was set by the user and never changes.
-        widened: how often watching made it wider.
-        drift: error of the loss of a screened row, over the sum of the absolute effects of the edges
-            that are gone in it (`gone`, in units of the loss).
+        fixed: whether the user set the width, so that it never changes.
+        widened: how often `watch` widened the band.
+        drift: error of a screened row's loss, divided by the sum of the absolute effects of the edges
+            removed in that row (``gone``, in units of the loss).
     """
 
     threshold: float
@@ -73,12 +73,12 @@ class GuardBand:
     drift: float = 0.0
 
     def state(self) -> dict[str, float]:
-        """All that it has learnt, as numbers."""
+        """Return everything that the band has learnt, as numbers."""
         return {name: float(getattr(self, name)) for name in STATE}
 
     @staticmethod
     def from_state(threshold: float, state: Mapping[str, float]) -> GuardBand:
-        """The band of that `state`."""
+        """Restore a band from its `state`."""
         return GuardBand(
             threshold,
             state["relative"],
@@ -89,27 +89,27 @@ class GuardBand:
         )
 
     def doubts(self, effect: float, gone: float = 0.0) -> bool:
-        """Whether a screened effect is too near the threshold."""
+        """Return whether a screened effect is too close to the threshold."""
         width = self.half_width(effect, gone)
         return math.isinf(self.relative) or abs(effect - self.threshold) < width
 
     def half_width(self, effect: float, gone: float = 0.0) -> float:
-        """Half-width of the band at a screened effect."""
+        """Return the half-width of the band at a screened effect."""
         return self.relative * abs(effect) + FLOOR_MULTIPLE * self.floor + DRIFTS * self.drift * gone
 
     def see_drift(self, off: float, gone: float) -> None:
-        """Take in by how much the loss of a screened row was off, beyond noise that is there anyway."""
+        """Update the drift with the error of a screened row's loss, beyond the noise floor."""
         beyond = off - self.floor - FLOOR_MULTIPLE * FLOOR_OF_FP32
         if not self.fixed and gone > 0:
             self.drift = max(self.drift, beyond / gone)
 
     def watch(self, screened: float, exact: float) -> bool:
-        """Take in one more pair of effects; returns whether the band had to be widened.
+        """Compare one more pair of effects; return whether the band had to be widened.
 
-        Afterwards the band is at least twice as wide as the difference seen.
+        Once widened, the band is at least twice as wide as the difference seen.
         """
         difference = abs(screened - exact)
-        wanted = 2 * difference * (1 + 1e-9)  # or rounding would widen twice for the same pair
+        wanted = 2 * difference * (1 + 1e-9)  # rounding could otherwise widen twice for the same pair
         if self.fixed or difference <= self.half_width(screened) / 2:
             return False
         if not self._matters(screened, exact):
@@ -123,24 +123,25 @@ class GuardBand:
         return True
 
     def _matters(self, screened: float, exact: float) -> bool:
-        """Differences of effects that stay far on one side of the threshold change no decision."""
+        """Return whether the difference could change a decision: whether the effects are not both far
+        from the threshold on the same side."""
         return (screened < self.threshold) != (exact < self.threshold) or (
             abs(screened - exact) > 0.5 * abs(screened - self.threshold)
         )
 
 
 def fixed_band(threshold: float, relative: float) -> GuardBand:
-    """The band for ``guard=relative``; 0 doubts nothing, ``math.inf`` everything."""
+    """Return the band for ``guard=relative``; 0 doubts nothing, ``math.inf`` everything."""
     floor = FLOOR_OF_FP32 if relative > 0 else 0.0
     return GuardBand(threshold, relative, floor, fixed=True)
 
 
 def calibrated_band(threshold: float, loss: float, pairs: Sequence[tuple[float, float]]) -> GuardBand:
-    """The band for ``guard="auto"``.
+    """Calibrate the band for ``guard="auto"``.
 
     Args:
         threshold: the search's threshold.
-        loss: the clean model's loss, whose size bounds FP32's own rounding from below.
+        loss: the clean model's loss; its magnitude bounds FP32's own rounding error from below.
         pairs: (screened, exact) effects of a sample of edges.
     """
     least = FLOOR_OF_FP32 * max(1.0, abs(loss))
@@ -157,9 +158,9 @@ def calibrated_band(threshold: float, loss: float, pairs: Sequence[tuple[float, 
 def make_guard(
     engine: Engine, order: Sequence[Edge], threshold: float, guard: str | float, seed: int
 ) -> GuardBand | None:
-    """The guard band that ``PrecisionConfig.guard`` asks for, calibrated where it says so.
+    """Make the guard band that ``PrecisionConfig.guard`` asks for; ``"auto"`` calibrates it.
 
-    The sample's effects are those of removing one edge from the whole model.
+    The sampled effects are those of removing a single edge from the whole model.
     """
     if not engine.screens or guard == 0:
         return None
@@ -177,5 +178,5 @@ def make_guard(
 
 
 def sample_of(order: Sequence[Edge], seed: int, count: int) -> set[Edge]:
-    """Draw edges from a seed."""
+    """Draw up to ``count`` edges, reproducibly by ``seed``."""
     return set(random.Random(seed).sample(list(order), min(count, len(order))))

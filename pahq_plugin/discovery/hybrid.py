@@ -1,17 +1,17 @@
-"""The hybrid policy: formats per block and part, chosen by what each costs in accuracy.
+"""The hybrid policy: a format for each part of each block, chosen by its cost in accuracy.
 
-The PAHQ paper (arXiv 2510.23264) names hybrid formats and finding critical components automatically as
-future work. Here both come from one calibration on the model and prompts at hand:
+The PAHQ paper (arXiv 2510.23264) lists hybrid formats and the automatic detection of critical components
+as future work. Here both come from one calibration on the given model and prompts:
 
-1. On a seeded sample of edges that matter, measure the effect in FP32, and once more with a single part
-   of a single block in few bits. The *error* of that part is the root mean square over the sample of
+1. On a seeded sample of edges that matter, measure the effect in FP32, and again with a single part of
+   a single block in low precision. The *error* of that part is the root mean square over the sample of
    ``|low - exact| / max(|exact|, threshold)``.
-2. Start with every part in its configured format. Errors of different parts are roundings independent
-   of each other, so their squares add up. As long as the root of the sum exceeds the budget, the part
-   with the largest error gets the next wider format: 16 bits, then FP32.
-3. Measure the error of the whole assignment, and go on if it exceeds the budget after all.
+2. Start with every part in its configured format. The rounding errors of different parts are
+   independent, so their squares add up. While the root of the sum exceeds the budget, give the part
+   with the largest error the next wider format: 16 bits, then FP32.
+3. Measure the error of the whole assignment, and continue widening if it still exceeds the budget.
 
-The errors say which components are critical; they are kept in the run's statistics.
+The errors show which components are critical; they are kept in the run's statistics.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from pahq_plugin.precision.formats import get_format
 log = logging.getLogger(__name__)
 
 SAMPLE = 8
-"""Edges whose effects are measured."""
+"""Number of edges in the sample."""
 
 DRAWN = 64
-"""Edges that are looked at to find them."""
+"""Number of edges drawn to find the sample."""
 
 WIDER = {8: "bf16", 16: "fp32"}
-"""The next wider format after one of so many bits."""
+"""The next wider format, by the number of bits."""
 
 ErrorOf = Callable[[dict[str, str]], float]
-"""From formats by part, all other parts in FP32, to their error."""
+"""Maps formats by part (all other parts in FP32) to their error."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Assignment:
 
     Attributes:
         formats: by part, for example ``{"blocks.0.qkv": "int8"}``.
-        errors: of each part in its configured format, alone.
-        error: of the whole assignment, measured.
+        errors: error of each part alone, in its configured format.
+        error: measured error of the whole assignment.
     """
 
     formats: dict[str, str]
@@ -71,16 +71,16 @@ def calibrate(
     """Choose formats for ``precision`` and let ``engine`` screen with them.
 
     Args:
-        engine: from which no edge has been removed.
+        engine: an engine in its clean state, with no edge removed.
         edges: all edges of the model.
-        precision: of the ``"hybrid"`` policy.
+        precision: settings with the ``"hybrid"`` policy.
         cfg: the model's configuration.
-        threshold: of the search.
+        threshold: the search's threshold.
         seed: chooses the sample.
-        progress: told how many parts of how many are measured.
+        progress: called with (parts measured, parts in all).
 
     Raises:
-        ConfigError: no assignment with a part in few bits meets the budget.
+        ConfigError: no assignment with a part in low precision meets the budget.
     """
     sample = _sample(engine, edges, seed)
 
@@ -101,13 +101,13 @@ def calibrate(
 
 
 def _with_formats(precision: PrecisionConfig, formats: dict[str, str]) -> PrecisionConfig:
-    """``precision`` with these parts in few bits and no others; int4 weights go with parts in int8."""
+    """Return ``precision`` with only these parts in low precision; int4 weights need parts in int8."""
     weights = precision.weights if "int8" in formats.values() else None
     return replace(precision, low="fp32", mlp="fp32", formats=formats, weights=weights)
 
 
 def configured(precision: PrecisionConfig, cfg: Any) -> dict[str, str]:
-    """Every part that ``precision`` puts in few bits, with its format."""
+    """Return the format of every part that ``precision`` puts in low precision."""
     per_block = ["qkv", "output", "scores", "values"] + ([] if cfg.attn_only else ["mlp"])
     named = [(f"blocks.{i}.{part}", part, i) for i in range(cfg.n_layers) for part in per_block]
     formats = {name: precision.format_of(part, layer) for name, part, layer in named}
@@ -121,16 +121,16 @@ def assign(
     budget: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> Assignment:
-    """Widen the formats of the parts with the largest errors until what is left meets the budget.
+    """Widen the formats of the parts with the largest errors until the rest meet the budget.
 
     Args:
-        formats: the configured ones, by part.
-        error_of: measures an assignment.
-        budget: what its error may be.
-        progress: told how many parts of how many are measured.
+        formats: the configured formats, by part.
+        error_of: measures the error of an assignment.
+        budget: the largest error allowed.
+        progress: called with (parts measured, parts in all).
 
     Raises:
-        ConfigError: nothing in few bits is left.
+        ConfigError: no part is left in low precision.
     """
     errors = {}
     for done, (part, name) in enumerate(formats.items()):
@@ -152,13 +152,13 @@ def assign(
     least = min(errors, key=lambda part: errors[part], default=None)
     smallest = "" if least is None else f"; the smallest error is that of {least}, {errors[least]:.2g}"
     raise ConfigError(
-        f"budget={budget:g}: no part can be in few bits within it{smallest}; raise the budget, "
+        f"budget={budget:g}: every part in low precision exceeds it{smallest}; raise the budget, "
         "or use method 'acdc'"
     )
 
 
 def _sample(engine: Engine, edges: Sequence[Edge], seed: int) -> list[tuple[Edge, float]]:
-    """Edges with effects, those of removing each alone."""
+    """Draw edges that have an effect; return each with the FP32 effect of removing it alone."""
     drawn = random.Random(seed).sample(list(edges), min(DRAWN, len(edges)))
     measured = ((edge, engine.effects([edge], [False], exact=True)[0]) for edge in drawn)
     found = sorted(((edge, e) for edge, e in measured if e), key=lambda pair: -abs(pair[1]))

@@ -1,4 +1,4 @@
-"""What makes two runs the same one, as JSON values."""
+"""The identity of a run, as JSON values."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from pahq_plugin.system.processes import MEASURED, World
 
 
 def run_identity(question: Question, precision: PrecisionConfig) -> dict[str, Any]:
-    """What makes two searches the same one, as JSON values; see `Checkpoint` for what is done with it.
+    """Return what identifies a search, as JSON values; a `Checkpoint` is resumed only if they match.
 
     Args:
-        question: what is searched.
-        precision: what it is screened in.
+        question: what the search is asked.
+        precision: the precision it screens in.
     """
     model, everyone = question.model, question.everyone or question.prompts
     prompts = list(question.loader) if question.ablation.mean_over_dataset else everyone
@@ -56,7 +56,7 @@ def run_identity(question: Question, precision: PrecisionConfig) -> dict[str, An
 
 
 def _prefix_content(model: PatchableModel) -> list[int]:
-    """Fingerprints of the keys and values of common prefixes."""
+    """Return fingerprints of the keys and values of common prefixes."""
     caches = [cache for _, cache in sorted((model.kv_caches or {}).items())]
     pasts = [
         x for cache in caches for entry in cache.entries for x in (entry.past_keys, entry.past_values)
@@ -66,10 +66,10 @@ def _prefix_content(model: PatchableModel) -> list[int]:
 
 @torch.inference_mode()
 def _corrupt_loss(question: Question, batch: PromptPairBatch) -> float:
-    """Loss of the first corrupt prompt against its clean one, in every process alike.
+    """Compute the loss of the first corrupt prompt against its clean prompt, the same in every process.
 
-    It tells apart what no digest sees, such as globals that a metric reads. Caches of a common prefix
-    are those of a whole batch.
+    It distinguishes runs that no digest can, such as by globals that a metric reads. With the KV cache
+    of a common prefix the whole batch is used, since the cache has its size.
     """
     if question.model.kv_caches is None:
         batch = World(0, len(batch.clean)).share_of(batch)

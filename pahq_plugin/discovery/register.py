@@ -1,8 +1,7 @@
-"""Our methods as algorithms of the host: ``register()`` enters them in its tables.
+"""Our methods as host algorithms: ``register()`` enters them in the host's tables.
 
-A registered algorithm that searches sweeps several thresholds, as the host's ACDC does. The score
-of an edge is the smallest threshold that removes it, and ten times the largest for an edge that no
-threshold removes.
+A registered algorithm that searches sweeps several thresholds, as the host's ACDC does. An edge's prune
+score is the smallest threshold that removes it, or ten times the largest if no threshold does.
 """
 
 from __future__ import annotations
@@ -22,10 +21,7 @@ THRESHOLDS = (1e-5, 1e-4, 1e-3, 1e-2)
 
 
 def register() -> None:
-    """Enter our methods in the host's ``PRUNE_ALGOS`` and ``PRUNE_ALGO_DICT``.
-
-    Calling it again changes nothing.
-    """
+    """Enter our methods in the host's ``PRUNE_ALGOS`` and ``PRUNE_ALGO_DICT``; idempotent."""
     for method in OWN_METHODS.values():
         run = threshold_scores if method.searches else attribution_scores
         enter_algorithm(method.name, method.title, partial(run, method=method.name))
@@ -38,7 +34,7 @@ def threshold_scores(
     method: str = "pahq",
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> PruneScores:
-    """Prune scores from a sweep over thresholds, each a search of its own on the first batch.
+    """Compute prune scores from a sweep over thresholds, with one search on the first batch for each.
 
     Args:
         model: the host model.
@@ -48,10 +44,10 @@ def threshold_scores(
         thresholds: thresholds to sweep, each above 0.
 
     Returns:
-        Host prune scores: per edge the smallest threshold that removes it.
+        Host prune scores: for each edge the smallest threshold that removes it.
 
     Raises:
-        ConfigError: no threshold given.
+        ConfigError: ``thresholds`` is empty.
     """
     if not thresholds:
         raise ConfigError("thresholds is empty; give at least one, for example (1e-3,)")
@@ -71,5 +67,5 @@ def attribution_scores(
     official_edges: set[Edge] | None = None,
     method: str = "eap",
 ) -> PruneScores:
-    """Prune scores of a method that scores all edges at once, over the whole loader."""
+    """Compute prune scores with a method that scores all edges at once, over the whole loader."""
     return discover(model, dataloader, method=method, batches=None).prune_scores

@@ -1,4 +1,4 @@
-"""From scores of all edges to a circuit."""
+"""Turn scores of all edges into a circuit."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pahq_plugin.labels import edge_label
 from pahq_plugin.results.result import Decision
 
 UNREMOVED = 10.0
-"""A score that a host algorithm leaves at infinity becomes this many times the largest finite one."""
+"""A score that a host algorithm leaves infinite becomes this many times the largest finite score."""
 
 
 def rank(scores: PruneScores, edges: Sequence[Edge], n_edges: int | None) -> list[Decision]:
-    """Decisions from scores, largest magnitude first, ties in the order of ``edges``.
+    """Return decisions from scores, largest magnitude first, ties in the order of ``edges``.
 
-    Kept are the top ``n_edges`` by magnitude and, as in the host's ``run_circuits``, whatever ties
-    with the last of them; for ``None`` every edge whose score is not 0.
+    Keeps the top ``n_edges`` by magnitude and, as the host's ``run_circuits`` does, every edge that ties
+    with the last of them; with ``None`` it keeps every edge with a non-zero score.
 
     Raises:
-        MetricError: a score that is no number.
+        MetricError: a score is NaN.
     """
     finite = _finite({edge: float(edge.prune_score(scores)) for edge in edges})
     ranked = sorted(edges, key=lambda edge: -abs(finite[edge]))
@@ -33,7 +33,7 @@ def rank(scores: PruneScores, edges: Sequence[Edge], n_edges: int | None) -> lis
 
 
 def _finite(values: dict[Edge, float]) -> dict[Edge, float]:
-    """Scores with infinities (the host's ACDC: never removed) at ten times the largest finite."""
+    """Replace infinite scores (the host's ACDC: never removed) by ten times the largest finite one."""
     unknown = next((edge for edge, value in values.items() if math.isnan(value)), None)
     if unknown is not None:
         raise MetricError(

@@ -1,1 +1,1 @@
-"""How the effect of removing an edge is measured."""
+"""Engines: how the effect of removing an edge is measured."""

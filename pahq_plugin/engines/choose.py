@@ -1,4 +1,4 @@
-"""Choose and make the engine that answers a question."""
+"""Choose and create the engine that answers a question."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ from pahq_plugin.system.warn import warn
 
 
 def make_engine(question: Question, precision: PrecisionConfig, stack: ExitStack) -> Engine:
-    """Make the engine that a question names; ``"auto"`` takes the incremental one where it applies.
+    """Create the engine that a question names; ``"auto"`` is the incremental one where it applies.
 
-    Contexts that the engine needs for as long as it lives are entered on ``stack``.
+    Contexts that have to stay open as long as the engine are entered on ``stack``.
     """
     name, world = question.engine, question.world
     if name not in ENGINES:
         if world.size > 1:
-            raise DistributedError(f"engine={name!r} works in one process; use engine='incremental'")
+            raise DistributedError(f"engine={name!r} runs in one process; use engine='incremental'")
         ours = replace(question, engine="auto")
         screening = precision if precision.screens else FULL_PRECISION
         made = engine_factory(name)(
             question, screening, lambda: make_engine(ours, FULL_PRECISION, stack)
         )
         return stack.enter_context(closing(made)) if hasattr(made, "close") else made  # type: ignore[type-var]
-    # A placement means that `plan_search` has asked already; it brings weights in by hooks of its own.
+    # With a placement `plan_search` has checked already, and the placement's own hooks load weights.
     objection = None if question.placement else objection_to(question)
     if name == "incremental" and objection:
-        warn(f"engine='incremental' cannot do {objection}; using engine='host'")
+        warn(f"engine='incremental' does not support {objection}; using engine='host'")
     screening = precision if precision.screens else None
     if name != "host" and not objection:
         return IncrementalEngine(question, screening)
@@ -58,15 +58,15 @@ def make_engine(question: Question, precision: PrecisionConfig, stack: ExitStack
         question.model, question.loader, list(question.prompts), question.ablation
     )
     if precision.guard != 0 and precision.masters == "auto":
-        precision = replace(precision, masters="device")  # they are needed for every exact decision
+        precision = replace(precision, masters="device")  # every exact decision needs them
     backend = stack.enter_context(mixed_precision(question.model, precision)) if screening else None
     return HostEngine(question, prepared, backend)
 
 
 def objection_to(question: Question) -> str | None:
-    """Why the incremental engine cannot be used on these; ``None`` if it can."""
+    """Say what in a question the incremental engine does not support; ``None`` if it supports all."""
     if not question.model.is_transformer:
-        return "the model is no transformer"
+        return "a model that is not a transformer"
     lengths = sorted({batch.clean.shape[1] for batch in question.prompts})
     if len(lengths) > 1:
         return f"batches of different lengths ({lengths})"
@@ -74,21 +74,21 @@ def objection_to(question: Question) -> str | None:
 
 
 def plan_search(question: Question, precision: PrecisionConfig) -> tuple[Plan, PrecisionConfig]:
-    """Divide ``max_memory`` between weights, caches and passes, in every process alike.
+    """Divide ``max_memory`` between weights, caches and passes, identically in every process.
 
     Returns:
-        The plan, and what to screen in: nothing, where low copies of the weights find no room.
+        The plan, and the precision to screen in: full precision if low copies of the weights do not fit.
 
     Raises:
-        ConfigError: an engine or a model that cannot keep a budget, or a budget that is too small.
+        ConfigError: the engine or the model cannot keep to a budget, or the budget is too small.
     """
     engine, world, max_memory = question.engine, question.world, question.max_memory
     assert max_memory is not None
     if engine not in ("auto", "incremental"):
-        raise ConfigError(f"engine={engine!r} cannot keep max_memory; use engine='incremental'")
+        raise ConfigError(f"engine={engine!r} cannot keep to max_memory; use engine='incremental'")
     objection = objection_to(question)
     if objection:
-        raise ConfigError(f"max_memory needs engine='incremental', which cannot do {objection}")
+        raise ConfigError(f"max_memory needs engine='incremental', which does not support {objection}")
     device = question.prompts[0].clean.device
     most = World(world.size - 1, world.size)  # no process has more prompts than the last
     shares = [most.share_of(batch) for batch in question.everyone or question.prompts]
@@ -99,17 +99,17 @@ def plan_search(question: Question, precision: PrecisionConfig) -> tuple[Plan, P
     if precision.screens and not plan.screens:
         if precision.guard == 0:
             raise ConfigError(
-                f"max_memory={max_memory} leaves no room for the low copies of the weights, without "
-                "which a search without guard band takes other decisions; give it more, or use "
+                f"max_memory={max_memory} leaves no room for the low copies of the weights, and without "
+                "them a search with no guard band would decide differently; raise it, or use "
                 "method='acdc'"
             )
-        warn("low copies of the weights do not fit max_memory: measuring in full precision")
+        warn("low copies of the weights do not fit in max_memory: measuring in full precision")
         precision = FULL_PRECISION
     return plan, precision
 
 
 def engine_precision(engine: str, model: PatchableModel) -> PrecisionConfig:
-    """What an engine screens with on the model's device where nothing was asked for."""
+    """Return the precision that an engine screens in by default on the model's device."""
     device = model_device(model)
     if engine in ENGINES:
         return default_precision(device)

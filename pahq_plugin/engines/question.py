@@ -1,4 +1,4 @@
-"""What a run asks: one value that is checked once and handed to methods and engines whole."""
+"""The question of a run: one value, checked once and passed as a whole to methods and engines."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from pahq_plugin.precision.config import PrecisionConfig
 from pahq_plugin.system.processes import ALONE, World
 
 LARGEST_SEED = 2**63 - 1
-"""PyTorch takes none above it."""
+"""The largest seed that PyTorch accepts."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """Which circuit is looked for: the arguments of `discover`, checked.
+    """Which circuit to find: the arguments of `discover`, checked.
 
     Attributes:
-        model: the host model, borrowed for as long as the run lasts.
+        model: the host model, borrowed for the length of the run.
         loader: its prompts; read again by ablations that average over the data set.
-        prompts: the batches that count; of several processes, the share of this one.
+        prompts: the batches that the loss averages over; with several processes, this one's share.
         ablation: what a patched edge carries.
         metric: name and function of the loss.
         edges: all edges of the model, in the order in which a search tests them.
-        order: what that order is called.
+        order: name of that order.
         threshold: a search removes an edge if and only if its effect is below this.
-        batches: how many batches of the loader were asked for; ``None`` for all.
-        n_edges: circuit size of a method that scores edges; ``None`` for every edge whose score is not
-            0.
+        batches: number of batches requested from the loader; ``None`` for all.
+        n_edges: circuit size for a method that scores edges; ``None`` for every edge with a non-zero
+            score.
         true_edges: the official circuit, for host algorithms that need it.
-        precision: formats and policy that were asked for; ``None`` for the method's or the device's own.
-        engine: ``"auto"``, one of ours, or of another package.
-        everyone: the batches whole; empty where one process has them all.
+        precision: requested formats and policy; ``None`` for the default of the method or the device.
+        engine: ``"auto"``, or the name of an engine of ours or of another package.
+        everyone: the batches of all processes together; empty if a single process has them all.
         world: the processes that share the prompts.
-        placement: where the model's weights and caches are; ``None`` for in place.
+        placement: where the model's weights and caches are; ``None`` to leave them in place.
         max_memory: bytes that a search may take; ``None`` for no limit.
         checkpoint: file, and seconds between two writes.
-        seed: of everything that is drawn.
-        progress: whether to show how far the run is.
+        seed: seeds everything that is drawn.
+        progress: whether to show the progress of the run.
     """
 
     model: PatchableModel
@@ -76,11 +76,11 @@ def check_numbers(*, threshold: object, batches: object, seed: object) -> None:
 
     Args:
         threshold: must be finite and above 0.
-        batches: how many batches of the loader count: above 0, or ``None`` for all.
+        batches: number of batches to use: must be above 0, or ``None`` for all.
         seed: must be at least 0 and below 2**63.
 
     Raises:
-        ConfigError: one of them is not.
+        ConfigError: one of them is out of range.
     """
     if not _is_number(threshold) or not 0 < threshold < math.inf:  # type: ignore[operator]
         raise ConfigError(f"threshold={threshold!r} must be a finite number above 0, for example 0.01")

@@ -1,10 +1,10 @@
-"""One host forward per edge: slow, obviously right, and the oracle of every faster engine.
+"""One host forward pass per edge: slow, obviously right, and the oracle for every faster engine.
 
 For each candidate:
 
-1. set its patch mask to 1 and run the host model from the lowest block that holds a patched edge;
-2. the effect is the loss of that run minus the loss without the candidate, measured in the same
-   precision and from the same block, so that rounding common to both cancels.
+1. set its patch mask to 1 and run the host model from the lowest block with a patched edge;
+2. the effect is the loss of that run minus the loss before patching the candidate, measured in the
+   same precision and from the same block, so that rounding common to both cancels.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pahq_plugin.precision.config import PrecisionConfig
 from pahq_plugin.precision.policy import EVERYTHING, HighParts
 
 RunKey = tuple[HighParts, int | None]
-"""Runs are comparable when the same parts are high and they start at the same block."""
+"""Two runs are comparable if the same parts are high and both start at the same block."""
 
 
 class HostEngine:
     """Engine on the host model's own forward.
 
     Args:
-        question: of a host model that `pahq_plugin.host.lending.borrowed` lends.
+        question: a question whose host model `pahq_plugin.host.lending.borrowed` lends.
         batches: its prompts, prepared.
         backend: screens in mixed precision; ``None`` runs everything in the model's own precision.
     """
@@ -40,7 +40,7 @@ class HostEngine:
     name = "host"
     lookahead = 1
     snapshot_every = 64
-    """Each row is a whole forward here: 1,024 of them would be much to lose."""
+    """Each row is a whole forward pass here, so losing 1,024 of them would be costly."""
 
     def __init__(
         self,
@@ -67,12 +67,12 @@ class HostEngine:
 
     @property
     def present_loss(self) -> None:
-        """Not known: removing an edge runs nothing."""
+        """Always unknown, since removing an edge runs nothing."""
         return None
 
     @property
     def screens(self) -> bool:
-        """Whether a backend is there to screen with."""
+        """Whether there is a backend to screen with."""
         return self._backend is not None
 
     def screen_with(self, precision: PrecisionConfig) -> None:
@@ -102,7 +102,7 @@ class HostEngine:
     def settle(
         self, candidates: Sequence[Edge], predicted_kept: Sequence[bool], wanted: Sequence[bool]
     ) -> list[float]:
-        """See `Engine.settle`; only one candidate is ever screened at a time."""
+        """See `Engine.settle`; candidates are screened one at a time."""
         return self.effects(candidates, predicted_kept, exact=True)
 
     def remove(self, edges: Sequence[Edge]) -> None:
@@ -113,13 +113,13 @@ class HostEngine:
             self._set_mask(edge, 1.0)
             self._removed.add(edge)
         self._lowest = min(self._lowest, self._lowest_block(edges))
-        # A run with exactly this edge patched on top is the new "before" of its key.
+        # A run with exactly this edge patched in addition is the new "before" of its key.
         single = edges[0] if len(edges) == 1 else None
         self._before = {key: loss for key, (edge, loss) in self._after.items() if edge == single}
         self._after = {}
 
     def catch_up(self) -> None:
-        """See `Engine.catch_up`; nothing is put off."""
+        """See `Engine.catch_up`; nothing is deferred."""
 
     def restore(self, removed: Sequence[Edge]) -> None:
         """See `Engine.restore`."""
@@ -141,18 +141,18 @@ class HostEngine:
         edge.patch_mask(self._model).data[edge.patch_idx] = value
 
     def _key(self, high: HighParts, edge: Edge) -> RunKey:
-        """Runs with and without ``edge`` start at the lowest block that holds a patched edge."""
+        """Return the key of runs with and without ``edge``: both start at the lowest patched block."""
         start = min(self._lowest, block(edge.dest)) if self._model.is_transformer else None
         return high, start
 
     def _lowest_block(self, edges: Iterable[Edge]) -> int:
-        """Lowest block among the destinations of ``edges``; the last block if there are none."""
+        """Return the lowest block among the destinations of ``edges``, or the last block without any."""
         if not self._model.is_transformer:
             return 0
         return min((block(e.dest) for e in edges), default=self._model.cfg.n_layers - 1)
 
     def _run(self, key: RunKey) -> float:
-        """Loss under the present masks, averaged over the batches."""
+        """Compute the loss with the present patch masks, averaged over the batches."""
         high, start = key
         self.evaluations += 1
         if self._backend is None:
@@ -179,8 +179,11 @@ class HostEngine:
         return float(row_losses(*self._metric, logits[None], prepared.logits, prepared.batch))
 
     def _clean_below(self, i: int, start: int | None) -> None:
-        """Runs overwrite the source outputs from their start on; a later start finds those of the
-        blocks in between as an earlier run left them, so they are made clean again."""
+        """Reset the source outputs if this run starts at a later block than the last one.
+
+        A run overwrites the source outputs from its start on, so a later start would otherwise read
+        what the last run left in the blocks in between.
+        """
         last = self._last_start[i]
         if start is not None and last is not None and start > last:
             self._sources[i].copy_(self._batches[i].clean)

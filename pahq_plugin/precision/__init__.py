@@ -1,1 +1,1 @@
-"""Number formats, and a model run in them."""
+"""Number formats, and running a model in them."""

@@ -1,8 +1,8 @@
-"""The patching backend: lends a host model mixed-precision attention and MLPs, and takes them back.
+"""The patching backend: gives a host model mixed-precision attention and MLPs for a while.
 
-Inside the ``with`` block the model's attention modules and MLPs have another ``forward``; their
-weights, hooks and the host's wrappers are untouched. So the host's ``patch_mode``, ``run_circuits``,
-``acdc_prune_scores`` and ``mask_gradient_prune_scores`` run in mixed precision without knowing it.
+Inside the ``with`` block the model's attention modules and MLPs have another ``forward``; their weights,
+hooks and the host's wrappers are untouched. So the host's ``patch_mode``, ``run_circuits``,
+``acdc_prune_scores`` and ``mask_gradient_prune_scores`` run in mixed precision unchanged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STAND_INS = (MixedAttention, MixedMLP, MixedUnembedding)
 
 
 ATTENTION_WEIGHTS = (("qkv", "W_Q"), ("qkv", "W_K"), ("qkv", "W_V"), ("output", "W_O"))
-"""The part that each weight of a head belongs to."""
+"""The weights of a head, each after the part it belongs to."""
 
 
 class Backend:
@@ -52,11 +52,11 @@ class Backend:
 
     @property
     def precision(self) -> PrecisionConfig:
-        """Formats and policy."""
+        """The formats and the policy."""
         return self._shared.precision
 
     def use(self, precision: PrecisionConfig) -> None:
-        """Change formats: of the parts that were in few bits at first."""
+        """Change the formats of parts that were in low precision from the start."""
         check_parts(self.model.cfg, precision)
         self._shared.precision = precision
 
@@ -72,24 +72,24 @@ class Backend:
 
     @property
     def low_bytes(self) -> int:
-        """Bytes that the low copies of weights take."""
+        """Bytes of the low copies of weights."""
         return self._shared.weights.nbytes
 
     def investigate(self, target: Edge | tuple[int, int] | None) -> None:
-        """Make high what the policy keeps high for ``target``.
+        """Set to high precision the parts that the policy keeps high for ``target``.
 
         Args:
             target: the edge under test, an attention head as ``(layer, head)``, or ``None`` for
                 nothing.
 
         Raises:
-            GraphError: no such edge or head in this model.
+            GraphError: the model does not have this edge or head.
         """
         if target is None:
             self.high = EVERYTHING if self.precision.policy == "full" else NOTHING
         elif isinstance(target, Edge):
             if target not in self.model.edges:
-                raise GraphError(f"{edge_label_of(target)} is no edge of this model")
+                raise GraphError(f"{edge_label_of(target)} is not an edge of this model")
             self.high = self.parts_for(target)
         elif _is_pair(target):
             self._investigate_head(target)
@@ -110,12 +110,12 @@ class Backend:
         }.get(self.precision.policy, HighParts(heads=frozenset({(layer, head)})))
 
     def parts_for(self, edge: Edge) -> HighParts:
-        """What the policy keeps high for ``edge``, without making it so."""
+        """Return the parts that the policy keeps high for ``edge``, without setting them."""
         return high_parts(self.precision.policy, edge)
 
     @contextmanager
     def own_precision(self) -> Iterator[None]:
-        """Inside the ``with`` block, let the model run for a moment with its own forwards."""
+        """Run the model with its own forwards inside the ``with`` block."""
         self._give_back()
         try:
             yield
@@ -137,13 +137,13 @@ class Backend:
             self._shared.masters.move_away(list(self._low_weights()))
 
     def _keeps_masters_away(self) -> bool:
-        """Whether weights of low parts move to host memory."""
+        """Return whether weights of low parts move to host memory."""
         where = self.precision.masters
         on_gpu = model_device(self.model).type == "cuda"
         return self.precision.policy != "full" and (where == "host" or (where == "auto" and on_gpu))
 
     def _low_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Weights of low parts, once their low copies are up to date."""
+        """Yield the weights of low parts, each after updating its low copy."""
         for layer, block in enumerate(self.model.blocks):
             for part, name in ATTENTION_WEIGHTS:
                 yield from self._if_low(f"blocks.{layer}.attn.{name}", block.attn, name, part, layer)
@@ -157,7 +157,7 @@ class Backend:
         self, key: str, module: Any, name: str, part: str, layer: int | None
     ) -> Iterator[tuple[str, nn.Parameter]]:
         number_format = self.precision.format_of(part, layer)
-        # Grouped queries, for one, are made of shared weights when asked for: no parameters to move.
+        # With grouped queries, for example, a weight is computed on access: no parameter to move.
         if number_format.is_low and name in module._parameters:
             self._shared.low_copy(key, getattr(module, name), number_format)
             yield key, module._parameters[name]
@@ -174,22 +174,23 @@ def mixed_precision(
 ) -> Iterator[Backend]:
     """Run ``model`` in mixed precision for the length of a ``with`` block.
 
-    Q, K, V and output projection of every head are in ``precision.low``, except those of the
-    investigated head; MLPs are in ``precision.mlp``; ``precision.parts`` and ``precision.formats`` say
-    otherwise. Outputs of products, softmax, norms, residual stream and embedding stay in the model's
-    dtype (at least FP32). Gradients
-    pass straight through the rounding. On leaving, also by an exception or Ctrl-C, the model is
-    bitwise what it was. A deep copy made inside the block keeps its mixed-precision forwards. Where
-    masters are away (`PrecisionConfig.masters`), weights of low parts are empty inside the block.
+    Q, K, V and output projections of all heads except the investigated head are in ``precision.low``,
+    MLPs in ``precision.mlp``, unless ``precision.parts`` and ``precision.formats`` say otherwise.
+    Outputs of products, softmax, norms, residual stream and embedding stay in the model's dtype (at
+    least FP32). Gradients pass straight through the rounding.
+
+    On leaving, also by an exception or Ctrl-C, the model is restored bit for bit. A deep copy made
+    inside the block keeps its mixed-precision forwards. If `PrecisionConfig.masters` moves weights to
+    host memory, weights of low parts are empty inside the block.
 
     Args:
         model: a factorized host model that wraps a transformer.
-        precision: ``None`` chooses for the model's device, see `default_precision`.
+        precision: formats and policy; ``None`` for those of the model's device, see `default_precision`.
 
     Raises:
-        ModelError: the model cannot be patched, or has parts that have no mixed-precision forward.
-        ConfigError: no `PrecisionConfig`, the model is lent already, or lacks a part that
-            ``precision.formats`` names.
+        ModelError: the model cannot be patched, or a part of it has no mixed-precision forward.
+        ConfigError: ``precision`` is not a `PrecisionConfig` or names a part that the model lacks, or
+            the model is already lent.
     """
     check_precision(precision)
     check_transformer(check_patchable(model), "mixed_precision")
@@ -205,16 +206,13 @@ def mixed_precision(
 
 
 def check_not_lent(model: PatchableModel) -> None:
-    """
-    Raises:
-        ConfigError: the model's forwards are those of a `mixed_precision` block.
-    """
+    """Refuse a model that is lent to a `mixed_precision` block, with a `ConfigError`."""
     if any(isinstance(vars(module).get("forward"), STAND_INS) for module in model.modules()):
         raise ConfigError("the model is lent to a mixed_precision block; leave that first")
 
 
 def weights_of(parts: HighParts) -> Iterator[tuple[str, tuple[int, ...] | None]]:
-    """Names of the weights of high parts, with heads or ``None`` for whole ones."""
+    """Yield the names of the weights of high parts, with heads, or ``None`` for the whole weight."""
     for layer in {layer for layer, _ in parts.heads}:
         heads = tuple(parts.heads_of(layer))
         yield from ((f"blocks.{layer}.attn.{name}", heads) for _, name in ATTENTION_WEIGHTS)
@@ -225,12 +223,12 @@ def weights_of(parts: HighParts) -> Iterator[tuple[str, tuple[int, ...] | None]]
 
 
 def _is_pair(target: object) -> bool:
-    """Whether ``target`` is a pair of integers."""
+    """Return whether ``target`` is a pair of integers."""
     return isinstance(target, tuple) and len(target) == 2 and all(type(part) is int for part in target)
 
 
 def _stand_ins(model: PatchableModel, shared: Investigation) -> list[tuple[nn.Module, Any]]:
-    """Each attention module, each low MLP and a low unembedding with the stand-in of its ``forward``."""
+    """Pair each attention module, low MLP and low unembedding with the stand-in for its ``forward``."""
     pairs: list[tuple[nn.Module, Any]] = []
     for layer, block in enumerate(model.blocks):
         pairs.append((block.attn, MixedAttention(block.attn, layer, shared)))

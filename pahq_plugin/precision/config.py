@@ -1,4 +1,4 @@
-"""Settings as frozen values; contradictions are rejected once, when a value is made."""
+"""Precision settings as frozen values; contradictions are refused once, when a value is created."""
 
 from __future__ import annotations
 
@@ -18,24 +18,21 @@ from pahq_plugin.precision.formats import Granularity, NumberFormat, check_granu
 from pahq_plugin.precision.kernels import Demand, check_demand, cpu_has_vnni
 
 UNEMBED = "unembed"
-"""The one part that belongs to no block."""
+"""The only part that does not belong to a block."""
 
 
 DEFAULT_BUDGET = 0.02
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is a number that a float holds, or infinity."""
+    """Return whether ``value`` is a number that a float can hold, or infinity."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
         return False
     return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 def _names(flag: str, value: object, known: Sequence[str]) -> tuple[Any, ...]:
-    """
-    Raises:
-        ConfigError: no list of names that are known, each once.
-    """
+    """Return ``value`` as a tuple; refuse all but distinct known names, with a `ConfigError`."""
     if isinstance(value, (tuple, list)):
         names = tuple(value)
         if all(isinstance(name, str) and name in known for name in names) and len(set(names)) == len(
@@ -55,34 +52,33 @@ class PrecisionConfig:
         scale: which entries share a scale, see `pahq_plugin.precision.formats`; ``"none"`` still clamps.
         policy: which parts are high for the edge under test, see `pahq_plugin.precision.policy`.
         guard: ``"auto"``, or the relative half-width g of the band ``g |effect| + 8 floor`` around
-            the threshold inside which an edge is decided again in FP32. 0 trusts every screened
+            the threshold, inside which an edge is decided again in FP32. 0 trusts every screened
             effect; ``math.inf`` trusts none, so that nothing is screened.
         parts: what ``low`` applies to: the projections ``"qkv"`` and ``"output"`` of a head, both
             operands of its attention ``"scores"`` (queries, keys) and of its ``"values"`` (pattern,
             values), and ``"unembed"``.
-        formats: another format for single parts, by name: ``{"blocks.3.mlp": "bf16",
+        formats: other formats for single parts, by name: ``{"blocks.3.mlp": "bf16",
             "blocks.0.qkv": "fp32", "unembed": "fp32"}``. Kept as sorted pairs.
         weights: ``"int4"`` holds the weights of int8 parts in 4 bits; their activations stay int8.
-        streams: on a GPU, which of ``"load"``, ``"low"`` and ``"high"`` are CUDA streams of their own
-            (`pahq_plugin.precision.streams`); work of the others stays on the present stream.
-        masters: where the weights stay that low copies were made from, inside `mixed_precision`:
+        streams: on a GPU, which of ``"load"``, ``"low"`` and ``"high"`` get their own CUDA stream
+            (`pahq_plugin.precision.streams`); other work stays on the present stream.
+        masters: where the weights that low copies are made from are kept inside `mixed_precision`: in
             ``"host"`` memory, on their ``"device"``, or ``"auto"``: in host memory if that is a GPU.
             Searches that decide in FP32, and the incremental engine, need them on the device.
-        budget: of the ``"hybrid"`` policy: by how much an effect may be off, relative to the larger
-            of itself and the threshold (0.02 unless given).
-        operands: what the incremental engine puts through few bits: ``"changes"`` from the present
-            state, whose rounding errors are proportional to the change, or whole ``"values"``, as
-            the patching backend and the host engine always do.
-        activations: ``"high"`` rounds weights only: what they are multiplied with stays as it is, and
-            so does the arithmetic.
+        budget: for the ``"hybrid"`` policy: the error allowed in an effect, relative to the larger of
+            the effect and the threshold (0.02 unless given).
+        operands: what the incremental engine rounds: ``"changes"`` from the present state, with
+            rounding errors proportional to the change, or whole ``"values"``, as the patching backend
+            and the host engine always do.
+        activations: ``"high"`` rounds only weights; activations and arithmetic stay in high precision.
         kernel: ``"auto"`` multiplies with a real low-precision kernel where the device has one
-            (`pahq_plugin.precision.kernels`), ``"eager"`` with the reference arithmetic, which is exact
-            in its numerics and not faster than FP32; ``"native"`` refuses a format that has no kernel.
+            (`pahq_plugin.precision.kernels`), ``"eager"`` with the reference arithmetic, which emulates
+            a format exactly but is no faster than FP32; ``"native"`` refuses a format without a kernel.
 
     Raises:
-        ConfigError: an unknown name, a format that cannot hold activations, a guard or budget out of
-            range, a budget for another policy than ``"hybrid"``, or parts that have no weights where
-            activations stay high.
+        ConfigError: a name is unknown, a format cannot hold activations, a guard or budget is out of
+            range, a budget is given for a policy other than ``"hybrid"``, or activations stay high in
+            parts without weights.
     """
 
     low: str = "fp8_e4m3"
@@ -105,7 +101,7 @@ class PrecisionConfig:
             object.__setattr__(self, "formats", tuple(sorted(dict(self.formats).items())))
         except (TypeError, ValueError):
             raise ConfigError(
-                f"formats={self.formats!r} must be formats by part, such as {{'blocks.3.mlp': 'bf16'}}"
+                f"formats={self.formats!r} must map parts to formats, such as {{'blocks.3.mlp': 'bf16'}}"
             ) from None
         for part in dict(self.formats):
             part_and_layer(part)
@@ -130,7 +126,7 @@ class PrecisionConfig:
             raise ConfigError(f'masters={self.masters!r} must be "auto", "device" or "host"')
         if self.weights not in (None, "int4"):
             raise ConfigError(
-                f'weights={self.weights!r} must be "int4", or None for those of low and mlp'
+                f'weights={self.weights!r} must be "int4", or None for the formats of low and mlp'
             )
         if self.weights and "int8" not in {used.name for used in self._formats.values()}:
             raise ConfigError(f"weights='int4' needs parts in int8; low={self.low!r}, mlp={self.mlp!r}")
@@ -149,40 +145,40 @@ class PrecisionConfig:
         if self.activations == "high" and without_weights:
             raise ConfigError(
                 f'activations="high" leaves nothing to round in {without_weights[0]}, which has no '
-                'weights; leave it out, or say activations="low"'
+                'weights; leave it out, or use activations="low"'
             )
 
     @cached_property
     def _formats(self) -> dict[str, NumberFormat]:
-        """Formats by part: without a layer for all blocks, with one for a single block."""
+        """Formats by part: a name without a layer is for all blocks, one with a layer for that block."""
         general = {part: self.low if part in self.parts else "fp32" for part in PARTS}
         named = general | {"mlp": self.mlp} | dict(self.formats)
         return {part: get_format(name) for part, name in named.items()}
 
     def format_of(self, part: str, layer: int | None = None) -> NumberFormat:
-        """The format of a part of a block that is not high, or of ``"unembed"``."""
+        """Return the format of a block's part that is not high, or of ``"unembed"``."""
         own = self._formats.get(f"blocks.{layer}.{part}")
         return self._formats[part] if own is None else own
 
     def activation_format(self, weights: NumberFormat) -> NumberFormat:
-        """The format of activations that are multiplied with weights of a part in another."""
+        """Return the format of activations in a part whose format is ``weights``."""
         return get_format("fp32") if self.activations == "high" else weights
 
     def weight_format(self, activations: NumberFormat) -> NumberFormat:
-        """The format of weights that are multiplied with activations in another."""
+        """Return the format of weights that are multiplied by activations in ``activations``."""
         narrow = self.weights is not None and activations.name == "int8"
         return get_format("int4") if narrow else activations
 
     @property
     def is_exact(self) -> bool:
-        """Whether nothing at all runs in few bits, so that screening is FP32 already."""
+        """Whether nothing runs in low precision, so that screening is already FP32."""
         return self.policy == "full" or not any(f.is_low for f in self._formats.values())
 
     @property
     def only_changes(self) -> bool:
-        """Whether all that goes through few bits are changes from the present state.
+        """Whether only changes from the present state are rounded.
 
-        Both operands of scores and values change, and logits are of whole residual streams: these
+        Both operands of scores and values change, and logits come from whole residual streams, so these
         parts are always rounded as values.
         """
         whole = ("scores", "values", UNEMBED)
@@ -190,7 +186,7 @@ class PrecisionConfig:
         return self.operands == "changes" and not any(part.endswith(whole) for part in low)
 
     def record(self) -> dict[str, Any]:
-        """The settings as JSON values; JSON has no infinity, so an infinite guard is ``"inf"``."""
+        """Return the settings as JSON values; JSON has no infinity, so that guard is ``"inf"``."""
         guard = "inf" if self.guard == math.inf else self.guard
         return asdict(self) | {
             "parts": list(self.parts),
@@ -201,10 +197,10 @@ class PrecisionConfig:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> PrecisionConfig:
-        """The settings that `record` wrote.
+        """Restore settings that `record` wrote.
 
         Raises:
-            ConfigError: as when they are made.
+            ConfigError: as in the constructor.
         """
         guard = math.inf if record["guard"] == "inf" else record["guard"]
         lists = {name: tuple(record[name]) for name in ("parts", "streams")}
@@ -212,15 +208,15 @@ class PrecisionConfig:
 
     @property
     def screens(self) -> bool:
-        """Whether anything is measured in few bits first; not where every decision is wanted exact."""
+        """Whether effects are first measured in low precision; not if every decision must be exact."""
         return not self.is_exact and self.guard != math.inf
 
 
 def part_and_layer(name: str) -> tuple[str, int | None]:
-    """``"blocks.3.mlp"`` taken apart; ``"unembed"`` has no layer.
+    """Split a name such as ``"blocks.3.mlp"`` into part and layer; ``"unembed"`` has no layer.
 
     Raises:
-        ConfigError: no such name.
+        ConfigError: the name is not that of a part.
     """
     found = re.fullmatch(r"blocks\.(0|[1-9][0-9]*)\.(qkv|output|scores|values|mlp)", str(name))
     if found:
@@ -228,7 +224,7 @@ def part_and_layer(name: str) -> tuple[str, int | None]:
     if name == UNEMBED:
         return UNEMBED, None
     raise ConfigError(
-        f"formats: {name!r} names no part; write blocks.LAYER.PART with one of qkv, output, scores, "
+        f"formats: {name!r} is not a part; write blocks.LAYER.PART with one of qkv, output, scores, "
         f"values, mlp; or {UNEMBED}"
     )
 
@@ -238,7 +234,7 @@ FULL_PRECISION = PrecisionConfig(low="fp32", mlp="fp32", policy="full", guard=0.
 
 
 PAPER_PRECISION = PrecisionConfig(low="fp8_e4m3", mlp="bf16", scale="none", guard=0.0, operands="values")
-"""The recipe of the PAHQ paper (arXiv 2510.23264): unscaled E4M3, BF16 MLPs, nothing re-evaluated."""
+"""The recipe of the PAHQ paper (arXiv 2510.23264): unscaled E4M3, BF16 MLPs, no re-evaluation."""
 
 
 RTN_PRECISION = PrecisionConfig(
@@ -248,9 +244,10 @@ RTN_PRECISION = PrecisionConfig(
 
 
 def check_precision(precision: object) -> None:
-    """
+    """Refuse anything but a `PrecisionConfig` or ``None``, such as a format's name alone.
+
     Raises:
-        ConfigError: neither a `PrecisionConfig` nor ``None``, such as the name of a format alone.
+        ConfigError: ``precision`` is neither.
     """
     if precision is not None and not isinstance(precision, PrecisionConfig):
         raise ConfigError(
@@ -260,10 +257,10 @@ def check_precision(precision: object) -> None:
 
 
 def default_precision(device: torch.device) -> PrecisionConfig:
-    """The format that has a real kernel on ``device``.
+    """Return the settings with real kernels on ``device``.
 
-    FP8 with BF16 MLPs on CUDA of compute capability 8.9 or higher, int8 throughout on a CPU with
-    VNNI instructions, otherwise BF16 heads and FP32 MLPs.
+    These are FP8 heads and BF16 MLPs on CUDA with compute capability 8.9 or higher, int8 throughout on a
+    CPU with VNNI instructions, otherwise BF16 heads and FP32 MLPs.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
         return PrecisionConfig(low="fp8_e4m3", mlp="bf16")

@@ -7,8 +7,8 @@ A format is a small frozen value. For a tensor ``x`` and the axes that share one
 3. ``x ~ codes * scale``.
 
 Products of two quantised tensors are accumulated in FP32 (integers exactly) and scaled once at the
-end, so that nothing but the operands is ever rounded to few bits. This eager arithmetic runs on
-every device and is the reference that a faster kernel has to agree with.
+end, so that only the operands are rounded to few bits. This eager arithmetic runs on every device and
+is the reference that faster kernels have to agree with.
 
 Which entries share a scale is the *granularity*:
 
@@ -37,7 +37,7 @@ Granularity = Literal["row", "head", "tensor", "none"]
 GRANULARITIES: tuple[Granularity, ...] = ("row", "head", "tensor", "none")
 
 SCALE_FLOOR = torch.finfo(torch.float32).tiny
-"""Smallest scale: an all-zero slice would otherwise divide zero by zero."""
+"""The smallest scale; without it an all-zero slice would divide zero by zero."""
 
 FP32_EXACT_INTEGERS = 2**24
 """FP32 adds integers exactly as long as every partial sum stays below this."""
@@ -50,8 +50,8 @@ class Quantised:
     Attributes:
         codes: in the format's storage dtype, the shape of the original tensor.
         scale: FP32 (FP64 for FP64 input), broadcastable against ``codes``.
-        packed: a weight's codes as a kernel wants them (`pahq_plugin.precision.kernels`), where that
-            differs; the codes are then a part of it.
+        packed: a weight's codes in the layout of a kernel (`pahq_plugin.precision.kernels`), if it
+            differs; ``codes`` is then a view of it.
     """
 
     codes: Tensor
@@ -59,11 +59,11 @@ class Quantised:
     packed: Tensor | None = None
 
     def dequantise(self) -> Tensor:
-        """The represented values, in the scale's dtype and the shape of ``codes``."""
+        """Return the represented values, in the scale's dtype and the shape of ``codes``."""
         return self.codes.to(self.scale.dtype) * self.scale
 
     def columns(self, which: slice) -> Quantised:
-        """Some columns of a weight ``[d_in, d_out]``; padding of a packed one follows the last ones."""
+        """Select columns of a weight ``[d_in, d_out]``; the last ones keep the padding of ``packed``."""
         first, last, _ = which.indices(self.codes.shape[-1])
         scale = self.scale if self.scale.shape[-1] == 1 else self.scale[:, first:last]
         packed = self.packed
@@ -73,7 +73,7 @@ class Quantised:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that codes and scales take."""
+        """Bytes of codes and scales."""
         return (self.codes if self.packed is None else self.packed).nbytes + self.scale.nbytes
 
 
@@ -86,7 +86,7 @@ class NumberFormat:
         bits: bits of one code.
         storage: dtype that holds the codes; int4 uses one int8 per code.
         largest: largest finite value; larger magnitudes are clamped to it.
-        activations: whether activations may be held in it (int4 is for weights only).
+        activations: whether it can hold activations (int4 is for weights only).
     """
 
     name: str
@@ -107,19 +107,19 @@ class NumberFormat:
 
     @property
     def needs_scale(self) -> bool:
-        """Whether scaling matters: 16-bit floats and FP32 hold a model's values as they are."""
+        """Whether scaling matters; 16-bit floats and FP32 hold a model's values without it."""
         return self.bits <= 8
 
     def scale(self, x: Tensor, shared: tuple[int, ...] | None) -> Tensor:
-        """Scale of each slice of ``x``.
+        """Compute the scale of each slice of ``x``.
 
         Args:
             x: any shape, a floating dtype.
             shared: axes that share one scale; ``None`` for no scaling (a scale of 1).
 
         Returns:
-            FP32 (FP64 for FP64 input), the shape of ``x`` with the shared axes reduced to 1. A
-            slice that holds NaN or infinity gets that as its scale, so that it stays visible.
+            FP32 (FP64 for FP64 input), the shape of ``x`` with the shared axes reduced to 1. NaN or
+            infinity in a slice becomes its scale, so that it stays visible.
         """
         wide = high_dtype(x.dtype)
         if shared is None or not self.needs_scale or x.numel() == 0:
@@ -128,11 +128,11 @@ class NumberFormat:
         return (peak / self.largest).clamp_min(SCALE_FLOOR)
 
     def cast(self, x: Tensor) -> Tensor:
-        """Codes of values that are scaled already: clamp, round ties to even, store.
+        """Return the codes of values that are already scaled: clamp, round ties to even, store.
 
-        The clamp comes first since PyTorch releases differ in what an overflowing FP8 cast gives.
-        Infinity becomes NaN in a floating format: saturating it would hide it. Integers have no
-        NaN; `quantise` marks such a slice through its scale.
+        The clamp comes first because PyTorch releases disagree on the result of an overflowing FP8
+        cast. In a floating format infinity becomes NaN, since saturation would hide it. Integers have
+        no NaN; `quantise` marks such a slice through its scale.
         """
         clamped = x.clamp(-self.largest, self.largest)
         if self.is_integer:
@@ -156,7 +156,7 @@ class NumberFormat:
         return Quantised(self.cast(scaled), scale)
 
     def quantise_weight(self, weight: Tensor, granularity: Granularity) -> Quantised:
-        """Quantise ``[head, d_in, d_out]`` (or ``[d_in, d_out]``) with the scales of the table above.
+        """Quantise ``[head, d_in, d_out]`` or ``[d_in, d_out]`` with scales as in the module's table.
 
         Raises:
             FormatError: the weight holds NaN or infinity.
@@ -168,12 +168,12 @@ class NumberFormat:
     def quantise_activation(
         self, x: Tensor, granularity: Granularity, head_axis: int | None = None
     ) -> Quantised:
-        """Quantise ``[..., d_in]`` with the scales of the table above.
+        """Quantise ``[..., d_in]`` with scales as in the module's table.
 
         Args:
-            x: activations; the last axis is the one that a product sums over.
+            x: activations; products sum over the last axis.
             granularity: which entries share a scale.
-            head_axis: the axis of heads, kept apart by ``"head"``; ``None`` where there is none.
+            head_axis: the axis of heads, which ``"head"`` scales separately; ``None`` without one.
 
         Raises:
             ConfigError: the format is for weights only.
@@ -185,16 +185,16 @@ class NumberFormat:
         return self.quantise(x, _shared_activation_axes(x.ndim, granularity, head_axis))
 
     def round_trip(self, x: Tensor, shared: tuple[int, ...] | None = None) -> Tensor:
-        """``x`` as the format would hold it, in FP32 or the wider dtype of ``x``."""
+        """Round ``x`` to values of the format; returns FP32, or the dtype of ``x`` if wider."""
         return self.quantise(x, shared).dequantise()
 
 
 def _round_to_odd(x: Tensor) -> Tensor:
-    """FP64 to FP32 such that a further rounding to fewer bits gives what rounding once would.
+    """Round FP64 to FP32 such that rounding again to fewer bits equals rounding only once.
 
-    PyTorch casts FP64 to 8 and 16 bits by way of FP32, which rounds twice. A value that FP32 cannot
-    hold becomes its neighbour with an odd last bit, which no narrower format mistakes for a tie
-    (Boldo and Melquiond 2008).
+    PyTorch casts FP64 to 8 and 16 bits via FP32, which rounds twice. A value that FP32 cannot hold
+    becomes its neighbour with an odd last bit, which no narrower format mistakes for a tie (Boldo and
+    Melquiond 2008).
     """
     nearest = x.float()
     bits = nearest.view(torch.int32)
@@ -203,12 +203,12 @@ def _round_to_odd(x: Tensor) -> Tensor:
 
 
 def high_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What "high precision" means for a model of ``dtype``: that dtype, at least FP32."""
+    """Return the dtype of "high precision" for a model in ``dtype``: that dtype, at least FP32."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def multiply(x: Quantised, weight: Quantised) -> Tensor:
-    """``x @ weight`` with high-precision accumulation.
+    """Compute ``x @ weight`` with high-precision accumulation.
 
     Args:
         x: codes ``[..., n, d_in]``, scale constant along ``d_in``.
@@ -222,7 +222,7 @@ def multiply(x: Quantised, weight: Quantised) -> Tensor:
 
 
 def _exact_dtype_product(x: Tensor, weight: Tensor, wide: torch.dtype) -> Tensor:
-    """Product of codes, in FP64 where FP32 could not add the integers exactly."""
+    """Multiply codes, in FP64 if FP32 could not add the integers exactly."""
     both_integers = not (x.dtype.is_floating_point or weight.dtype.is_floating_point)
     if both_integers and 127 * 127 * x.shape[-1] >= FP32_EXACT_INTEGERS:
         wide = torch.float64
@@ -255,10 +255,10 @@ def _shared_activation_axes(
 
 
 def check_granularity(name: str) -> Granularity:
-    """``name`` itself.
+    """Return ``name`` if it is a granularity.
 
     Raises:
-        ConfigError: no such granularity; the message lists the known ones.
+        ConfigError: it is not; the message lists the known ones.
     """
     if name not in GRANULARITIES:
         raise ConfigError(f"unknown scale {name!r}; known: {', '.join(GRANULARITIES)}")
@@ -280,10 +280,10 @@ FORMATS: dict[str, NumberFormat] = {
 
 
 def get_format(name: str) -> NumberFormat:
-    """The format of that name.
+    """Return the format of that name.
 
     Raises:
-        ConfigError: no such format; the message lists the known ones.
+        ConfigError: there is no such format; the message lists the known ones.
     """
     if isinstance(name, str) and name in FORMATS:
         return FORMATS[name]

@@ -1,7 +1,7 @@
-"""Real low-precision products, each with `pahq_plugin.precision.formats.multiply` as its reference.
+"""Real low-precision kernels; `pahq_plugin.precision.formats.multiply` is the reference for each.
 
-A kernel multiplies the codes; scales are applied to its wide result, by the same two products as in the
-reference. So one kernel serves every granularity, and an integer kernel gives the same bits.
+A kernel multiplies the codes. Scales are applied to its wide result, by the same two products as in the
+reference. So one kernel serves every granularity, and an integer kernel gives the reference's bits.
 
 =======  ==============================  =====================================
 name     formats and device              PyTorch function
@@ -11,8 +11,8 @@ fp8      E4M3 on CUDA >= 8.9             ``scaled_mm``, FP32 output
 half     BF16, FP16 on CUDA >= 8.0       ``mm`` with FP32 output
 =======  ==============================  =====================================
 
-cuBLASLt multiplies no E5M2 by E5M2, and BF16 products of this PyTorch are slower than FP32 ones on CPUs
-without AMX; such formats run on the reference arithmetic.
+cuBLASLt does not multiply E5M2 by E5M2, and BF16 products of this PyTorch are slower than FP32 ones on
+CPUs without AMX; these formats use the reference arithmetic.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ Demand = Literal["auto", "eager", "native"]
 DEMANDS: tuple[Demand, ...] = ("auto", "eager", "native")
 
 FP8_MULTIPLE = 16
-"""``scaled_mm`` wants inner and outer widths that are multiples of this."""
+"""``scaled_mm`` needs inner and outer widths that are multiples of this."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """Multiplies quantised activations with a quantised weight.
+    """Multiplies quantised activations by a quantised weight.
 
     Attributes:
-        name: as in the table above.
-        product: codes ``[n, d_in]`` times codes ``[d_in, d_out]``, wide.
-        pack: lays out the codes of a weight as ``product`` wants them, once per weight.
+        name: as in the module's table.
+        product: multiplies codes ``[n, d_in]`` by codes ``[d_in, d_out]``, with a wide result.
+        pack: lays out the codes of a weight as ``product`` needs them, once per weight.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Kernel:
     pack: Callable[[Tensor], Tensor]
 
     def multiply(self, x: Quantised, weight: Quantised) -> Tensor:
-        """``x @ weight``; see `pahq_plugin.precision.formats.multiply`.
+        """Compute ``x @ weight``; see `pahq_plugin.precision.formats.multiply`.
 
         Args:
-            x: codes ``[..., n, d_in]``; with a weight of heads ``[head, n, d_in]``.
+            x: codes ``[..., n, d_in]``, or ``[head, n, d_in]`` if the weight has an axis of heads.
             weight: codes ``[d_in, d_out]`` or ``[head, d_in, d_out]``.
         """
         packed = self.pack(weight.codes) if weight.packed is None else weight.packed
@@ -70,15 +70,15 @@ class Kernel:
 def kernel_for(
     number_format: NumberFormat, device: torch.device, demand: Demand = "auto"
 ) -> Kernel | None:
-    """The kernel to use; ``None`` for the reference.
+    """Return the kernel to use, or ``None`` for the reference.
 
     Args:
-        number_format: of both operands.
-        device: where they are.
-        demand: ``"auto"`` takes a kernel where there is one, ``"eager"`` never, ``"native"`` insists.
+        number_format: format of both operands.
+        device: their device.
+        demand: ``"auto"`` uses a kernel if there is one, ``"eager"`` never, ``"native"`` requires one.
 
     Raises:
-        ConfigError: ``"native"`` where there is none; says what is there.
+        ConfigError: ``"native"`` without a kernel; the message lists the formats that have one.
     """
     if demand == "eager":
         return None
@@ -93,15 +93,15 @@ def kernel_for(
 
 
 def product_of(kernel: Kernel | None) -> Callable[[Quantised, Quantised], Tensor]:
-    """The kernel's product, or the reference."""
+    """Return the kernel's product, or the reference."""
     return multiply if kernel is None else kernel.multiply
 
 
 def check_demand(name: str) -> Demand:
-    """``name`` itself.
+    """Return ``name`` if it is a demand.
 
     Raises:
-        ConfigError: no such demand; the message lists the known ones.
+        ConfigError: it is not; the message lists the known ones.
     """
     if name not in DEMANDS:
         raise ConfigError(f"unknown kernel {name!r}; known: {', '.join(DEMANDS)}")
@@ -109,13 +109,13 @@ def check_demand(name: str) -> Demand:
 
 
 def cpu_has_vnni() -> bool:
-    """Whether this CPU multiplies int8 with AVX512-VNNI."""
+    """Return whether this CPU multiplies int8 with AVX512-VNNI."""
     probe = getattr(torch.cpu, "_is_vnni_supported", None)
     return bool(probe and probe())
 
 
 def kernels_of(device: torch.device) -> dict[str, Kernel]:
-    """The kernels of a device by format."""
+    """Return the kernels of a device by format."""
     if device.type == "cpu":
         return {"int8": VNNI} if cpu_has_vnni() else {}
     if device.type != "cuda" or not hasattr(functional, "scaled_mm"):  # PyTorch before 2.10
@@ -130,7 +130,7 @@ def _as_is(codes: Tensor) -> Tensor:
 
 
 def _fp8_pack(codes: Tensor) -> Tensor:
-    """Widths padded with zeros, and column-major."""
+    """Pad both widths with zeros and make the layout column-major."""
     padding = (0, -codes.shape[-1] % FP8_MULTIPLE, 0, -codes.shape[-2] % FP8_MULTIPLE)
     return _pad(codes, padding).mT.contiguous().mT
 
@@ -147,7 +147,7 @@ def _fp8_product(x: Tensor, packed: Tensor) -> Tensor:
 
 
 def _pad(codes: Tensor, padding: tuple[int, ...]) -> Tensor:
-    """Zeros behind the last axes; FP8 tensors are padded as the bytes that they are."""
+    """Append zeros along the last axes; FP8 tensors are padded as bytes."""
     if not any(padding):
         return codes
     return functional.pad(codes.view(torch.uint8), padding).view(codes.dtype)

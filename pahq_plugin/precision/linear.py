@@ -1,10 +1,10 @@
 """Products with weights, low for most heads and high for the investigated ones.
 
-1. Quantise the input and multiply it with the low copy of the weight, for all heads at once.
-2. Multiply the input of the high heads with their own weights, in high precision.
-3. Put the high heads' results in place of their low ones.
+1. Quantise the input and multiply it by the low copy of the weight, for all heads at once.
+2. Multiply the input of the high heads by their own weights, in high precision.
+3. Replace the low results of the high heads by these.
 
-Each head reads its own slice of the input, so that a patch into any head counts.
+Each head reads its own slice of the input, so that patches into every head take effect.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from pahq_plugin.precision.streams import INLINE, Streams
 
 
 class _LowProduct(torch.autograd.Function):
-    """``x @ weight`` on quantised operands; rounding counts as the identity in the backward pass.
+    """``x @ weight`` on quantised operands; the backward pass treats rounding as the identity.
 
     The gradient is a full-precision product with the dequantised operands (a straight-through
-    estimator). A plain cast would send the gradient itself through the low format, where E4M3 turns
-    1e-4 into 0.
+    estimator). A plain cast would also round the gradient, and E4M3 turns 1e-4 into 0.
     """
 
     @staticmethod
@@ -71,11 +70,11 @@ def low_product(
     head_axis: int | None = None,
     demand: Demand = "auto",
 ) -> Tensor:
-    """``x @ weight`` in ``number_format``.
+    """Compute ``x @ weight`` in ``number_format``.
 
     Args:
         x: ``[..., n, d_in]``.
-        master: ``[..., d_in, d_out]``, the weight that gradients go to; ``None`` where none do.
+        master: ``[..., d_in, d_out]``, the weight that receives gradients; ``None`` for no gradients.
         low_weight: its low copy.
         number_format: format of the activations.
         granularity: which activations share a scale.
@@ -91,7 +90,7 @@ def low_product(
 
 
 def high_product(x: Tensor, weight: Tensor) -> Tensor:
-    """``x @ weight`` in the model's dtype, at least FP32."""
+    """Compute ``x @ weight`` in the model's dtype, at least FP32."""
     dtype = high_dtype(weight.dtype)
     return x.to(dtype) @ weight.to(dtype)
 
@@ -107,19 +106,19 @@ def project_heads(
     high_weight: Callable[[], Tensor] | None = None,
     streams: Streams = INLINE,
 ) -> Tensor:
-    """Multiply each head's input with that head's weight.
+    """Multiply each head's input by that head's weight.
 
     Args:
         x: ``[batch, pos, head, d_in]``.
-        master: ``[head, d_in, d_out]``, the weight that gradients go to.
-        low_weight: its low copy, or ``None`` where all heads are high.
+        master: ``[head, d_in, d_out]``, the weight that receives gradients.
+        low_weight: its low copy, or ``None`` if all heads are high.
         high_heads: heads that run in high precision.
         number_format: format of the other heads.
         granularity: which entries share a scale.
         demand: which kernel, see `pahq_plugin.precision.kernels.kernel_for`.
-        high_weight: gives the weights of the high heads, or of all where all are; by default those of
-            ``master``.
-        streams: low and high products run side by side on those of a GPU.
+        high_weight: returns the weights of the high heads, or of all if all are high; by default those
+            of ``master``.
+        streams: on a GPU, low and high products run side by side on these.
 
     Returns:
         ``[batch, pos, head, d_out]`` in FP32, or FP64 for an FP64 model.
@@ -149,14 +148,14 @@ def rounded(
     head_axis: int,
     high_heads: Sequence[int] = (),
 ) -> Tensor:
-    """An operand of a product of two activations, as ``number_format`` would hold it.
+    """Round an operand of a product of two activations to ``number_format``.
 
     Args:
-        x: any shape; the last axis is the one that the product sums over.
-        number_format: of all heads but the high ones.
+        x: any shape; the product sums over the last axis.
+        number_format: format of all heads except the high ones.
         granularity: which entries share a scale.
         head_axis: the axis of heads.
-        high_heads: heads that stay as they are.
+        high_heads: heads that are not rounded.
 
     Returns:
         The shape and dtype of ``x``. Gradients pass straight through.

@@ -1,12 +1,14 @@
-"""Attention with a number format of its own for every head.
+"""Mixed-precision forwards of attention, MLPs and the unembedding.
 
-1. Q, K and V of each head from its own split input, low or high (`pahq_plugin.precision.linear`).
-2. Rotation, scores, mask, softmax and value mix by the model's own methods, accumulated in high
-   precision; the operands of scores and value mix are rounded where the configuration says so.
-3. The output projection of each head, low or high.
+In attention each head has its own precision:
 
-Every TransformerLens hook point is called as the model's own forward calls it, so that the host's
-wrappers patch, record and differentiate as they always do.
+1. Q, K and V of each head come from its own split input, low or high (`pahq_plugin.precision.linear`).
+2. Rotation, scores, mask, softmax and value mix are those of the model's own methods, accumulated in
+   high precision; the operands of scores and value mix are rounded if the configuration says so.
+3. The output projection of each head is low or high.
+
+Every TransformerLens hook point is called as in the model's own forward, so that the host's wrappers
+patch, record and differentiate as usual.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class MixedAttention:
     """Stands in for the ``forward`` of one TransformerLens attention module.
 
     Attributes:
-        module: the attention module, whose weights stay the masters.
+        module: the attention module; its weights remain the masters.
         layer: its block.
         shared: the backend's state.
     """
@@ -49,14 +51,14 @@ class MixedAttention:
         attention_mask: Tensor | None = None,
         position_bias: Tensor | None = None,
     ) -> Tensor:
-        """Attention output ``[batch, pos, d_model]``.
+        """Compute the attention output, ``[batch, pos, d_model]``.
 
         Args:
-            query_input: ``[batch, pos, head, d_model]``; ``key_input`` and ``value_input`` alike.
+            query_input: ``[batch, pos, head, d_model]``, like ``key_input`` and ``value_input``.
             past_kv_cache_entry: keys and values of a common prefix, or ``None``.
             additive_attention_mask: added to the scores, ``[batch, 1, 1, key_pos]``.
             attention_mask: 1 for tokens, 0 for padding, ``[batch, offset_pos]``.
-            position_bias: unused; TransformerLens passes it to encoder-decoder models alone.
+            position_bias: unused; TransformerLens passes it only to encoder-decoder models.
         """
         attn: Any = self.module
         q = attn.hook_q(self._project("W_Q", query_input, "qkv") + attn.b_Q)
@@ -89,7 +91,7 @@ class MixedAttention:
         return result.sum(dim=2) + attn.b_O
 
     def _project(self, name: str, x: Tensor, part: str) -> Tensor:
-        """``x [batch, pos, head, d_in]`` times the weight ``name``, ``[batch, pos, head, d_out]``."""
+        """Multiply ``x [batch, pos, head, d_in]`` by weight ``name``, ``[batch, pos, head, d_out]``."""
         shared = self.shared
         precision, high = shared.precision, shared.high
         key, master = f"blocks.{self.layer}.attn.{name}", getattr(self.module, name)
@@ -110,7 +112,7 @@ class MixedAttention:
         )
 
     def _rounded(self, x: Tensor, part: str, head_axis: int) -> Tensor:
-        """An operand of scores or values, ``[..., summed over]``."""
+        """Round an operand of scores or values if configured; products sum over its last axis."""
         precision, high = self.shared.precision, self.shared.high
         number_format = precision.format_of(part, self.layer)
         if not number_format.is_low or high.everything:
@@ -126,28 +128,25 @@ class MixedAttention:
 
 
 def check_mlp(module: nn.Module, layer: int) -> None:
-    """
-    Raises:
-        ModelError: an MLP of a kind that has no mixed-precision forward.
-    """
+    """Refuse an MLP of a kind without a mixed-precision forward, with a `ModelError`."""
     if type(module).__name__ not in LOW_PRECISION.mlps:
         raise ModelError(
-            f"blocks.{layer}.mlp is a {type(module).__name__}; mixed precision knows "
+            f"blocks.{layer}.mlp is a {type(module).__name__}; mixed precision supports "
             f'{" and ".join(LOW_PRECISION.mlps)}; pass PrecisionConfig(mlp="fp32") to leave it as it is'
         )
 
 
 def first_weights(mlp: Any) -> list[str]:
-    """Names of the weights that a TransformerLens MLP multiplies its input with."""
+    """Return the names of the weights that a TransformerLens MLP multiplies its input by."""
     return [name for name in ("W_in", "W_gate") if hasattr(mlp, name)]
 
 
 def activate(mlp: Any, entries: dict[str, Tensor]) -> Tensor:
-    """What the MLP's last weight is applied to, ``[..., d_mlp]``.
+    """Compute the input of the MLP's last weight, ``[..., d_mlp]``.
 
     Args:
         mlp: a TransformerLens MLP, plain or gated.
-        entries: the input times ``"W_in"``, and times ``"W_gate"`` if it is gated, without bias.
+        entries: the input times ``"W_in"`` and, if gated, times ``"W_gate"``, without bias.
     """
     gated = "W_gate" in entries
     pre = mlp.hook_pre(entries["W_gate"] if gated else entries["W_in"] + mlp.b_in)
@@ -164,7 +163,7 @@ class MixedMLP:
     """Stands in for the ``forward`` of one TransformerLens MLP.
 
     Attributes:
-        module: the MLP, whose weights stay the masters.
+        module: the MLP; its weights remain the masters.
         layer: its block.
         shared: the backend's state.
     """
@@ -174,7 +173,7 @@ class MixedMLP:
     shared: Investigation
 
     def __call__(self, x: Tensor) -> Tensor:
-        """MLP output; ``x`` and the result are ``[batch, pos, d_model]``."""
+        """Compute the MLP output; ``x`` and the result are ``[batch, pos, d_model]``."""
         mlp: Any = self.module
         post = activate(mlp, {name: self._project(name, x) for name in first_weights(mlp)})
         return (self._project("W_out", post) + mlp.b_out).to(mlp.cfg.dtype)
@@ -196,7 +195,7 @@ class MixedUnembedding:
     """Stands in for the ``forward`` of a TransformerLens unembedding.
 
     Attributes:
-        module: the unembedding, whose weight stays the master.
+        module: the unembedding; its weight remains the master.
         shared: the backend's state.
     """
 
@@ -204,7 +203,7 @@ class MixedUnembedding:
     shared: Investigation
 
     def __call__(self, residual: Tensor) -> Tensor:
-        """Logits ``[..., d_vocab]`` of ``residual [..., d_model]``."""
+        """Compute logits ``[..., d_vocab]`` from ``residual [..., d_model]``."""
         module: Any = self.module
         shared, precision = self.shared, self.shared.precision
         number_format = precision.format_of("unembed")

@@ -1,8 +1,8 @@
-"""FP32 weights of low parts in host memory, for as long as a model is lent.
+"""FP32 weights of low parts in host memory while a model is lent.
 
-While only low copies are multiplied, the weights that they were made from need not be on the GPU. They
-move to pinned host memory; the slices of the head under test come back on the load stream, ahead of
-their use. On leaving they are put back, bit for bit, in new memory of the device.
+As long as only low copies are multiplied, the weights they were made from need not be on the GPU. They
+move to pinned host memory; the slices of the investigated head are fetched on the load stream before
+they are used. On leaving, the weights are restored bit for bit in new device memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Masters:
         self._fetched: dict[tuple[str, Heads | None], Tensor] = {}
 
     def move_away(self, named: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Move weights to host memory; each parameter stays the same object, and is empty."""
+        """Move weights to host memory; each parameter stays the same object, but becomes empty."""
         for name, parameter in named:
             shared = next((one for one in self._away.values() if one[0] is parameter), None)
             if shared is not None:  # one weight under two names
@@ -43,28 +43,28 @@ class Masters:
             parameter.data = parameter.data.new_empty(0)
 
     def bring_back(self) -> None:
-        """Undo `move_away`, also after an exception within it."""
+        """Undo `move_away`, even if it raised an exception."""
         self._fetched.clear()
         while self._away:
             _, (parameter, host, device) = self._away.popitem()
             parameter.data = host.to(device)
 
     def is_away(self, name: str) -> bool:
-        """Whether a weight is in host memory."""
+        """Return whether a weight is in host memory."""
         return name in self._away
 
     def keep_only(self, wanted: Iterable[tuple[str, Heads | None]]) -> None:
-        """Fetch these slices ahead of their use, and let go of all others.
+        """Fetch these slices before they are used, and free all others.
 
         Args:
-            wanted: names of weights, with heads or ``None`` for the whole weight.
+            wanted: names of weights, with heads, or ``None`` for the whole weight.
         """
         keys = [key for key in wanted if key[0] in self._away]
         before = self._fetched
         self._fetched = {key: before[key] if key in before else self._fetch(*key) for key in keys}
 
     def get(self, name: str, master: Tensor, heads: Heads | None = None) -> Tensor:
-        """A weight on its device, ``[head, d_in, d_out]``: of some heads, or whole for ``None``."""
+        """Return a weight on its device, ``[head, d_in, d_out]``, of some heads or (``None``) of all."""
         if name not in self._away:
             return master if heads is None else master[list(heads)]
         key = (name, heads)
@@ -79,7 +79,7 @@ class Masters:
         with self._streams.on("load"):
             if heads is None:
                 return host.to(device, non_blocking=True)
-            # Slice by slice: gathering heads on the host would make a copy that is not pinned.
+            # Slice by slice, since gathering heads on the host would make an unpinned copy.
             out = torch.empty((len(heads), *host.shape[1:]), dtype=host.dtype, device=device)
             for i, head in enumerate(heads):
                 out[i].copy_(host[head], non_blocking=True)

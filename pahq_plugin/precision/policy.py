@@ -2,9 +2,9 @@
 
 =====================  ===========================================================================
 ``investigated_head``  the destination's head: Q, K, V and output projection (PAHQ, Wang et al.
-                       2025). An edge into an MLP has no head: that MLP is high. For an edge into
-                       the output it is the unembedding.
-``investigated_path``  as above, and the source's head or MLP too
+                       2025). For an edge into an MLP it is that MLP, for an edge into the output
+                       the unembedding.
+``investigated_path``  as above, plus the source's head or MLP
 ``uniform``            nothing: plain round-to-nearest quantisation (RTN-Q)
 ``full``               everything
 ``hybrid``             as ``investigated_head``, with formats per block and part that a calibration
@@ -30,8 +30,8 @@ class HighParts:
     Attributes:
         heads: ``(layer, head)`` of attention heads.
         mlps: layers of MLPs.
-        unembed: whether the unembedding is one.
-        everything: the whole model, whatever the two others say.
+        unembed: whether the unembedding is high.
+        everything: whether the whole model is high, whatever the others say.
     """
 
     heads: frozenset[tuple[int, int]] = frozenset()
@@ -57,7 +57,7 @@ EVERYTHING = HighParts(everything=True)
 
 
 def high_parts(policy: Policy, edge: Edge) -> HighParts:
-    """What ``policy`` keeps in high precision while ``edge`` is under test."""
+    """Return the parts that ``policy`` keeps in high precision while ``edge`` is under test."""
     if policy == "full":
         return EVERYTHING
     if policy == "uniform":
@@ -67,8 +67,8 @@ def high_parts(policy: Policy, edge: Edge) -> HighParts:
 
 
 def part_of(node: Node) -> HighParts:
-    """The head or MLP that ``node`` belongs to, the unembedding for the output; nothing for the
-    input."""
+    """Return the head or MLP that ``node`` belongs to, the unembedding for the output, or nothing for
+    the input."""
     kind = graph.kind(node)
     if kind == "head":
         return HighParts(heads=frozenset({(graph.block(node), node.head_idx or 0)}))
@@ -78,9 +78,10 @@ def part_of(node: Node) -> HighParts:
 
 
 def check_parts(cfg: Any, precision: PrecisionConfig) -> None:
-    """
+    """Refuse ``precision.formats`` that name a part which a model of configuration ``cfg`` lacks.
+
     Raises:
-        ConfigError: ``precision.formats`` names a part that a model of configuration ``cfg`` lacks.
+        ConfigError: there is such a part.
     """
     for name, _ in precision.formats:
         part, layer = part_and_layer(name)

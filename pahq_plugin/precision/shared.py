@@ -1,4 +1,4 @@
-"""What the stand-ins for a model's modules share: the investigated parts, and where weights are."""
+"""The state that the stand-ins for a model's modules share."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from pahq_plugin.precision.weights import LowWeights
 
 @dataclass
 class Investigation:
-    """What a backend's modules share: the precision, weights, streams, and the parts that are high at
-    present."""
+    """The precision, weights and streams of a backend, and the parts that are high at present."""
 
     precision: PrecisionConfig
     weights: LowWeights
@@ -27,7 +26,7 @@ class Investigation:
     high: HighParts = NOTHING
 
     def low_copy(self, name: str, master: Tensor, number_format: NumberFormat) -> Quantised:
-        """The low copy of a weight for activations in ``number_format``."""
+        """Return the low copy of a weight for activations in ``number_format``."""
         held = self.precision.weight_format(number_format)
         if self.masters.is_away(name):
             return self.weights.made(name, held)
@@ -35,7 +34,7 @@ class Investigation:
 
 
 def investigation(precision: PrecisionConfig, device: torch.device) -> Investigation:
-    """What a backend on ``device`` begins with."""
+    """Create the initial state of a backend on ``device``."""
     streams = Streams(device, precision.streams)
     weights = LowWeights(precision.scale, precision.kernel)
     return Investigation(precision, weights, streams, Masters(streams))
@@ -45,6 +44,6 @@ WEIGHT = "unembed.W_U"
 
 
 def is_high(shared: Investigation) -> bool:
-    """Whether the unembedding is high at present."""
+    """Return whether the unembedding is high at present."""
     high, number_format = shared.high, shared.precision.format_of("unembed")
     return high.everything or high.unembed or not number_format.is_low

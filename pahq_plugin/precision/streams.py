@@ -1,8 +1,8 @@
-"""Three CUDA streams for one forward: load, low and high (the scheduler of PAHQ, arXiv 2510.23264).
+"""Three CUDA streams for a forward pass: load, low and high (the scheduler of PAHQ, arXiv 2510.23264).
 
-``load`` copies weights from host memory, ``low`` multiplies in few bits, ``high`` the part under test in
-full precision. Streams are made once and ordered by events alone; the host never waits. On other
-devices, and for a name without a stream of its own, work simply runs where it is.
+``load`` copies weights from host memory, ``low`` multiplies in low precision, and ``high`` multiplies
+the part under test in full precision. Streams are created once and ordered by events alone; the host
+never waits. On other devices, and for a name without its own stream, work runs on the present stream.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Streams:
     """The streams of one device.
 
     Args:
-        device: where the work is.
-        names: which of them exist; the others' work stays on the present stream.
+        device: device that the work runs on.
+        names: which streams to create; work for the others stays on the present stream.
     """
 
     def __init__(self, device: torch.device, names: Sequence[StreamName]) -> None:
@@ -30,13 +30,13 @@ class Streams:
 
     @contextmanager
     def on(self, name: StreamName, *inputs: Tensor) -> Iterator[None]:
-        """Queue the body's work on a stream, behind what is queued on the present one.
+        """Queue the body's work on a stream, after all work queued on the present stream.
+
+        If the body raises, the present stream waits for the work queued until then.
 
         Args:
             name: which stream.
-            inputs: tensors that the body reads; their memory is not reused before it has.
-
-        An exception in the body leaves the present stream waiting for what was queued before it.
+            inputs: tensors that the body reads; their memory is not reused before it has read them.
         """
         stream = self._own.get(name)
         if stream is None:
@@ -54,7 +54,7 @@ class Streams:
             raise
 
     def join(self, name: StreamName, *outputs: Tensor) -> None:
-        """Let the present stream wait for another one, whose ``outputs`` it is going to read."""
+        """Make the present stream wait for stream ``name`` before it reads ``outputs``."""
         stream = self._own.get(name)
         if stream is None:
             return
@@ -65,4 +65,4 @@ class Streams:
 
 
 INLINE = Streams(torch.device("cpu"), ())
-"""All work stays where it is."""
+"""Runs all work on the present stream."""

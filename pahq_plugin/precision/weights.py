@@ -1,9 +1,9 @@
-"""Low-precision copies of weights, made once and made again when the weights change.
+"""Low-precision copies of weights, made once, and again when the weights change.
 
-A write through ``.data`` leaves a tensor's version counter as it was, so a copy is checked against
-the *content* of its master: an integer sum over the bit patterns, a fraction of the cost of the product
-that follows. Copies are ordinary tensors even when they are first asked for under
-``torch.inference_mode``, since autograd may need them later.
+A write through ``.data`` does not change a tensor's version counter, so a copy is checked against the
+*content* of its master: an integer sum over the bit patterns, at a fraction of the cost of the following
+product. Copies are ordinary tensors even if first requested under ``torch.inference_mode``, since
+autograd may need them later.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class LowWeights:
 
     Attributes:
         granularity: which entries of a weight share a scale.
-        kernel: for which kernel they are laid out.
+        kernel: the kernel that they are laid out for.
     """
 
     granularity: Granularity
@@ -32,7 +32,7 @@ class LowWeights:
     _copies: dict[tuple[str, str], tuple[int, Quantised]] = field(default_factory=dict)
 
     def get(self, name: str, master: Tensor, number_format: NumberFormat) -> Quantised:
-        """The copy of ``master``, up to date with its content.
+        """Return the copy of ``master``, up to date with its content.
 
         Args:
             name: identifies the weight, for example ``"blocks.0.attn.W_Q"``.
@@ -54,11 +54,11 @@ class LowWeights:
         return self._copies[key][1]
 
     def made(self, name: str, number_format: NumberFormat) -> Quantised:
-        """A copy that `get` has made, unchecked: its master is where nobody can write to it."""
+        """Return a copy that `get` has made, without checking: nothing can write to its master now."""
         return self._copies[name, number_format.name][1]
 
     def _packed(self, copy: Quantised, number_format: NumberFormat) -> Quantised:
-        """The copy as its kernel wants it: padded at the end, so that the codes are a part of it."""
+        """Lay out the copy for its kernel: padded at the end, with the codes as a view of it."""
         kernel = kernel_for(number_format, copy.codes.device, self.kernel)
         packed = copy.codes if kernel is None else kernel.pack(copy.codes)
         if packed is copy.codes:

@@ -102,7 +102,7 @@ def test_formats_without_a_kernel_are_refused_where_one_is_demanded(
 
 @pytest.mark.parametrize("formats", [5, [1], "ab"])
 def test_formats_that_are_no_pairs_are_refused(formats: Any) -> None:
-    with pytest.raises(ConfigError, match=r"must be formats by part, such as"):
+    with pytest.raises(ConfigError, match=r"must map parts to formats, such as"):
         PrecisionConfig(formats=formats)
 
 

@@ -209,6 +209,6 @@ def test_an_edge_that_does_not_exist_is_refused() -> None:
     edge = strange_edge(model)
     with (
         pahq.mixed_precision(model, PRECISION) as backend,
-        pytest.raises(GraphError, match=f"{edge.name} @3.* no edge of this model"),
+        pytest.raises(GraphError, match=f"{edge.name} @3.* is not an edge of this model"),
     ):
         backend.investigate(edge)

@@ -23,7 +23,7 @@ from tests.checkpoint.runs import run
 def test_torn_files_are_refused(written: Path, share: float) -> None:
     content = written.read_bytes()
     written.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(CheckpointError, match="is no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a complete checkpoint"):
         run(written)
 
 

@@ -106,7 +106,7 @@ def test_passes_grow_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_single_row_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     short_of_memory(monkeypatch, 0, ERRORS[0])
-    with pytest.raises(ModelError, match="memory is too short for the smallest pass"):
+    with pytest.raises(ModelError, match="not enough memory for the smallest pass"):
         found("acdc")
 
 

@@ -63,8 +63,8 @@ def test_memory_that_is_too_little() -> None:
         discover(small_model(), loader(), max_memory=1)
     nbytes = int(str(least.value).split("at least ")[1].split()[0])
     message = (
-        f"max_memory={nbytes} leaves no room for the low copies of the weights, without which a search "
-        "without guard band takes other decisions; give it more, or use method='acdc'"
+        f"max_memory={nbytes} leaves no room for the low copies of the weights, and without them a "
+        "search with no guard band would decide differently; raise it, or use method='acdc'"
     )
     with refused(ConfigError, message):
         discover(small_model(), loader(), method="pahq-paper", max_memory=nbytes)
@@ -74,14 +74,16 @@ def test_batches_that_no_budget_fits() -> None:
     (batch,) = loader()
     short = evolve(batch, clean=tokens(0, length=4), corrupt=tokens(1, length=4))
     uneven = loader_of([batch, short], loader())
-    message = "max_memory needs engine='incremental', which cannot do batches of different lengths"
+    message = (
+        "max_memory needs engine='incremental', which does not support batches of different lengths"
+    )
     with refused(ConfigError, message):
         discover(small_model(), uneven, batches=2, max_memory="1GB")
 
 
 def test_an_engine_of_one_process() -> None:
     question: Any = SimpleNamespace(world=World(0, 2), engine="onnx")
-    message = "engine='onnx' works in one process; use engine='incremental'"
+    message = "engine='onnx' runs in one process; use engine='incremental'"
     with ExitStack() as stack, refused(DistributedError, message):
         make_engine(question, INT8, stack)
 
@@ -169,7 +171,7 @@ CHECKPOINTS: list[tuple[Change, bool, str]] = [
     (
         lambda d, t: d.update(schema="x"),
         True,
-        "is no checkpoint of this version; expected schema 'pahq-",
+        "is not a checkpoint of this version; expected schema 'pahq-",
     ),
     (
         lambda d, t: d["state"].update(evaluations=3),
@@ -203,5 +205,5 @@ def test_checkpoints(change: Change, digest: bool, message: str, tmp_path: Path)
     with refused(CheckpointError, f"{path} {message}"):
         search()
     path.write_bytes(b"x")
-    with refused(CheckpointError, f"{path} is no whole checkpoint: "):
+    with refused(CheckpointError, f"{path} is not a complete checkpoint: "):
         search()

@@ -24,7 +24,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"guard": -1}, 'guard=-1 must be "auto" or a number of at least 0'),
     ({"operands": "both"}, 'operands=\'both\' must be "changes" or "values"'),
     ({"masters": "disk"}, 'masters=\'disk\' must be "auto", "device" or "host"'),
-    ({"weights": "int8"}, "weights='int8' must be \"int4\", or None for those of low and mlp"),
+    ({"weights": "int8"}, "weights='int8' must be \"int4\", or None for the formats of low and mlp"),
     (
         {"weights": "int4", "low": "bf16", "mlp": "fp32"},
         "weights='int4' needs parts in int8; low='bf16'",
@@ -40,8 +40,8 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"scale": "column"}, "unknown scale 'column'; known: "),
     ({"low": "fp7"}, "unknown number format 'fp7'; known: "),
-    ({"formats": 3}, "must be formats by part, such as {'blocks.3.mlp': 'bf16'}"),
-    ({"formats": {"mlp": "bf16"}}, "formats: 'mlp' names no part; write blocks.LAYER.PART with one of"),
+    ({"formats": 3}, "must map parts to formats, such as {'blocks.3.mlp': 'bf16'}"),
+    ({"formats": {"mlp": "bf16"}}, "formats: 'mlp' is not a part; write blocks.LAYER.PART with one of"),
     ({"budget": 0.1}, "budget=0.1 belongs to policy='hybrid', not "),
     ({"budget": -1, "policy": "hybrid"}, "budget=-1 must be a finite number above 0, for example"),
 ]
@@ -67,7 +67,7 @@ def test_settings_of_a_search(settings: dict[str, Any], message: str) -> None:
 
 
 def test_sizes_of_memory() -> None:
-    with refused(ConfigError, "must be bytes above 0, such as 24GB, 1.5GiB or 500MB"):
+    with refused(ConfigError, "must be a size above 0, such as 24GB, 1.5GiB or 500MB"):
         parse_bytes("0GB")
 
 
@@ -87,7 +87,7 @@ ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
         GraphError,
         "true_edges is a int; expected a set of edges",
     ),
-    ({"engine": "host", "max_memory": "1GB"}, ConfigError, "engine='host' cannot keep max_memory"),
+    ({"engine": "host", "max_memory": "1GB"}, ConfigError, "engine='host' cannot keep to max_memory"),
 ]
 
 

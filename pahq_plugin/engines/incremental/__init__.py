@@ -1,1 +1,1 @@
-"""Recompute only what an edge can change, for many candidates at once."""
+"""The incremental engine: recompute only what an edge can change, for many candidates at once."""

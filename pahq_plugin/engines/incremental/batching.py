@@ -1,5 +1,7 @@
-"""How many of the next candidates go through one pass: those of one stage, as many as fit and are likely
-to be of use."""
+"""Choose how many of the next candidates go through one pass.
+
+They belong to one stage. There are as many as fit in memory and are likely to be used.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,11 @@ LEAST_ROWS = 16
 
 
 class Batching:
-    """The choice of candidates, which learns from what became of the last ones.
+    """Chooses candidates, and learns from how many of the last ones were used.
 
     Args:
-        graph: kept edges.
-        plans: cones, and how many rows of them fit.
+        graph: the kept edges.
+        plans: cones, and how many of their rows fit.
         budget: bytes for rows.
     """
 
@@ -38,7 +40,7 @@ class Batching:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what became of earlier candidates."""
+        """Forget how earlier candidates were used."""
         self._limit = self.most_rows
         self.cap = RowCap(self.most_rows)
         self._asked: list[Edge] | None = None
@@ -46,12 +48,12 @@ class Batching:
     def next(
         self, candidates: Sequence[Edge], waiting: Sequence[Edge], few: int, budget: int
     ) -> tuple[list[Edge], list[Step]]:
-        """The first candidates, which are to be rows of one pass.
+        """Choose the first candidates, which become rows of one pass.
 
         Args:
             candidates: in the order of the search, at least one.
             waiting: removed edges whose changes every row carries.
-            few: destinations are added until so many rows are of use.
+            few: destinations are added until this many candidates matter.
             budget: bytes for the rows.
 
         Returns:
@@ -68,12 +70,12 @@ class Batching:
         return group, steps
 
     def fitting_rows(self, steps: Sequence[Step]) -> int:
-        """How many rows of the model's own precision may go through the cone ``steps`` at once."""
+        """Return how many rows in the model's own precision fit in one pass over the cone ``steps``."""
         return min(self.cap.rows, self._plans.fitting_rows(steps, self._budget.rows))
 
     def _first_of_a_stage(self, candidates: Sequence[Edge], few: int) -> tuple[list[Edge], list[bool]]:
-        """The candidates into the first one's destination, and into the next ones of its stage
-        until at least ``few`` matter; and for each whether its destination matters at all."""
+        """Take the candidates into the first one's destination and into the next destinations of its
+        stage, until at least ``few`` matter; return them, and for each whether it matters at all."""
         place = self._graph.place(candidates[0])
         is_needed, seen = self._graph.is_needed(place), {place}
         needed: list[bool] = []
@@ -90,7 +92,7 @@ class Batching:
     def _fitting(
         self, group: list[Edge], needed: Sequence[bool], waiting: Sequence[Edge], budget: int
     ) -> tuple[list[Edge], list[Step]]:
-        """As many of the first candidates as rows are wanted and fit, and their cone."""
+        """Cut the group to as many candidates as are wanted and fit; return it and its cone."""
         counts, limit = np.cumsum(needed), min(self._limit, self.cap.rows)
         while True:
             group = group[: int(np.searchsorted(counts, limit, side="right"))]
@@ -102,7 +104,7 @@ class Batching:
             limit = fit
 
     def _adapt(self, candidates: Sequence[Edge]) -> None:
-        """More rows after a pass that was used up, fewer after one that was cut short."""
+        """Allow more rows after a pass that was used completely, fewer after one that was cut short."""
         if self._asked is None:
             return
         if candidates[0] in self._asked:
@@ -116,14 +118,14 @@ log = logging.getLogger(__name__)
 
 
 GOOD_PASSES = 16
-"""After so many passes without trouble the cap doubles, at first."""
+"""The cap doubles after this many successful passes, at first."""
 
 
 class RowCap:
-    """The cap of one engine.
+    """Caps the rows of an engine's passes after it has run out of memory.
 
     Args:
-        most: rows of the largest pass there can be.
+        most: rows of the largest possible pass.
     """
 
     def __init__(self, most: int) -> None:
@@ -132,18 +134,18 @@ class RowCap:
         self.rows = most
 
     def shrink(self, error: BaseException) -> None:
-        """Halve the cap and free what can be freed.
+        """Halve the cap and free all memory that can be freed.
 
         Args:
-            error: what a pass with that cap ended with.
+            error: the error that ended a pass with that cap.
 
         Raises:
             ModelError: the smallest pass does not fit.
         """
-        traceback.clear_frames(error.__traceback__)  # they hold what the pass held
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the pass
         if self.rows == 1:
             raise ModelError(
-                "memory is too short for the smallest pass: one patched forward, three where screened "
+                "not enough memory for the smallest pass: one patched forward, or three if screened "
                 "edges are decided again; pass a smaller batch_size, fewer prompts, or method='acdc'"
             ) from error
         self.rows //= 2
@@ -155,7 +157,7 @@ class RowCap:
             torch.cuda.empty_cache()
 
     def passed(self) -> None:
-        """Take in that a pass went well."""
+        """Count a successful pass; double the cap after enough of them."""
         if self.rows == self._most:
             return
         self._good += 1

@@ -1,7 +1,7 @@
 """How much memory a search may take, and how many rows of a pass that allows.
 
-Rows are cheap to have many of: their products are larger and the costs of a pass are shared. But what
-they hold grows with them, so a pass takes as many as fit.
+More rows cost little time: products get larger, and the fixed cost of a pass is shared. But memory
+grows with the rows, so a pass takes as many as fit.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ import torch
 from pahq_plugin.engines.incremental.kept_graph import KeptGraph, Step
 
 ROW_BYTES = {"cpu": 8 * 2**20, "cuda": 2**30}
-"""By kind of device: rows of one pass are chosen so that what they hold takes about this much."""
+"""By kind of device: about how many bytes the rows of one pass hold."""
 
 SCREENED_ROW_BYTES = {"cpu": 12 * 2**20, "cuda": 2**30}
-"""The same for passes in few bits. What they save grows with their rows, since each is followed by a
-pass in full precision."""
+"""The same for passes in low precision. More rows save more, since each such pass is followed by one in
+full precision."""
 
 CACHED_BYTES = {"cpu": 3 * 2**19, "cuda": 2**30}
-"""By kind of device: what an elementwise operation is quick on. Between two products in few bits there
-are many."""
+"""By kind of device: bytes on which elementwise operations are fast. There are many of these between two
+low-precision products."""
 
 WORK_SHARE = 2
-"""What lives only within a step of a pass takes this part of it once more."""
+"""Temporaries within a step of a pass may take the bytes for rows divided by this."""
 
 RELEASE_BYTES = 2**23
-"""After passes whose rows held so much together, freed memory is given back to the system."""
+"""Freed memory is returned to the system after passes whose rows held this many bytes in all."""
 
 MEMO_BYTES = {"cpu": 16 * 2**20, "cuda": 2**31}
-"""By kind of device: inputs of the present state that are remembered, all batches together."""
+"""By kind of device: bytes of memoised inputs of the present state, for all batches together."""
 
 MEMO_PARTS = 1 + 1 / 4 + 1 / 2
-"""What is remembered in all: besides inputs, residual streams, and hidden layers of screened MLPs."""
+"""All memos relative to that of inputs: inputs, residual streams, hidden layers of screened MLPs."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Budget:
     """Bytes for the parts of a search.
 
     Attributes:
-        rows: what the rows of a pass hold.
-        screened_rows: what those of a pass in few bits hold.
-        work: what a step of it works on, in parts if need be.
-        cached: the same, where it is worked on elementwise.
-        memo: what is remembered of the present state.
+        rows: for the rows of a pass.
+        screened_rows: for the rows of a pass in low precision.
+        work: for the temporaries of a step, which works in parts if needed.
+        cached: the same for elementwise work.
+        memo: for memoised inputs of the present state.
     """
 
     rows: int
@@ -58,17 +58,17 @@ class Budget:
 
     @property
     def together(self) -> int:
-        """What a search takes at a time, narrow MLPs' maps included."""
+        """Bytes that a search takes at a time, including the maps of narrow MLPs."""
         return max(self.rows, self.screened_rows) + self.work + int(MEMO_PARTS * self.memo) + self.maps
 
     @property
     def maps(self) -> int:
-        """What narrow MLPs remember."""
+        """Bytes for the maps of narrow MLPs."""
         return self.memo // 2
 
 
 def budget_for(device: torch.device, rows: int | None = None) -> Budget:
-    """The usual budget on a device, or one with another number of bytes for ``rows``."""
+    """Return the usual budget on a device, with ``rows`` bytes for rows if given."""
     kind = device.type if device.type in ROW_BYTES else "cpu"
     screened = rows or SCREENED_ROW_BYTES[kind]
     rows = rows or ROW_BYTES[kind]
@@ -76,18 +76,18 @@ def budget_for(device: torch.device, rows: int | None = None) -> Budget:
 
 
 def budget_within(device: torch.device, nbytes: int) -> Budget:
-    """The usual budget, or where ``nbytes`` are less than that takes, the same part of everything."""
+    """Return the usual budget, scaled down in proportion if it exceeds ``nbytes``."""
     usual = budget_for(device)
     share = min(1.0, nbytes / usual.together)
     return Budget(*(int(share * part) for part in astuple(usual)))
 
 
 def row_bytes(steps: Sequence[Step], graph: KeptGraph, cfg: Any, prompts: int) -> int:
-    """What one row of a pass over ``steps`` holds.
+    """Compute the bytes that one row of a pass over ``steps`` holds.
 
     Args:
         steps: the cone.
-        graph: whose cone it is.
+        graph: the kept edges that the cone is of.
         cfg: the model's configuration.
         prompts: number of prompts of a batch.
     """
@@ -97,8 +97,8 @@ def row_bytes(steps: Sequence[Step], graph: KeptGraph, cfg: Any, prompts: int) -
 
 
 def _step_numbers(step: Step, graph: KeptGraph, cfg: Any) -> tuple[int, int]:
-    """Numbers per prompt of one row: of what a step works on, but for what it makes in parts, and of
-    the changes that it leaves behind."""
+    """Count numbers per prompt of one row: those that a step works on (except what it computes in
+    parts), and the changes that it leaves behind."""
     length, positions = graph.shape.length, len(step.positions)
     if graph.stages[step.stage].kind != "head":
         return 0, positions * cfg.d_model

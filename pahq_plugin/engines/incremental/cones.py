@@ -1,4 +1,4 @@
-"""Where candidates act, what that can reach, and how many rows of it fit."""
+"""Where candidates act, the cone they can reach, and how many of its rows fit."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptPairBatch
 from pahq_plugin.models.blocks import embed, output_positions
 
 MOST_PLANS = 32
-"""Cones that are remembered."""
+"""Number of memoised cones."""
 
 
 class Plans:
     """Cones of groups of candidates.
 
     Args:
-        graph: kept edges.
-        model: whose graph it is.
+        graph: the kept edges.
+        model: the model of that graph.
         prompts: number of prompts of a batch.
     """
 
@@ -32,7 +32,8 @@ class Plans:
         self._plans: dict[tuple[tuple[Place, bytes], ...], tuple[tuple[int, ...], list[Step]]] = {}
 
     def cone(self, edges: Sequence[Edge]) -> list[Step]:
-        """The cone of the destinations of ``edges``; the same until an edge behind them goes."""
+        """Return the cone of the destinations of ``edges``; memoised until an edge behind them is
+        removed."""
         places = self.touched_places(edges)
         behind = min(stage for stage, _, _ in places) + 1
         version = tuple(self._graph.removals[behind:])
@@ -44,11 +45,11 @@ class Plans:
         return self._plans[key][1]
 
     def fitting_rows(self, steps: Sequence[Step], budget: int) -> int:
-        """How many rows of a pass over the cone ``steps`` fit into ``budget`` bytes; at least one."""
+        """Return how many rows of a pass over the cone ``steps`` fit in ``budget`` bytes, at least 1."""
         return max(1, budget // self.row_bytes(steps))
 
     def row_bytes(self, steps: Sequence[Step]) -> int:
-        """What one row of a pass over the cone ``steps`` holds."""
+        """Return the bytes that one row of a pass over the cone ``steps`` holds."""
         return row_bytes(steps, self._graph, self._cfg, self._prompts)
 
     def clear(self) -> None:
@@ -56,7 +57,7 @@ class Plans:
         self._plans.clear()
 
     def touched(self, edges: Iterable[Edge]) -> Bools:
-        """Positions ``[pos]`` of bool at which edges act."""
+        """Return the positions at which ``edges`` act, ``[pos]`` of bool."""
         length = self._graph.shape.length
         if not self._graph.positional:
             return np.ones(length, dtype=bool)
@@ -65,12 +66,12 @@ class Plans:
         return touched
 
     def touched_places(self, edges: Sequence[Edge]) -> dict[Place, Bools]:
-        """The destinations of edges, and at which positions they act on each."""
+        """Return the destinations of ``edges``, and the positions at which they act on each."""
         groups = self.by_place(edges).items()
         return {place: self.touched(edges[i] for i in members) for place, members in groups}
 
     def by_place(self, edges: Sequence[Edge]) -> dict[Place, list[int]]:
-        """Indices of the edges into each destination."""
+        """Return the indices of the edges into each destination."""
         groups: dict[Place, list[int]] = {}
         for i, edge in enumerate(edges):
             groups.setdefault(self._graph.place(edge), []).append(i)
@@ -78,8 +79,8 @@ class Plans:
 
 
 def shape_of(model: PatchableModel, prompts: Sequence[PromptPairBatch], ablation: AblationType) -> Shape:
-    """Where changes can be seen. With causal attention and resampled activations nothing differs
-    before the first token in which clean and corrupt prompts do."""
+    """Describe where changes can be seen. With causal attention and resample ablation, nothing differs
+    before the first token at which a clean and a corrupt prompt differ."""
     length = prompts[0].clean.shape[1]
     outputs = np.zeros(length, dtype=bool)
     outputs[output_positions(model, length)[0]] = True
@@ -88,13 +89,13 @@ def shape_of(model: PatchableModel, prompts: Sequence[PromptPairBatch], ablation
 
 
 def first_changes(model: PatchableModel, batch: PromptPairBatch, ablation: AblationType) -> Ints:
-    """Per prompt the position before which nothing can ever change, ``[prompt]``."""
+    """Return for each prompt the position before which nothing can ever change, ``[prompt]``."""
     prompts, length = batch.clean.shape
     if model.cfg.attention_dir != "causal" or ablation is not AblationType.RESAMPLE:
         return np.zeros(prompts, dtype=np.int64)
     differs = batch.clean != batch.corrupt
     masks = [embed(model, tokens)[1] for tokens in (batch.clean, batch.corrupt)]
-    if masks[0] is not None and masks[1] is not None:  # one token may be padding in one of the two
+    if masks[0] is not None and masks[1] is not None:  # a token may be padding in only one of them
         differs = differs | (masks[0] != masks[1])[:, -length:]
     differs = differs.cpu().numpy()
     return np.where(differs.any(axis=1), differs.argmax(axis=1), length)

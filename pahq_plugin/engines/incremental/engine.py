@@ -1,18 +1,18 @@
 """The incremental engine: recompute only what a removed edge can change, for many candidates at once.
 
-1. If nothing that reaches the output reads the candidates' destination, their effect is zero and
+1. If nothing that reaches the output reads the candidates' destination, their effects are zero and
    nothing is run.
 2. Otherwise take the next candidates into destinations of one stage, which cannot influence each
-   other, as rows of one pass (see `rows`): row i is the present state without the candidates before
-   i that are predicted to go, and without candidate i. One pass gives the effect of each, provided
-   that the predictions come true. A candidate whose source carries what it would carry ablated has
-   no effect and needs no row.
-3. When edges are removed, the row that has just them gone becomes the present state.
+   other, as rows of one pass (see `rows`). Row i is the present state without candidate i and without
+   the candidates before it that are predicted to be removed. One pass gives the effect of each,
+   provided that the predictions come true. A candidate has no effect and needs no row if its source
+   already carries its ablated output.
+3. When edges are removed, the row without exactly these edges becomes the present state.
 
-In the model's own precision only the order of summation differs from the host's forward. Given a
-`PrecisionConfig`, passes screen in mixed precision (see `products`): the present state runs
-along as a further row, so that rounding common to all rows cancels in their differences. What is in
-doubt is settled by one pass in full precision, of which a row becomes the present state.
+In the model's own precision only the order of summation differs from the host's forward pass. Given a
+`PrecisionConfig`, passes screen in mixed precision (see `products`): the present state is one more row,
+so that rounding common to all rows cancels in their differences. Effects in doubt are settled by one
+pass in full precision, and one of its rows becomes the present state.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class IncrementalEngine:
     """Engine on factorised caches; see the module's docstring.
 
     Args:
-        question: of a host model for which `pahq_plugin.models.blocks.unsupported` has no objection.
+        question: a question whose host model `pahq_plugin.models.blocks.unsupported` accepts.
         precision: screens in this mixed precision; ``None`` measures everything exactly.
-        memory: bytes for the rows of one pass; ``None`` for what suits the device.
+        memory: bytes for the rows of one pass; ``None`` for the default of the device.
         storage: dtype of the cached source outputs; FP32 (or the model's wider dtype) is exact.
     """
 
@@ -114,7 +114,7 @@ class IncrementalEngine:
 
     @property
     def present_loss(self) -> float | None:
-        """FP32 loss of the present state; not known while removed edges wait, see `passes`."""
+        """FP32 loss of the present state; unknown while removed edges wait, see `passes`."""
         return None if self._waiting.edges else self._present
 
     @property
@@ -141,9 +141,8 @@ class IncrementalEngine:
     def effects(
         self, candidates: Sequence[Edge], predicted_kept: Sequence[bool], *, exact: bool
     ) -> list[float]:
-        """See `Engine.effects`; answers candidates into destinations of the first one's stage, which
-        cannot influence each other. Where whole values are screened it takes one destination, whose
-        head is high."""
+        """See `Engine.effects`; answers candidates into destinations of the first one's stage, or, when
+        it screens whole values, into a single destination, whose head is high."""
         self._last = None
         screen = None if exact else self._screen
         if screen is None or not self._may_wait(candidates[0]):
@@ -160,22 +159,22 @@ class IncrementalEngine:
         except MetricError as error:
             if len(group) == 1:
                 raise MetricError(f"at edge {edge_label(group[0])}: {error}") from error
-            # Perhaps a row that assumed a wrong prediction: take the first candidate alone.
+            # A row may have assumed a wrong prediction: take the first candidate alone.
             candidates, predicted_kept = group[:1], kept[:1]
         except (RuntimeError, MemoryError) as error:
             self._make_room(error)
-        # Out here the error is gone, and with its frames what the pass held.
+        # Out here the error is freed, and with its frames the tensors of the pass.
         return self.effects(candidates, predicted_kept, exact=exact)
 
     def _may_wait(self, candidate: Edge) -> bool:
-        """Whether what waits may go on waiting while effects of ``candidate`` are screened."""
+        """Return whether waiting edges may keep waiting while ``candidate`` is screened."""
         place = self._graph.place(candidate)
         return all(at[0] == place[0] for at in self._waiting.shifts[0])
 
     def _group_effects(
         self, candidates: list[Edge], kept: list[bool], steps: list[Step], screen: Screen | None
     ) -> list[float]:
-        """Effects of candidates into one stage, by one pass."""
+        """Measure the effects of candidates into one stage in one pass."""
         singles = self._singles(candidates)
         group = Group(candidates, kept, self._world.any(which_change(len(candidates), singles)))
         if screen is None or group.n_rows == 0:
@@ -185,10 +184,10 @@ class IncrementalEngine:
     def _screened_effects(
         self, group: Group, singles: Sequence[dict[Place, Single]], steps: list[Step], screen: Screen
     ) -> list[float | None]:
-        """What the rows of a group show in mixed precision.
+        """Measure the effects of a group in mixed precision.
 
-        Where only changes go through few bits a row without a change is exact. Where whole values do,
-        the state before the candidates runs along as a further row.
+        If only changes are in low precision, a row without a change is exact. If whole values are, the
+        state before the candidates is one more row.
         """
         spare = 0 if screen.only_changes else 1
         starts = self._starts(singles, group, spare)
@@ -201,7 +200,7 @@ class IncrementalEngine:
     def _exact_effects(
         self, group: Group, singles: Sequence[dict[Place, Single]], steps: list[Step]
     ) -> list[float | None]:
-        """What the rows of a group show, in the model's own precision; they may be committed."""
+        """Measure the effects of a group in the model's own precision; its rows may be committed."""
         if group.n_rows == 0:
             self._last = Pass(group, [], [], [], 0)
             return group.effects([], self._present)
@@ -216,13 +215,13 @@ class IncrementalEngine:
     def settle(
         self, candidates: Sequence[Edge], predicted_kept: Sequence[bool], wanted: Sequence[bool]
     ) -> list[float]:
-        """See `Engine.settle`; one pass, whose rows serve to remove the candidates, too."""
+        """See `Engine.settle`; one pass, with rows that can also be committed to remove candidates."""
         self._last = None
         steps = self._plans.cone([*candidates, *self._waiting.edges])
         asked = [i for i, is_wanted in enumerate(wanted) if is_wanted]
         if not steps:
             return [0.0] * len(asked)
-        # Of one more candidate the states before and after it are shown, and the first and last of all.
+        # Each wanted candidate needs two rows (before and after it), the whole group one or two more.
         rows = self._batching.fitting_rows(steps)
         fit = max(1, rows // 2 - 1)
         if len(asked) > fit:
@@ -235,7 +234,7 @@ class IncrementalEngine:
             upto = asked[0] + 1
             if size == upto:
                 raise MetricError(f"at edge {edge_label(candidates[asked[0]])}: {error}") from error
-            # Perhaps a row that assumed a wrong prediction: take the first one alone.
+            # A row may have assumed a wrong prediction: take the first one alone.
             candidates, predicted_kept, wanted = candidates[:upto], predicted_kept[:upto], wanted[:upto]
         except (RuntimeError, MemoryError) as error:
             self._make_room(error)
@@ -244,7 +243,7 @@ class IncrementalEngine:
     def _settled(
         self, candidates: Sequence[Edge], kept: Sequence[bool], wanted: Sequence[bool], steps: list[Step]
     ) -> list[float | None]:
-        """Effects of the candidates that are wanted, by one pass."""
+        """Measure the effects of the wanted candidates in one pass."""
         singles = self._singles(candidates)
         changing = self._world.any(which_change(len(candidates), singles))
         return self._exact_effects(Group(candidates, kept, changing, wanted), singles, steps)
@@ -278,8 +277,8 @@ class IncrementalEngine:
 
     @torch.inference_mode()
     def restore(self, removed: Sequence[Edge]) -> None:
-        """See `Engine.restore`: start again from the clean state and remove all at once. Nothing of
-        how the state was reached before has a say in what follows, not even in its rounding."""
+        """See `Engine.restore`: start again from the clean state and remove all edges at once. How the
+        state was reached before influences nothing that follows, not even its rounding."""
         self._last = None
         self._batching.restart()
         self._waiting.clear()
@@ -295,10 +294,10 @@ class IncrementalEngine:
     # Passes --------------------------------------------------------------------------------------
 
     def _advance(self, edges: Sequence[Edge]) -> None:
-        """Remove edges, of any destinations, and what waits, by a pass of a single row.
+        """Remove edges into any destinations, and those that wait, in a pass with a single row.
 
-        The inputs of their destinations are forgotten first: computed afresh, they lack the removed
-        edges, and only changes of sources are left to add.
+        The inputs of their destinations are forgotten first. Recomputed, they lack the removed edges, so
+        that only changes of sources are left to add.
         """
         edges = [*self._waiting.edges, *edges]
         self._waiting.clear()
@@ -327,7 +326,7 @@ class IncrementalEngine:
         n_rows: int,
         products: Products | None = None,
     ) -> tuple[list[Rows], list[float]]:
-        """All batches through the cone; returns the rows of each and the losses averaged over them."""
+        """Run all batches through the cone; return each batch's rows, and losses averaged over all."""
         self._own.narrow_mlp.next_round()
         for state in self._states:
             state.next_round()
@@ -351,11 +350,11 @@ class IncrementalEngine:
         return rows, losses
 
     def _mean(self, compute: Callable[[], torch.Tensor], n_rows: int) -> list[float]:
-        """Losses of rows, averaged over all prompts of all processes.
+        """Average the losses of rows over all prompts of all processes.
 
         Args:
-            compute: this process's losses, FP64 ``[batch, row]``.
-            n_rows: how many rows there are.
+            compute: returns this process's losses, FP64 ``[batch, row]``.
+            n_rows: number of rows.
         """
 
         def own() -> torch.Tensor:
@@ -366,23 +365,23 @@ class IncrementalEngine:
         return self._world.total(own, n_rows).tolist()
 
     def _singles(self, candidates: Sequence[Edge]) -> list[dict[Place, Single]]:
-        """What each candidate alone takes from its destination's input, for each batch."""
+        """Compute what each candidate alone takes from its destination's input, for each batch."""
         return [singles_of(candidates, self._graph, self._plans, state) for state in self._states]
 
     def _starts(
         self, singles: Sequence[dict[Place, Single]], group: Group, spare: int
     ) -> list[dict[Place, Start]]:
-        """How the inputs change on each row, for each batch."""
+        """Compute how the inputs change on each row, for each batch."""
         pairs = zip(singles, self._waiting.shifts, strict=True)
         return [starts_of(single, group, spare, shifts) for single, shifts in pairs]
 
     def _make_room(self, error: BaseException) -> None:
-        """Smaller passes from now on, if memory ran out; a pass changes nothing before it is committed.
+        """Make passes smaller if memory ran out, else re-raise ``error``.
 
-        Raises:
-            ModelError: a single row does not fit.
+        A pass can be repeated, since it changes nothing before it is committed. If not even a single
+        row fits, a `ModelError` says so.
         """
-        if not is_out_of_memory(error) or self._world.size > 1:  # the others would wait
+        if not is_out_of_memory(error) or self._world.size > 1:  # other processes would wait
             raise error
         self._last = None
         self._batching.cap.shrink(error)
@@ -394,7 +393,7 @@ class IncrementalEngine:
 
 
 def _all_known(effects: Sequence[float | None]) -> list[float]:
-    """Effects of which none is missing."""
+    """Return ``effects`` after asserting that none is missing."""
     known = [effect for effect in effects if effect is not None]
     assert len(known) == len(effects)
     return known

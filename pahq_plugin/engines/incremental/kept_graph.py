@@ -1,16 +1,16 @@
-"""Kept edges, what still reads whom, and the cone of units that a change can reach.
+"""The kept edges, and the cone of units that a change can reach through them.
 
-The model is a sequence of *stages*: the attention heads of a block, its MLP, ..., the output. A
-stage reads sources with a smaller index and (but for the output) is a source itself. Positions are
-tracked throughout: most nodes of a sparse circuit are read at one position only.
+The model is a sequence of *stages*: the attention heads of a block, its MLP, ..., the output. A stage
+reads sources with a smaller index and, except for the output, is a source itself. Positions are tracked
+throughout, since most nodes of a sparse circuit are read at one position only.
 
-1. *Needs*, from the output back: a destination is needed at the positions at which its unit's output
-   is read over kept edges; a key or value at every position that a needed query may attend to.
-2. *Cone*, from the changed destinations on: a destination is dirty where a dirty source feeds it over
-   a kept edge and it is needed there; a head is dirty behind its dirty keys and values, and at its
-   dirty queries.
+1. *Needs*, backwards from the output: a destination is needed where its unit's output is read through
+   kept edges; a key or value at every position that a needed query may attend to.
+2. *Cone*, forwards from the changed destinations: a destination is dirty where it is needed and a dirty
+   source feeds it through a kept edge. A head is dirty at its dirty queries, and at every query that
+   may attend to its dirty keys and values.
 
-What is not needed has no effect at all; what is not dirty keeps its cached value.
+A destination that is not needed has no effect; a unit that is not dirty keeps its cached value.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Place = tuple[int, int, int]
 """A destination: (stage, slot, head); MLPs and the output have slot 0 and head 0."""
 
 MOST_FEEDS = 1024
-"""Answers of `KeptGraph.feeds` that are remembered."""
+"""Number of memoised answers of `KeptGraph.feeds`."""
 
 MOST_GROUPS = 3
-"""Heads of a stage are grouped by the positions they are computed at; beyond this many groups they
+"""Heads of a stage are grouped by the positions they are computed at; with more groups than this, all
 are computed at the union of their positions instead."""
 
 
@@ -46,7 +46,7 @@ class Stage:
     Attributes:
         kind: ``"head"``, ``"mlp"`` or ``"output"``.
         layer: the transformer block.
-        n_sources: it reads sources ``0 .. n_sources - 1``.
+        n_sources: the stage reads sources ``0 .. n_sources - 1``.
         slots: 3 for heads with separate Q, K, V inputs, else 1.
         heads: number of heads; 1 for an MLP or the output.
         first_source: index of its first source; -1 for the output.
@@ -62,11 +62,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Shape:
-    """What of the prompts decides where a change can be seen.
+    """The properties of the prompts that decide where a change can be seen.
 
     Attributes:
-        length: positions of a prompt.
-        outputs: positions at which the output is looked at, ``[pos]`` of bool.
+        length: number of positions of a prompt.
+        outputs: positions at which the metric reads the output, ``[pos]`` of bool.
         causal: whether a position sees only earlier ones.
         first_change: positions before this never differ between clean and ablated runs.
     """
@@ -109,12 +109,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Feed:
-    """Destinations that read the same ones of some sources.
+    """Destinations that read the same subset of some sources.
 
     Attributes:
-        members: indices into the destinations asked about.
-        chosen: indices into the sources asked about, ascending.
-        weights: 0 or 1 for each chosen source at each position, ``[source, pos]``; ``None`` for 1.
+        members: indices into the destinations in question.
+        chosen: indices into the sources in question, ascending.
+        weights: 0 or 1 for each chosen source at each position, ``[source, pos]``; ``None`` for all 1.
     """
 
     members: tuple[int, ...]
@@ -125,8 +125,8 @@ class Feed:
 class KeptGraph:
     """Which edges are kept, by stage.
 
-    ``kept[stage]`` is ``[slot, head, pos, source]`` of bool, where the axis of positions has length
-    1 unless the graph is position-wise.
+    ``kept[stage]`` is ``[slot, head, pos, source]`` of bool; the position axis has length 1 unless the
+    graph is position-wise.
     """
 
     def __init__(self, model: PatchableModel, shape: Shape, device: torch.device) -> None:
@@ -141,7 +141,7 @@ class KeptGraph:
         self._stage_of = {(s.kind, s.layer): i for i, s in enumerate(self.stages)}
         self._needs: list[Bools] | None = None
         self._needed: list[Any] = []  # whether each [slot][head] of a stage is needed anywhere
-        # By name, since a string remembers its hash and a node computes it anew each time.
+        # By name, since a string caches its hash and a node computes it again each time.
         self._places = {dest.name: self._place(dest) for dest in model.dests}
         self._feeds: dict[tuple[object, ...], tuple[int, list[Feed]]] = {}
 
@@ -150,7 +150,7 @@ class KeptGraph:
         return np.ones((stage.slots, stage.heads, positions, stage.n_sources), dtype=bool)
 
     def place(self, edge: Edge) -> Place:
-        """Destination of ``edge``."""
+        """Return the destination of ``edge``."""
         return self._places[edge.dest.name]
 
     def _place(self, dest: DestNode) -> Place:
@@ -160,14 +160,14 @@ class KeptGraph:
         return stage, "qkv".find(letter) if letter != "attn" else 0, dest.head_idx or 0
 
     def index(self, edge: Edge) -> tuple[int, tuple[int, int, int, int]]:
-        """Stage and index of ``edge`` in its ``kept`` array."""
+        """Return the stage of ``edge`` and its index in that stage's ``kept`` array."""
         stage, which, head = self.place(edge)
         return stage, (which, head, edge.seq_idx or 0, edge.src.src_idx)
 
     def remove(self, edges: Sequence[Edge]) -> None:
-        """Take edges out of the graph.
+        """Remove edges from the graph.
 
-        Where a destination is not needed, nothing else depends on which edges it keeps.
+        If a destination is not needed, nothing else depends on which of its edges are kept.
         """
         matters = {place for place in map(self.place, edges) if self.is_needed(place)}
         for edge in edges:
@@ -187,14 +187,14 @@ class KeptGraph:
     def feeds(
         self, at: int, slot: int, heads: tuple[int, ...], step: Step, positions: Positions
     ) -> list[Feed]:
-        """How the sources of ``step`` feed some destinations of stage ``at``.
+        """Return how the sources of ``step`` feed some destinations of stage ``at``.
 
         Args:
             at: the reading stage.
             slot: which input of its heads.
             heads: which heads.
             step: an earlier step of the cone.
-            positions: at which the destinations read.
+            positions: positions at which the destinations read.
         """
         where = id(positions) if self.positional else 0
         key = (at, slot, heads, step.stage, step.heads, where)
@@ -229,9 +229,9 @@ class KeptGraph:
         return feeds
 
     def needs(self, stage: int) -> Bools:
-        """Where each destination of ``stage`` is needed, ``[slot, head, pos]`` of bool.
+        """Return where each destination of ``stage`` is needed, ``[slot, head, pos]`` of bool.
 
-        Depends on the edges into later stages only.
+        This depends only on the edges into later stages.
         """
         if self._needs is None:
             self._needs = self._all_needs()
@@ -239,7 +239,7 @@ class KeptGraph:
         return self._needs[stage]
 
     def is_needed(self, place: Place) -> bool:
-        """Whether a change at this destination can reach the output at all."""
+        """Return whether a change at this destination can reach the output at all."""
         stage, which, head = place
         self.needs(stage)
         return self._needed[stage][which][head]
@@ -258,7 +258,7 @@ class KeptGraph:
         return needs
 
     def _input_needs(self, stage: Stage, outputs: Bools) -> Bools:
-        """Positions of each input that outputs ``[head, pos]`` depend on, ``[slot, head, pos]``."""
+        """Return where outputs at ``[head, pos]`` depend on each input, ``[slot, head, pos]``."""
         if stage.kind == "mlp":
             return outputs[None]
         attended = self._attended(outputs)
@@ -267,25 +267,25 @@ class KeptGraph:
         return np.stack([outputs, attended, attended])
 
     def _attended(self, queries: Bools) -> Bools:
-        """Key positions that queries at ``[head, pos]`` may attend to."""
+        """Return the key positions that queries at ``[head, pos]`` may attend to."""
         if not self.shape.causal:
             return np.broadcast_to(queries.any(axis=-1, keepdims=True), queries.shape)
         return np.logical_or.accumulate(queries[..., ::-1], axis=-1)[..., ::-1]
 
     def _attending(self, keys: Bools) -> Bools:
-        """Query positions that may attend to keys at ``[head, pos]``."""
+        """Return the query positions that may attend to keys at ``[head, pos]``."""
         if not self.shape.causal:
             return np.broadcast_to(keys.any(axis=-1, keepdims=True), keys.shape)
         return np.logical_or.accumulate(keys, axis=-1)
 
     def cone(self, starts: dict[Place, Bools]) -> list[Step]:
-        """What has to be recomputed when the inputs in ``starts`` change.
+        """Return what has to be recomputed when the inputs in ``starts`` change.
 
         Args:
-            starts: positions ``[pos]`` of bool at which the input of a destination changes.
+            starts: for each destination the positions at which its input changes, ``[pos]`` of bool.
 
         Returns:
-            Steps in the order of the forward pass. Empty if the output cannot be reached.
+            Steps in the order of the forward pass; empty if the change cannot reach the output.
         """
         changed = np.arange(self.shape.length) >= self.shape.first_change
         dirty_sources = np.zeros((self.n_sources, self.shape.length), dtype=bool)
@@ -307,15 +307,15 @@ class KeptGraph:
         return steps
 
     def _dirty_outputs(self, stage: Stage, dirty: Bools, needs: Bools) -> Bools:
-        """Positions ``[head, pos]`` at which outputs change and are needed."""
+        """Return the positions at which outputs change and are needed, ``[head, pos]``."""
         if stage.kind != "head":
             return dirty[0]
-        if stage.slots == 1:  # computing a query where only its key is needed changes nothing
+        if stage.slots == 1:  # computing a query where only its key is needed is harmless
             return self._attending(dirty[0]) & needs[0]
         return (dirty[0] | self._attending(dirty[1] | dirty[2])) & needs[0]
 
     def _grouped(self, at: int, stage: Stage, dirty: Bools, outputs: Bools) -> list[Step]:
-        """Steps of one stage: heads with the same output positions together."""
+        """Return the steps of one stage, with heads grouped by their output positions."""
         groups: dict[bytes, list[int]] = {}
         for head in np.flatnonzero(outputs.any(axis=-1)):
             groups.setdefault(outputs[head].tobytes(), []).append(int(head))
@@ -334,7 +334,7 @@ class KeptGraph:
 
     @cached_property
     def source_stage(self) -> list[tuple[int, int]]:
-        """(stage, head) of each source; stage -1 for the input."""
+        """Stage and head of each source; stage -1 for the input."""
         table = [(-1, 0)] * self.n_sources
         for at, stage in enumerate(self.stages):
             if stage.kind != "output":
@@ -344,7 +344,7 @@ class KeptGraph:
 
 
 def _stages(model: PatchableModel) -> list[Stage]:
-    """Stages in the order of the forward pass."""
+    """Return the stages in the order of the forward pass."""
     ordered = sources(model)
     first: dict[tuple[str, int], int] = {}
     for source in ordered:
@@ -371,7 +371,7 @@ def _stages(model: PatchableModel) -> list[Stage]:
 
 
 def _read_by(kept: Bools, needs: Bools) -> Bools:
-    """Positions at which each source is read, ``[source, pos]``, by destinations needed at
+    """Return where each source is read, ``[source, pos]``, by destinations needed at
     ``[slot, head, pos]``."""
     if kept.shape[2] == 1:
         links = kept[:, :, 0].reshape(-1, kept.shape[-1]).astype(np.float32)
@@ -380,7 +380,7 @@ def _read_by(kept: Bools, needs: Bools) -> Bools:
 
 
 def _fed_by(kept: Bools, dirty: Bools) -> Bools:
-    """Positions ``[slot, head, pos]`` at which dirty sources ``[source, pos]`` feed destinations."""
+    """Return where dirty sources ``[source, pos]`` feed destinations, ``[slot, head, pos]``."""
     if kept.shape[2] == 1:
         return np.greater(kept[:, :, 0].astype(np.float32) @ dirty.astype(np.float32), 0)
     return np.any(kept & dirty.T, axis=-1)

@@ -1,8 +1,8 @@
-"""A memo of tensors that can be computed again, kept within a budget of bytes.
+"""A memo of tensors that can be recomputed, within a budget of bytes.
 
-Passes ask for much the same items over and over. When these do not all fit, dropping the least recently
-used one would drop each just before it is asked for again; so what the last round asked for stays, and
-a new item that does not fit beside it is not remembered.
+Passes ask for much the same items over and over. If these do not all fit, evicting the least recently
+used item would evict each one just before it is needed again. So everything that the last round asked
+for stays, and a new item that does not fit beside it is not kept.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Memo(Generic[Item]):
         self._round = 0
 
     def next_round(self) -> None:
-        """From now on what was asked for in the round before the last may go."""
+        """Begin a round; items last used before the previous round may be evicted from now on."""
         self._round += 1
 
     def get(self, key: Hashable) -> Item | None:
-        """The item of that key, if it is there."""
+        """Return the item of that key, or ``None``."""
         if key not in self._items:
             return None
         item = self._items[key][0]
@@ -54,7 +54,7 @@ class Memo(Generic[Item]):
         return item
 
     def put(self, key: Hashable, item: Item) -> None:
-        """Keep ``item`` if it fits once those are gone that were not used of late."""
+        """Keep ``item`` if it fits after evicting items that were not used recently."""
         self.drop(key)
         while self._items and self._bytes + item.nbytes > self.budget:
             oldest, (_, used) = next(iter(self._items.items()))
@@ -78,29 +78,29 @@ class Memo(Generic[Item]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the items take."""
+        """Bytes of all items."""
         return self._bytes
 
 
 @dataclass(frozen=True)
 class Held:
-    """Something of one destination's present, at some positions.
+    """The present input of one destination, or projections of it, at some positions.
 
     Attributes:
         positions: positions that are held.
         parts: ``"x"`` for its input, ``[batch, pos, d_model]``; or by letter the query, key or value
-            that its head makes of it, before rotation, ``[batch, pos, d_head]``.
+            that its head computes from it, before rotation, ``[batch, pos, d_head]``.
     """
 
     positions: Positions
     parts: dict[str, Tensor]
 
     def at(self, part: str, positions: Positions) -> Tensor:
-        """A part at some of the positions."""
+        """Return a part at some of the held positions."""
         return positions.cut(self.parts[part], self.positions)
 
     def write(self, positions: Positions, parts: Mapping[str, Tensor]) -> None:
-        """Put newer values in their place, where ``positions`` are held."""
+        """Overwrite the values at ``positions``, all of which are held."""
         at = positions.within(self.positions)
         for part, values in parts.items():
             self.parts[part].index_copy_(1, at, values)

@@ -1,13 +1,13 @@
-"""The first product of an MLP whose input changes in few directions.
+"""The first product of an MLP when its input changes in few directions.
 
-An MLP multiplies its normalised input, d_model wide, with W_in. Where nothing but heads changes that
-input, each by ``dz W_O`` with dz d_head wide,
+An MLP multiplies its normalised input, of width d_model, by W_in. If only heads change that input, each
+by ``dz W_O`` with dz of width d_head,
 
     norm(x + sum dz W_O) W_in = ((x - mean(x)) w W_in + sum dz (W_O F)) / size + b W_in
 
-with ``F`` the weight W_in folded with the norm's centring and its weight w, and ``size`` what the norm
-divides by. ``W_O F`` is made once per head and MLP, the first term once for all rows, and each row's
-product is d_head wide for each head.
+where ``F`` is W_in folded with the norm's centring and its weight w, and ``size`` is the norm's divisor.
+``W_O F`` is computed once per head and MLP, and the first term once for all rows, so that the product
+of each row has width d_head for each head.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class NarrowMlp:
     """MLP outputs from changes of heads, in the model's own precision.
 
     Args:
-        blocks: of a borrowed model: its weights do not change as long as this lives.
+        blocks: blocks of a borrowed model, whose weights do not change during this object's lifetime.
         width: d_model.
-        memo_bytes: what may be remembered.
+        memo_bytes: bytes for memoised maps.
     """
 
     def __init__(self, blocks: Sequence[Any], width: int, memo_bytes: int) -> None:
@@ -43,7 +43,7 @@ class NarrowMlp:
         self._maps.next_round()
 
     def pays(self, layer: int, width: int) -> bool:
-        """Whether changes ``width`` wide in all are worth it, and the MLP is of a known kind."""
+        """Return whether this is faster for changes of total ``width``, and the MLP is supported."""
         block = self._blocks[layer]
         known = type(block.mlp).__name__ in LOW_PRECISION.mlps and linear_norm(block.ln2) is not None
         return known and 2 * width <= self._width
@@ -51,14 +51,14 @@ class NarrowMlp:
     def __call__(
         self, layer: int, x: Tensor, x_now: Tensor, heads: Sequence[tuple[int, int]], dz: Tensor
     ) -> Tensor:
-        """MLP outputs, ``[candidate, n, d_model]``.
+        """Compute MLP outputs, ``[candidate, n, d_model]``.
 
         Args:
             layer: the MLP's block.
             x: inputs of all rows, ``[candidate, n, d_model]``.
             x_now: present inputs, ``[n, d_model]``.
-            heads: (layer, head) of what changes.
-            dz: their changes side by side, ``[candidate, n, head * d_head]``.
+            heads: (layer, head) of the heads that change.
+            dz: their changes of z, concatenated, ``[candidate, n, head * d_head]``.
         """
         norm = linear_norm(self._blocks[layer].ln2)
         assert norm is not None  # see `pays`
@@ -77,7 +77,7 @@ class NarrowMlp:
         return torch.addmm(mlp.b_out, post.flatten(0, 1), mlp.W_out).unflatten(0, post.shape[:2])
 
     def _map(self, layer: int, name: str, norm: LinearNorm, source: int, head: int) -> Tensor:
-        """From a head's z to the hidden layer of an MLP, ``[d_head, d_mlp]``."""
+        """Return the map from a head's z to the hidden layer of an MLP, ``[d_head, d_mlp]``."""
         key = (layer, name, source, head)
         found = self._maps.get(key)
         if found is None:

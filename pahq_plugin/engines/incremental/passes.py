@@ -1,9 +1,10 @@
-"""Candidates of one pass: what each takes from its destination's input, and the rows that show it.
+"""The candidates of one pass: what each takes from its destination's input, and the rows that show it.
 
 1. Each candidate alone takes (now - ablated) of its source from its destination's input (`Single`).
 2. A candidate that takes nothing in any batch has no effect and needs no row (`which_change`).
-3. On the row of a candidate all that is predicted to go before it has gone, and itself (`starts_of`).
-4. From the rows' losses follow the effects, and which row is the state after a removal (`Group`).
+3. The row of a candidate is without it and every candidate before it that is predicted to be removed
+   (`starts_of`).
+4. The losses of the rows give the effects, and a row is the state after a removal (`Group`).
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from pahq_plugin.host import Edge
 
 @dataclass(frozen=True)
 class Single:
-    """What candidates into one destination take from its input, each alone.
+    """What each candidate into one destination, alone, takes from its input.
 
     Attributes:
-        members: their indices in the group.
-        positions: positions at which they count.
-        taken: (now - ablated) source outputs, ``[candidate, batch, pos, d_model]``; `starts_of` uses
+        members: indices of the candidates in the group.
+        positions: positions at which they matter.
+        taken: (now - ablated) source outputs, ``[candidate, batch, pos, d_model]``; `starts_of` reuses
             this memory for the running sum.
     """
 
@@ -45,11 +46,11 @@ class Group:
     Args:
         candidates: edges, in the order of the search.
         predicted_kept: which of them are expected to be kept.
-        changing: which of them change anything when they go.
-        wanted: whose effects are asked for; all by default.
+        changing: which of them change anything when removed.
+        wanted: which effects are wanted; all by default.
 
     Attributes:
-        row_of: the row without each candidate; ``None`` for those that need none.
+        row_of: the row without each candidate; ``None`` for those without a row.
         n_rows: number of rows.
     """
 
@@ -68,8 +69,8 @@ class Group:
         self.row_of = [next(rows) if is_shown else None for is_shown in shown]
 
     def _shown(self, wanted: Sequence[bool]) -> list[bool]:
-        """Which candidates need a row: the wanted ones, the last to go before each, and the last of
-        all, whose row is the state after the group."""
+        """Return which candidates need a row: each wanted one, the last one removed before it, and the
+        last one removed of all, since its row is the state after the group."""
         shown, last_gone = [False] * len(self), None
         for i, changes in enumerate(self._changing):
             if changes and wanted[i]:
@@ -86,12 +87,12 @@ class Group:
         return len(self.candidates)
 
     def rows_before(self, member: int) -> int:
-        """How many rows the candidates ahead of one have."""
+        """Return how many rows the candidates ahead of ``member`` have."""
         return sum(row is not None for row in self.row_of[:member])
 
     def effects(self, losses: Sequence[float], before: float) -> list[float | None]:
-        """Each row's loss minus that of the state before its candidate; ``None`` where the rows do
-        not show it."""
+        """Compute each row's loss minus that of the state before its candidate; ``None`` where the rows
+        do not show it."""
         effects: list[float | None] = []
         known: float | None = before
         for row, is_kept, changes in zip(self.row_of, self.predicted_kept, self._changing, strict=True):
@@ -104,13 +105,13 @@ class Group:
         return effects
 
     def is_inert(self, edges: Sequence[Edge]) -> bool:
-        """Whether ``edges`` are candidates whose removal changes nothing."""
+        """Return whether all ``edges`` are candidates whose removal changes nothing."""
         changes = dict(zip(self.candidates, self._changing, strict=True))
         return all(edge in changes and not changes[edge] for edge in edges)
 
     def row_without(self, edges: Sequence[Edge]) -> int | None:
-        """The row in which exactly those of ``edges`` that change anything are gone; ``None`` if
-        there is none."""
+        """Return the row in which, of all that change anything, exactly ``edges`` are removed; ``None``
+        if there is no such row."""
         wanted = set(edges)
         changing = [i for i, changes in enumerate(self._changing) if changes]
         ours = [i for i in changing if self.candidates[i] in wanted]
@@ -120,14 +121,14 @@ class Group:
         return self.row_of[ours[-1]] if gone == ours[:-1] else None
 
     def changes(self, member: int) -> bool:
-        """Whether anything changes when a candidate goes."""
+        """Return whether removing a candidate changes anything."""
         return self._changing[member]
 
 
 def singles_of(
     candidates: Sequence[Edge], graph: KeptGraph, plans: Plans, state: BatchState
 ) -> dict[Place, Single]:
-    """What each candidate alone takes from its destination's input, on one batch's prompts."""
+    """Compute what each candidate alone takes from its destination's input, on one batch's prompts."""
     singles = {}
     for place, members in plans.by_place(candidates).items():
         edges = [candidates[i] for i in members]
@@ -144,7 +145,7 @@ def singles_of(
 
 
 def which_change(n_candidates: int, singles: Sequence[Mapping[Place, Single]]) -> list[bool]:
-    """Whether each candidate takes anything away, in any batch."""
+    """Return for each candidate whether it takes anything away, in any batch."""
     changes = [False] * n_candidates
     for single in (single for batch in singles for single in batch.values()):
         changing = single.taken.flatten(1).any(dim=1).tolist()
@@ -156,12 +157,12 @@ def which_change(n_candidates: int, singles: Sequence[Mapping[Place, Single]]) -
 def starts_of(
     singles: Mapping[Place, Single], group: Group, spare: int, shifts: Mapping[Place, Shift]
 ) -> dict[Place, Start]:
-    """How the inputs change on each row: minus all that has gone until there.
+    """Compute how the inputs change on each row: minus everything that is removed there.
 
     Args:
         singles: what each candidate alone takes; overwritten.
         group: the candidates and their rows.
-        spare: rows in front without any candidate's removal.
+        spare: number of leading rows in which no candidate is removed.
         shifts: what changes on every row.
     """
     n_rows = group.n_rows + spare
@@ -178,8 +179,8 @@ def starts_of(
 
 
 def _running_sum(single: Single, group: Group, gone: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The change of one destination's input on the rows of its candidates, ``[candidate, batch, pos,
-    d_model]``, made in the memory of what each takes; and on the rows after these."""
+    """Compute the change of one destination's input on the rows of its candidates, ``[candidate, batch,
+    pos, d_model]``, in the memory of ``single.taken``; and on the rows after these."""
     rows = []
     for i, member in enumerate(single.members):
         if not group.changes(member):
@@ -194,10 +195,10 @@ def _running_sum(single: Single, group: Group, gone: Tensor | None) -> tuple[Ten
 
 @dataclass
 class Waiting:
-    """Removed edges that the present state still holds.
+    """Removed edges that the present state still includes.
 
     Attributes:
-        shifts: per batch what their removal changes of their destinations' inputs.
+        shifts: for each batch, the changes that their removal makes to their destinations' inputs.
         edges: the edges.
         loss: screened loss of the state without them.
     """
@@ -207,7 +208,7 @@ class Waiting:
     loss: float = 0.0
 
     def clear(self) -> None:
-        """Nothing waits any more."""
+        """Forget all waiting edges."""
         self.edges.clear()
         for shifts in self.shifts:
             shifts.clear()
@@ -215,14 +216,14 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass and what its rows stand for.
+    """A pass, and what its rows stand for.
 
     Attributes:
         group: its candidates.
-        starts: per batch the changed inputs of its rows.
-        rows: per batch its rows in the model's own precision; none of a screened pass.
-        losses: of the rows of the candidates.
-        spare: rows in front of these.
+        starts: for each batch, the changed inputs of its rows.
+        rows: for each batch, its rows in the model's own precision; empty for a screened pass.
+        losses: losses of the candidates' rows.
+        spare: number of rows in front of these.
     """
 
     group: Group
@@ -237,7 +238,7 @@ class Pass:
             rows.commit(row + self.spare)
 
     def put_off(self, row: int, edges: Sequence[Edge], waiting: Waiting) -> None:
-        """Let ``edges`` wait, too, which the row of a candidate shows removed."""
+        """Add ``edges``, which are removed in a candidate's row, to the waiting ones."""
         waiting.edges += edges
         waiting.loss = self.losses[row]
         for shifts, starts in zip(waiting.shifts, self.starts, strict=True):

@@ -1,8 +1,8 @@
-"""Sets of token positions, each made once, with the index maps between them.
+"""Sets of token positions, each created once, with the index maps between them.
 
-A pass moves activations from the positions at which they are known to those at which they are
-wanted, thousands of times between the same few sets. Equal sets are one object here, so that they
-are compared with ``is`` and the maps between two of them are made once.
+A pass moves activations from the positions at which they are known to those at which they are wanted,
+thousands of times between the same few sets. Equal sets are the same object, so they are compared with
+``is``, and the map between two sets is computed once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 
 
 class Positions:
-    """An ascending set of positions; made by `PositionSets` only.
+    """An ascending set of positions; created by `PositionSets` only.
 
     Attributes:
         array: the positions, ``[pos]``.
@@ -35,26 +35,25 @@ class Positions:
         return len(self.array)
 
     def inside(self, wider: Positions) -> bool:
-        """Whether every position of this set is in ``wider``."""
+        """Return whether every position of this set is in ``wider``."""
         return wider is self or self._map(wider)[1] is None
 
     def cut(self, x: Tensor, have: Positions, axis: int = -2) -> Tensor:
-        """``x``, known along ``axis`` at ``have``, at the positions of this set, which ``have``
-        holds all."""
+        """Select the positions of this set from ``x``, which is known along ``axis`` at ``have``, a
+        superset."""
         return x if have is self else x.index_select(axis, self._map(have)[0])
 
     def shared(self, have: Positions) -> tuple[Tensor | None, Tensor | None]:
-        """The positions that are in both sets: where they are in ``have`` (``None``: the sets are
-        equal), and where in this set (``None``: all of it)."""
+        """Locate the positions that are in both sets: their indices in ``have`` (``None`` if the sets
+        are equal), and in this set (``None`` for all of it)."""
         return (None, None) if have is self else self._map(have)
 
     def within(self, wider: Positions) -> Tensor:
-        """Where the positions of this set are in ``wider``, which holds them all."""
+        """Return the indices of this set's positions in ``wider``, a superset."""
         return self._map(wider)[0]
 
     def _map(self, other: Positions) -> tuple[Tensor, Tensor | None]:
-        """Where those of our positions that ``other`` has are in ``other``, and which they are of
-        ours; ``None`` for all."""
+        """Return the indices of shared positions in ``other``, and in this set (``None`` for all)."""
         found = self._maps.get(id(other))
         if found is None:
             inside = np.isin(self.array, other.array, assume_unique=True)
@@ -67,11 +66,11 @@ class Positions:
 
 
 class PositionSets:
-    """All sets of positions that came up in one search.
+    """All sets of positions that occur in one search.
 
     Args:
-        length: positions of a prompt.
-        device: where the index tensors are.
+        length: number of positions of a prompt.
+        device: device of the index tensors.
     """
 
     def __init__(self, length: int, device: torch.device) -> None:
@@ -80,7 +79,7 @@ class PositionSets:
         self.all = self.of(np.ones(length, dtype=bool))
 
     def of(self, mask: Bools) -> Positions:
-        """The positions at which ``mask [pos]`` is true."""
+        """Return the set of positions at which ``mask [pos]`` is true."""
         key = mask.tobytes()
         found = self._known.get(key)
         if found is None:

@@ -1,16 +1,16 @@
-"""The weight products of a pass over rows: in the model's own precision, or screened in few bits.
+"""The weight products of a pass: in the model's own precision, or screened in low precision.
 
-The rows of a pass differ little from the present state, which is known in full precision. Two ways
-to screen them:
+The rows of a pass differ little from the present state, which is known in full precision. There are two
+ways to screen them:
 
-- ``"changes"``: only what differs from the present state goes through few bits,
+- ``"changes"``: only the difference from the present state is rounded,
   ``y = y_now + low(x - x_now) low(W)``. Scales follow the size of the change, so rounding errors are
-  proportional to it, and a row without change has none.
-- ``"values"``: whole activations go through few bits, as in the patching backend and in the paper.
-  Rounding of two nearly equal rows does not cancel where it tips to the other side.
+  proportional to it, and a row without a change has none.
+- ``"values"``: whole activations are rounded, as in the patching backend and in the paper. The errors
+  of two nearly equal rows do not cancel where their values round to different neighbours.
 
-The output projection is applied to changes of z in either way, since that is what rows carry. Operands
-of attention scores and values, and of the unembedding, are whole values in either way.
+Either way, the output projection is applied to changes of z, since rows carry these, and the operands
+of attention scores and values and of the unembedding are whole values.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from pahq_plugin.precision.policy import high_parts
 from pahq_plugin.precision.shared import WEIGHT, Investigation, investigation, is_high
 
 RowFunction = Callable[[Tensor], Tensor]
-"""From inputs of some rows, which it may overwrite, to how their outputs differ from the present one,
-``[candidate, n, d_model]`` both."""
+"""Maps inputs of some rows, which it may overwrite, to the changes of their outputs from the present
+state, both ``[candidate, n, d_model]``."""
 
 
 class Products(Protocol):
-    """What a pass needs of the model's weights."""
+    """The weight products that a pass needs."""
 
     def project(
         self, layer: int, name: str, heads: Sequence[int], x: Tensor, x_now: Tensor, y_now: Tensor
     ) -> Tensor:
-        """Queries, keys or values without their bias.
+        """Compute queries, keys or values, without bias.
 
         Args:
             layer: the block.
             name: ``"W_Q"``, ``"W_K"`` or ``"W_V"``.
             heads: which heads.
             x: normalised inputs of the rows, ``[head, candidate, n, d_model]``.
-            x_now: those of the present state, ``[head, 1, n, d_model]``.
-            y_now: the present state's result, ``[head, 1, n, d_head]``.
+            x_now: normalised inputs of the present state, ``[head, 1, n, d_model]``.
+            y_now: result of the present state, ``[head, 1, n, d_head]``.
 
         Returns:
             ``[head, candidate, n, d_head]``.
@@ -61,28 +61,30 @@ class Products(Protocol):
         ...
 
     def output(self, layer: int, heads: Sequence[int], change: Tensor) -> Tensor:
-        """Sum over heads of the change of z ``[head, n, d_head]`` times W_O, ``[n, d_model]``."""
+        """Multiply changes of z ``[head, n, d_head]`` by W_O and sum over heads, ``[n, d_model]``."""
         ...
 
     def hidden(self, layer: int, x_now: Tensor) -> dict[str, Tensor]:
-        """What the first weights of an MLP make of ``x_now [1, n, d_model]``, without bias, by weight
+        """Multiply ``x_now [1, n, d_model]`` by the first weights of an MLP, without bias; by weight
         ``[1, n, d_mlp]``."""
         ...
 
     def mlp(
         self, layer: int, x_now: Tensor, y_now: Tensor, hidden: Callable[[], dict[str, Tensor]]
     ) -> RowFunction:
-        """The MLP as a function of normalised inputs ``[candidate, n, d_model]``; ``x_now`` and
-        ``y_now`` are input and output of the present state, ``[1, n, d_model]``, and ``hidden`` gives
-        what `hidden` makes of that, if it is needed."""
+        """Return the MLP as a function of normalised inputs ``[candidate, n, d_model]``.
+
+        ``x_now`` and ``y_now`` are input and output of the present state, ``[1, n, d_model]``.
+        ``hidden`` returns `hidden` of that input, and is called only if needed.
+        """
         ...
 
     def rounding(self, layer: int, heads: Sequence[int]) -> Rounding | None:
-        """What becomes of the operands of scores and values of some heads; ``None`` for nothing."""
+        """Return how to round operands of scores and values of some heads; ``None`` for not at all."""
         ...
 
     def unembedding(self) -> Unembedding | None:
-        """The unembedding; ``None`` for the model's own."""
+        """Return the unembedding; ``None`` for the model's own."""
         ...
 
 
@@ -92,11 +94,11 @@ class OwnProducts:
     Args:
         model: a borrowed model.
         placement: where its weights are.
-        memo_bytes: what `narrow_mlp` may remember.
+        memo_bytes: bytes that `narrow_mlp` may memoise.
 
     Attributes:
-        blocks: where the weights of a block are asked for.
-        narrow_mlp: the same for MLPs whose input changes in few directions.
+        blocks: the model's blocks, through which weights are read.
+        narrow_mlp: products of MLPs whose input changes in few directions.
     """
 
     def __init__(self, model: PatchableModel, placement: Placement, memo_bytes: int) -> None:
@@ -104,11 +106,11 @@ class OwnProducts:
         self.narrow_mlp = NarrowMlp(self.blocks, model.cfg.d_model, memo_bytes)
 
     def heads(self, layer: int, name: str, heads: Sequence[int], x: Tensor) -> Tensor:
-        """Each head's ``x [head, n, d_in]`` times its weight ``name``, ``[head, n, d_out]``."""
+        """Multiply each head's ``x [head, n, d_in]`` by its weight ``name``, ``[head, n, d_out]``."""
         return x @ self.weight(layer, name, heads)
 
     def weight(self, layer: int, name: str, heads: Sequence[int]) -> Tensor:
-        """Weights of some heads, ``[head, d_in, d_out]``; a view where they follow each other."""
+        """Return the weights of some heads, ``[head, d_in, d_out]``; a view if they are consecutive."""
         return some_heads(getattr(self.blocks[layer].attn, name), heads)
 
     def project(
@@ -118,7 +120,7 @@ class OwnProducts:
         return self.heads(layer, name, heads, x.flatten(1, 2)).unflatten(1, x.shape[1:3])
 
     def output(self, layer: int, heads: Sequence[int], change: Tensor) -> Tensor:
-        """See `Products.output`; one product over the heads side by side."""
+        """See `Products.output`; one product over the concatenated heads."""
         weight = self.weight(layer, "W_O", heads)
         if len(heads) == 1:
             return change[0] @ weight[0]
@@ -143,15 +145,15 @@ class OwnProducts:
 
 
 class ScreenedProducts:
-    """Products in few bits but for the high parts of ``shared``.
+    """Products in low precision, except for the high parts of ``shared``.
 
     Args:
-        model: a borrowed model: its weights do not change as long as this lives.
+        model: a borrowed model, whose weights do not change during this object's lifetime.
         own: products of the parts that are high.
         shared: formats, low copies, and the parts that are high at present.
 
     Raises:
-        ModelError: an MLP in few bits of a kind that has no products in few bits.
+        ModelError: an MLP in low precision is of a kind that has no low-precision products.
     """
 
     def __init__(self, model: PatchableModel, own: OwnProducts, shared: Investigation) -> None:
@@ -209,7 +211,7 @@ class ScreenedProducts:
         low_heads: set[int],
         inputs: tuple[Tensor, ...],
     ) -> Tensor:
-        """The low product of all heads, with the high ones' own products in their places."""
+        """Compute the low product of all heads, then replace the high heads' results by their own."""
         high = [i for i, head in enumerate(heads) if head not in low_heads]
         if not high:
             return low()
@@ -225,7 +227,7 @@ class ScreenedProducts:
         return out
 
     def hidden(self, layer: int, x_now: Tensor) -> dict[str, Tensor]:
-        """See `Products.hidden`; in few bits, too."""
+        """See `Products.hidden`; in low precision, too."""
         names = first_weights(self._blocks[layer].mlp)
         return {name: self._low_mlp(layer, name, x_now) for name in names}
 
@@ -280,13 +282,13 @@ class ScreenedProducts:
         return logits
 
     def _low_heads(self, layer: int, part: str, heads: Sequence[int]) -> set[int]:
-        """Those of ``heads`` whose ``part`` runs in few bits."""
+        """Return which of ``heads`` have ``part`` in low precision."""
         precision, high = self._shared.precision, self._shared.high
         low = precision.format_of(part, layer).is_low and not high.everything
         return set(heads) - set(high.heads_of(layer)) if low else set()
 
     def _low(self, layer: int, part: str, name: str, heads: Sequence[int], x: Tensor) -> Tensor:
-        """``x [head, n, d_in]`` times low weights of those heads, ``[head, n, d_out]``."""
+        """Multiply ``x [head, n, d_in]`` by low weights of those heads, ``[head, n, d_out]``."""
         precision = self._shared.precision
         number_format = precision.format_of(part, layer)
         whole = self._copy(
@@ -296,7 +298,7 @@ class ScreenedProducts:
         return low_product(x, None, copy, used, precision.scale, 0, precision.kernel)
 
     def _low_mlp(self, layer: int, name: str, x: Tensor) -> Tensor:
-        """``x [..., d_in]`` times a low weight of the MLP, ``[..., d_out]``."""
+        """Multiply ``x [..., d_in]`` by a low weight of the MLP, ``[..., d_out]``."""
         precision = self._shared.precision
         number_format = precision.format_of("mlp", layer)
         copy = self._copy(
@@ -306,21 +308,21 @@ class ScreenedProducts:
         return low_product(x, None, copy, used, precision.scale, demand=precision.kernel)
 
     def _copy(self, name: str, read: Callable[[], Tensor], number_format: NumberFormat) -> Quantised:
-        """The low copy of a weight, which is read once only."""
+        """Return the low copy of a weight, which is read only once."""
         if name not in self._copies:
             self._copies[name] = self._shared.low_copy(name, read(), number_format)
         return self._copies[name]
 
 
 def some_heads(x: Tensor, heads: Sequence[int]) -> Tensor:
-    """Some of ``x [head, ...]``; a view where they follow each other."""
+    """Select some heads of ``x [head, ...]``; a view if they are consecutive."""
     first, last = heads[0], heads[-1]
     adjoining = list(heads) == list(range(first, last + 1))
     return x[first : last + 1] if adjoining else x[list(heads)]
 
 
 def of_heads(copy: Quantised, heads: Sequence[int]) -> Quantised:
-    """The low weights of some heads."""
+    """Select the low weights of some heads."""
     scale = copy.scale if copy.scale.shape[0] == 1 else some_heads(copy.scale, heads)
     if copy.packed is None:
         return Quantised(some_heads(copy.codes, heads), scale)
@@ -333,7 +335,7 @@ FEW_ROWS = 8
 
 
 class Screen:
-    """Mixed-precision products for whatever candidates are under test."""
+    """Mixed-precision products for the candidates under test."""
 
     def __init__(self, model: PatchableModel, own: OwnProducts, precision: PrecisionConfig) -> None:
         self._shared = investigation(precision, model_device(model))
@@ -346,11 +348,11 @@ class Screen:
 
     @property
     def only_changes(self) -> bool:
-        """Whether a row without a change shows the present state, free of rounding."""
+        """Whether a row without a change is the present state, free of rounding."""
         return self._shared.precision.only_changes
 
     def products(self, group: Sequence[Edge]) -> Products:
-        """Products in which the parts are high that the policy keeps so for ``group``."""
+        """Return products in which the parts that the policy keeps high for ``group`` are high."""
         parts = (high_parts(self._shared.precision.policy, edge) for edge in group)
         self._shared.high = reduce(or_, parts)
         return self._products

@@ -1,12 +1,12 @@
 """From final residual streams to losses: the unembedding and the metric, without wide temporaries.
 
-Logits of all rows of a pass are the widest tensors of a search. Where the metric is the KL divergence
-they never exist as a whole: with p the clean distribution and z a row's logits,
+The logits of all rows of a pass would be the widest tensors of a search. For the KL divergence they
+never exist as a whole: with p the clean distribution and z a row's logits,
 
     KL(p || softmax(z)) = sum p log p - sum p z + logsumexp(z)
 
-adds up over parts of the vocabulary, each of which is unembedded for all rows at once, so that the
-unembedding weight is read once a pass. Sums are in FP64, see `pahq_plugin.metrics.kl_div`.
+is summed over parts of the vocabulary. Each part is unembedded for all rows at once, so that the
+unembedding weight is read once per pass. Sums are in FP64, see `pahq_plugin.metrics.kl_div`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pahq_plugin.metrics import Metric, check_finite, kl_div, row_losses
 from pahq_plugin.models.blocks import Unembedding, output_positions, unembed
 
 LEAST_WORDS = 256
-"""A part of the vocabulary has a multiple of this; kernels want multiples of 16."""
+"""The size of a part of the vocabulary is a multiple of this; kernels need multiples of 16."""
 
 
 class Readout:
@@ -31,7 +31,7 @@ class Readout:
         final: the clean run's last residual stream at the output's positions, ``[batch, pos,
             d_model]``.
         metric: name and function.
-        work_bytes: about how much the temporaries may take.
+        work_bytes: approximate limit on the bytes of temporaries.
     """
 
     @torch.no_grad()
@@ -56,14 +56,14 @@ class Readout:
         self.clean_loss = float(self.losses(final[None]))
 
     def losses(self, final: Tensor, unembedding: Unembedding | None = None) -> Tensor:
-        """Loss of each row averaged over the prompts, FP64 ``[candidate]``.
+        """Compute the loss of each row, averaged over the prompts, FP64 ``[candidate]``.
 
         Args:
             final: last residual streams, ``[candidate, batch, pos, d_model]``.
-            unembedding: to use instead of the model's own.
+            unembedding: used instead of the model's own.
 
         Raises:
-            MetricError: a loss that is not finite, or a metric that returns the wrong shape.
+            MetricError: a loss is not finite, or the metric returns the wrong shape.
         """
         if self._metric[1] is kl_div:
             return check_finite(self._metric[0], self._divergences(final, unembedding))
@@ -73,7 +73,7 @@ class Readout:
         return torch.cat(losses)
 
     def _divergences(self, final: Tensor, unembedding: Unembedding | None) -> Tensor:
-        """Mean KL divergence from the clean distributions, ``[candidate]``."""
+        """Compute the mean KL divergence from the clean distributions, ``[candidate]``."""
         distributions = final[..., 0].numel()
         words = self._work_bytes // (2 * 8 * distributions) // LEAST_WORDS * LEAST_WORDS
         words = max(LEAST_WORDS, words)
@@ -90,7 +90,7 @@ class Readout:
     def _logits(
         self, final: Tensor, words: slice | None = None, unembedding: Unembedding | None = None
     ) -> Tensor:
-        """Logits ``[candidate, batch, (pos,) vocab]``, or those of some words; an ``out_slice`` of one
-        position drops its axis."""
+        """Compute logits ``[candidate, batch, (pos,) vocab]``, or those of some words; an ``out_slice``
+        of one position drops that axis."""
         logits = unembed(self._model, final, words, unembedding)
         return logits[:, :, 0] if self._drops_position else logits

@@ -1,13 +1,13 @@
 """Many states of the model at once: rows that differ from the present state in a few removed edges.
 
-1. The input of each destination whose edges differ changes by a given amount per row.
-2. Step by step (`KeptGraph.cone`): input = present input + changes of the dirty sources that feed it;
-   the unit is evaluated on all rows; its output minus the present output is the next change.
-3. The last step gives the rows' logits.
+1. The inputs of destinations whose edges differ change by a given amount on each row.
+2. Step by step (`KeptGraph.cone`), input = present input + changes of the dirty sources that feed it.
+   The unit is evaluated on all rows; its output minus the present output is the next change.
+3. The last step gives the final residual streams of the rows.
 
-Only dirty heads, only their dirty projections, and only tokens that differ and are read are
-computed; all else comes from the present state. Tensors are unit-major,
-``[head, candidate, batch, pos, d]``, so that heads multiply with their own weights in one product.
+Only dirty heads, only their dirty projections, and only tokens that differ and are read are computed;
+the rest comes from the present state. Tensors are unit-major, ``[head, candidate, batch, pos, d]``, so
+that all heads are multiplied by their own weights in one product.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Change:
     """How the outputs of sources of one step differ from the present state.
 
     Attributes:
-        step: the step, which says where and which heads.
-        layer: the block of the heads that have to be projected by W_O; ``None`` for an MLP.
+        step: the step, with its stage, heads and positions.
+        layer: the block of the heads, whose z W_O has yet to project; ``None`` for an MLP.
         factor: new minus present z ``[head, candidate, batch, pos, d_head]``, or output ``[1,
             candidate, batch, pos, d_model]``.
     """
@@ -54,11 +54,11 @@ class Start:
     """A changed input.
 
     Attributes:
-        positions: at which it changes.
-        first: how many rows come before those of ``delta``.
+        positions: positions at which it changes.
+        first: number of rows before those of ``delta``.
         delta: the change on the next rows, ``[candidate, batch, pos, d_model]``.
-        before: the change on the first rows, ``[batch, pos, d_model]``; ``None`` for none.
-        after: the change on all rows behind, alike.
+        before: the change on each of the first rows, ``[batch, pos, d_model]``; ``None`` for none.
+        after: the same for each of the last rows.
     """
 
     positions: Positions
@@ -68,14 +68,14 @@ class Start:
     after: Tensor | None
 
     def on_row(self, row: int) -> Tensor | None:
-        """The change on one row."""
+        """Return the change on one row."""
         if row < self.first:
             return self.before
         at = row - self.first
         return self.delta[at] if at < len(self.delta) else self.after
 
     def on(self, rows: slice) -> Iterator[tuple[slice, Tensor]]:
-        """The terms that change the input of some rows, each with those of ``rows`` that it is for."""
+        """Yield the terms that change the input of some rows, each with the rows it applies to."""
         last = self.first + len(self.delta)
         begin, end = max(rows.start, self.first), min(rows.stop, last)
         if self.before is not None and rows.start < self.first:
@@ -97,9 +97,9 @@ class Rows:
         steps: the cone, from `KeptGraph.cone`.
         starts: the changed inputs.
         n_rows: number of candidates.
-        budget: wide tensors that live only within a step are made in parts.
-        products: precision of the weight products; the model's own by default. Only rows in the
-            model's own precision may be committed.
+        budget: limits wide temporaries, which are computed in parts.
+        products: weight products to use; those in the model's own precision by default. Only rows in
+            the model's own precision may be committed.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Rows:
         return self._final
 
     def commit(self, row: int) -> None:
-        """Make ``row`` the present state. Only for rows in the model's own precision."""
+        """Make ``row`` the present state; only for rows in the model's own precision."""
         state, only = self.state, slice(row, row + 1)
         for at, slot, heads, positions in self._dirty:
             state.update(
@@ -173,9 +173,9 @@ class Rows:
         self._changes.append(Change(step, stage.layer, z - present[:, None]))
 
     def _new_projections(self, step: Step, which: int, slot: Slot) -> dict[str, Tensor]:
-        """Projections of the dirty inputs, ``[member, candidate, batch, pos, d_head]`` by letter.
+        """Project the dirty inputs, ``[member, candidate, batch, pos, d_head]`` by letter.
 
-        Inputs are wide: a few heads and rows are worked on at a time.
+        Inputs are wide, so a few heads and rows are processed at a time.
         """
         if not slot.members:
             return {}
@@ -199,7 +199,7 @@ class Rows:
         return made
 
     def _parts(self, n_units: int, row_bytes: int) -> Iterator[tuple[slice, slice]]:
-        """Units and rows in parts that fit, where a row of one unit takes ``row_bytes``."""
+        """Yield parts (units, rows) that fit in the budget; a row of one unit takes ``row_bytes``."""
         at_once = max(1, self._part_bytes // row_bytes)
         units, rows = max(1, at_once // self.n_rows), min(at_once, self.n_rows)
         for row in range(0, self.n_rows, rows):
@@ -207,7 +207,7 @@ class Rows:
                 yield slice(unit, unit + units), slice(row, min(row + rows, self.n_rows))
 
     def _token_bytes(self, positions: Positions, width: int | None = None) -> int:
-        """Bytes of one row of something that is ``width`` (d_model) wide."""
+        """Return the bytes of one row of a tensor of width ``width``, by default d_model."""
         cfg = self.state.model.cfg
         tokens = len(self.state.now.embedding) * len(positions)
         return tokens * (width or cfg.d_model) * cfg.dtype.itemsize
@@ -243,8 +243,8 @@ class Rows:
     def _narrow_feeds(
         self, step: Step, stage: Stage
     ) -> tuple[list[tuple[int, int]], list[tuple[Change, Feed]]]:
-        """The (layer, head) that change an MLP's input, and how; none where anything else changes it,
-        or it would not pay."""
+        """Return the (layer, head) pairs that change an MLP's input, and their feeds; nothing if
+        something else changes it too, or if `NarrowMlp` would not be faster."""
         positions, graph = step.slots[0].positions, self.state.graph
         feeds = [
             (change, feed)
@@ -272,7 +272,7 @@ class Rows:
         return [], []
 
     def _side_by_side(self, change: Change, feed: Feed, positions: Positions, rows: slice) -> Tensor:
-        """Changes of z of the chosen heads, ``[candidate, batch * pos, head * d_head]``."""
+        """Concatenate changes of z of the chosen heads, ``[candidate, batch * pos, head * d_head]``."""
         shared, known = positions.shared(change.step.positions)
         factor = _taken(_chosen(change.factor, feed, rows), shared)
         if known is not None:
@@ -295,8 +295,8 @@ class Rows:
         positions: Positions,
         rows: slice,
     ) -> Tensor:
-        """Inputs of dirty destinations on some rows, what is read at present plus the changes that
-        feed it, ``[head, candidate, batch, pos, d_model]``."""
+        """Compute the inputs of dirty destinations on some rows, ``[head, candidate, batch, pos,
+        d_model]``: the present inputs plus the changes that feed them."""
         now = self.state.inputs(at, slot, heads, positions)
         x = now[0].new_empty((len(heads), rows.stop - rows.start, *now[0].shape))
         sums = [_Sum(out, present) for out, present in zip(x, now, strict=True)]
@@ -319,8 +319,8 @@ class Rows:
     def _contribution(
         self, change: Change, feed: Feed, shared: Tensor | None, known: Tensor | None, rows: slice
     ) -> Tensor:
-        """What the chosen sources add, ``[candidate, batch, pos, d_model]``, at the positions of the
-        change that are wanted: ``shared`` among its own, ``known`` among the wanted ones."""
+        """Compute what the chosen sources add, ``[candidate, batch, pos, d_model]``, at the positions of
+        the change that are wanted: ``shared`` indexes its own positions, ``known`` the wanted ones."""
         factor = _taken(_chosen(change.factor, feed, rows), shared)
         if feed.weights is not None:
             weights = feed.weights if known is None else feed.weights[:, known]
@@ -345,8 +345,8 @@ class _Sum:
         self._started = False
 
     def add(self, term: Tensor, known: Tensor | None, rows: slice | None = None) -> None:
-        """Add ``term [candidate, batch, pos, d_model]`` at the positions ``known`` and to ``rows`` of
-        those gathered; ``None``: to all."""
+        """Add ``term [candidate, batch, pos, d_model]`` at positions ``known`` of the gathered ``rows``;
+        ``None`` stands for all of them."""
         whole = rows is None or rows == slice(0, len(self._out))
         if known is None and whole and not self._started:
             torch.add(self._present, term.expand_as(self._out), out=self._out)
@@ -360,30 +360,30 @@ class _Sum:
             out.index_add_(-2, known, term.expand(len(out), -1, -1, -1))
 
     def finish(self) -> None:
-        """Write the present input where nothing has been added."""
+        """Write the present input if nothing has been added."""
         if not self._started:
             self._out.copy_(self._present)
             self._started = True
 
 
 def _rows(x: Tensor, rows: slice, axis: int = 0) -> Tensor:
-    """Some rows of the candidates' axis; a single row stands for all where none differs."""
+    """Select some rows of the candidate axis; a single row stands for all if none differs."""
     return x if x.shape[axis] == 1 else x.narrow(axis, rows.start, rows.stop - rows.start)
 
 
 def _chosen(factor: Tensor, feed: Feed, rows: slice) -> Tensor:
-    """Of ``factor [head, candidate, batch, pos, d]`` the chosen heads on some rows."""
+    """Select the chosen heads on some rows of ``factor [head, candidate, batch, pos, d]``."""
     factor = _rows(factor, rows, axis=1)
     return factor if len(feed.chosen) == len(factor) else factor[list(feed.chosen)]
 
 
 def _taken(x: Tensor, at: Tensor | None) -> Tensor:
-    """``x [..., pos, d]`` at some positions, or as it is."""
+    """Select some positions of ``x [..., pos, d]``; ``None`` selects all."""
     return x if at is None else x.index_select(-2, at)
 
 
 def _merged(now: Tensor, new: Tensor | None, slot: Slot, held: Positions, n_rows: int) -> Tensor:
-    """Present projections ``[head, batch, pos, d_head]`` with the dirty ones put in their place,
+    """Insert the dirty projections into the present ones ``[head, batch, pos, d_head]``; returns
     ``[head, candidate or 1, batch, pos, d_head]``."""
     if new is None:
         return now[:, None]

@@ -1,10 +1,10 @@
 """Source outputs of the present state and of the ablated run, stored factorised.
 
-An attention head adds ``z W_O`` to the residual stream. Its value mix z is d_head wide, its output
-d_model wide, so z is what is stored, and projected when it is read. All ablations are linear in the
-source outputs (a copy, zero, or a mean), hence the ablated side is stored as a z too.
+An attention head adds ``z W_O`` to the residual stream. Its value mix z has width d_head, its output
+d_model, so z is stored, and projected when it is read. All ablations are linear in the source outputs
+(a copy, zero, or a mean), so the ablated side is stored as z, too.
 
-At the shape of GPT-2 XL and 32 x 16 tokens this takes 0.6 GiB where the host keeps 7.6 GiB.
+At the shape of GPT-2 XL with 32 x 16 tokens this takes 0.6 GiB; the host keeps 7.6 GiB.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Sources:
     mlp: MutableSequence[Tensor]
 
     def map(self, function: Callable[[Tensor, int], Tensor], tensors: Tensors = list) -> Sources:
-        """Apply ``function(tensor, batch_axis)`` to every tensor; ``tensors`` holds what it gives."""
+        """Apply ``function(tensor, batch_axis)`` to every tensor; ``tensors`` holds the results."""
         return Sources(
             function(self.embedding, 0),
             tensors(function(z, 1) for z in self.z),
@@ -43,7 +43,7 @@ class Sources:
         )
 
     def plus(self, other: Sources, tensors: Tensors = list) -> Sources:
-        """Sum of two, tensor by tensor; ``tensors`` holds what it gives."""
+        """Add two `Sources`, tensor by tensor; ``tensors`` holds the results."""
         return Sources(
             self.embedding + other.embedding,
             tensors(a + b for a, b in zip(self.z, other.z, strict=True)),
@@ -52,12 +52,12 @@ class Sources:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the stored outputs take."""
+        """Bytes of the stored outputs."""
         return self.embedding.nbytes + nbytes_of(self.z) + nbytes_of(self.mlp)
 
 
 def nbytes_of(tensors: Sequence[Tensor]) -> int:
-    """Bytes of cached tensors, without having them come into memory."""
+    """Return the bytes of cached tensors, without bringing them into memory."""
     own = getattr(tensors, "nbytes", None)
     return sum(x.nbytes for x in tensors) if own is None else own
 
@@ -67,7 +67,7 @@ class PlainRun:
     """A run of the unpatched model.
 
     Attributes:
-        sources: what every source puts out.
+        sources: the output of every source.
         final: the last residual stream, ``[batch, pos, d_model]``.
         padding: 1 for tokens, 0 for padding, ``[batch, offset_pos]``; ``None`` without padding.
     """
@@ -81,11 +81,11 @@ class PlainRun:
 def run_plain(
     model: PatchableModel, tokens: Tensor, dtype: torch.dtype, placement: Placement | None = None
 ) -> PlainRun:
-    """Run the model on ``tokens``, ``[batch, pos]``; source outputs are stored in ``dtype``, where
+    """Run the model on ``tokens``, ``[batch, pos]``; store source outputs in ``dtype``, where
     ``placement`` keeps them.
 
-    The host's own forward would do, but with split inputs it multiplies every head's input element
-    by element and takes some forty times as long.
+    The host's own forward gives the same, but with split inputs it multiplies every head's input
+    element by element and takes about forty times as long.
     """
     placement = placement or InPlace(model)
     residual, padding = embed(model, tokens)
@@ -107,12 +107,12 @@ def run_plain(
 def run_sources(
     model: PatchableModel, tokens: Tensor, dtype: torch.dtype, placement: Placement | None = None
 ) -> Sources:
-    """Source outputs of `run_plain`."""
+    """Return the source outputs of `run_plain`."""
     return run_plain(model, tokens, dtype, placement).sources
 
 
 def _value_mix(math: AttentionMath, residual: Tensor, heads: list[int]) -> Tensor:
-    """z of every head, ``[head, batch, pos, d_head]``."""
+    """Compute z of every head, ``[head, batch, pos, d_head]``."""
     normal, where = normalise(math.norm, residual), torch.arange(residual.shape[1]).to(residual.device)
     made: dict[str, Tensor] = {}
     for letter in "qkv":
@@ -131,7 +131,7 @@ def ablated_runs(
     dtype: torch.dtype,
     placement: Placement | None = None,
 ) -> list[Sources]:
-    """What patched edges carry, per batch, for every ablation type of the host."""
+    """Compute what patched edges carry, for each batch; supports every ablation type of the host."""
     placement = placement or InPlace(model)
     if ablation.mean_over_dataset:
         mean = _dataset_mean(model, loader, ablation, dtype, placement)
@@ -164,7 +164,7 @@ def _dataset_mean(
     dtype: torch.dtype,
     placement: Placement,
 ) -> Sources:
-    """Mean per token position over the clean and/or corrupt prompts of the whole loader."""
+    """Average at each token position over the clean and/or corrupt prompts of the whole loader."""
     total: Sources | None = None
     runs = 0
     for batch in loader:

@@ -1,12 +1,12 @@
-"""The present state of one batch: what every source puts out, and what a destination reads.
+"""The present state of one batch: the outputs of sources and the inputs of destinations.
 
-Only sources are stored (`pahq_plugin.engines.incremental.source_outputs`). The input of a destination is
-computed from them when it is asked for, by whichever sum has fewer terms:
+Only source outputs are stored (`pahq_plugin.engines.incremental.source_outputs`). The input of a
+destination is computed from them on request, by whichever sum has fewer terms:
 
-- all sources ablated, plus (now - ablated) of the kept ones;
-- all sources as they are now, minus (now - ablated) of the removed ones.
+- all sources ablated, plus (now - ablated) of the sources of kept edges;
+- all sources as they are now, minus (now - ablated) of the sources of removed edges.
 
-Inputs and the queries, keys and values made from them are memoised. Tensors are unit-major:
+Inputs and the queries, keys and values computed from them are memoised. Tensors are unit-major:
 ``[head, (candidate,) batch, pos, d]``.
 """
 
@@ -35,11 +35,11 @@ class BatchState:
         model: the host model, whose weights are read in place.
         batch: its prompts.
         padding: 1 for tokens, 0 for padding, ``[batch, offset_pos]``, or ``None``.
-        graph: kept edges, shared by all batches.
+        graph: the kept edges, shared by all batches.
         now: source outputs of the present state; changed by `add_to_source`.
         ablated: source outputs that removed edges carry.
-        memo_bytes: budget of memoised inputs; bases of inputs get a quarter more, hidden layers of
-            screened MLPs half of it (`pahq_plugin.engines.incremental.budget.MEMO_PARTS`).
+        memo_bytes: budget for memoised inputs; in addition, residual streams get a quarter of it and
+            hidden layers of screened MLPs half (`pahq_plugin.engines.incremental.budget.MEMO_PARTS`).
         own: products in the model's own precision.
         first_changes: per prompt the position before which nothing ever differs, ``[prompt]``.
     """
@@ -74,7 +74,7 @@ class BatchState:
         self._tokens: dict[int, Tensor | None] = {}
 
     def restart(self, now: Sources) -> None:
-        """Take ``now`` as the present source outputs and forget everything computed from others."""
+        """Make ``now`` the present source outputs, and forget everything computed from others."""
         self.now = now
         self._source_versions += 1
         self._held.clear()
@@ -82,7 +82,7 @@ class BatchState:
         self._hidden.clear()
 
     def forget_screened(self) -> None:
-        """Forget what was made in few bits: the formats have changed."""
+        """Forget what was computed in low precision, since the formats have changed."""
         self._hidden.clear()
 
     def next_round(self) -> None:
@@ -94,7 +94,7 @@ class BatchState:
     # Sources -------------------------------------------------------------------------------------
 
     def changing_tokens(self, positions: Positions) -> Tensor | None:
-        """Which of the tokens ``[batch, pos]`` at ``positions`` can differ from the clean run, as
+        """Return which tokens ``[batch, pos]`` at ``positions`` can differ from the clean run, as
         indices into the flattened axes; ``None`` for all."""
         key = id(positions)
         if key not in self._tokens:
@@ -104,7 +104,7 @@ class BatchState:
         return self._tokens[key]
 
     def differences(self, sources: Sequence[int], positions: Positions) -> Tensor:
-        """(now - ablated) output of each source, ``[source, batch, pos, d_model]``."""
+        """Compute (now - ablated) output of each source, ``[source, batch, pos, d_model]``."""
         cfg, batch = self.model.cfg, self.now.embedding.shape[0]
         out = self.now.embedding.new_empty(
             (len(sources), batch, len(positions), cfg.d_model), dtype=cfg.dtype
@@ -120,8 +120,8 @@ class BatchState:
         return out
 
     def _factors(self, stage: int, heads: list[int], positions: Tensor) -> Tensor:
-        """(now - ablated) of what is stored of some sources of a stage: z of heads, or the one
-        output of an MLP or the embedding, ``[source, batch, pos, d]``."""
+        """Compute (now - ablated) of the stored tensors of some sources of a stage, ``[source, batch,
+        pos, d]``: z of heads, or the single output of an MLP or the embedding."""
         if stage < 0:
             now, ablated = self.now.embedding[None], self.ablated.embedding[None]
         elif self._is_heads(stage):
@@ -134,21 +134,21 @@ class BatchState:
         return now.index_select(2, positions).to(dtype) - ablated.index_select(2, positions).to(dtype)
 
     def _is_heads(self, stage: int) -> bool:
-        """Whether the sources of a stage are heads; -1 is the embedding."""
+        """Return whether the sources of a stage are heads; stage -1 is the embedding."""
         return stage >= 0 and self.graph.stages[stage].kind == "head"
 
     def sum_of_differences(
         self, sources: Sequence[int], positions: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """Sum over sources of (now - ablated) output.
+        """Sum the (now - ablated) outputs of sources, with one product for all heads of a layer.
 
         Args:
-            sources: their indices, ascending.
+            sources: source indices, ascending.
             positions: ``[pos]``.
-            weights: 0 or 1 for each source at each position, ``[source, pos]``; ``None`` for 1.
+            weights: 0 or 1 for each source at each position, ``[source, pos]``; ``None`` for all 1.
 
         Returns:
-            ``[batch, pos, d_model]``. Heads of a layer are one product with their stacked W_O.
+            ``[batch, pos, d_model]``.
         """
         batch = self.now.embedding.shape[0]
         total = self.now.embedding.new_zeros(
@@ -173,7 +173,7 @@ class BatchState:
         return groups
 
     def add_to_source(self, source: int, positions: Tensor, change: Tensor) -> None:
-        """Change a source's z ``[batch, pos, d_head]`` or output ``[batch, pos, d_model]``."""
+        """Add to a head's z ``[batch, pos, d_head]`` or an MLP's output ``[batch, pos, d_model]``."""
         stage, head = self.graph.source_stage[source]
         layer = self.graph.stages[stage].layer
         is_head = self.graph.stages[stage].kind == "head"
@@ -184,7 +184,7 @@ class BatchState:
     # Inputs --------------------------------------------------------------------------------------
 
     def inputs(self, at: int, slot: int, heads: Sequence[int], positions: Positions) -> list[Tensor]:
-        """What these destinations of a stage read at ``positions``, ``[batch, pos, d_model]`` each."""
+        """Return the inputs of some destinations at ``positions``, ``[batch, pos, d_model]`` each."""
         found = []
         for head in heads:
             held = self._lookup("x", at, slot, head, positions)
@@ -197,10 +197,10 @@ class BatchState:
     def projections(
         self, at: int, slot: int, heads: Sequence[int], positions: Positions
     ) -> dict[str, Tensor]:
-        """What heads make of what they read at ``positions``: by letter, before rotation, ``[head,
-        batch, pos, d_head]``.
+        """Return the projections of the inputs of heads at ``positions``: by letter, before rotation,
+        ``[head, batch, pos, d_head]``.
 
-        Much smaller than the inputs, which are not remembered for it.
+        They are much smaller than the inputs, which are not memoised for them.
         """
         found = {head: self._lookup("y", at, slot, head, positions) for head in heads}
         missing = [head for head, held in found.items() if held is None]
@@ -218,17 +218,17 @@ class BatchState:
         }
 
     def _passing_input(self, at: int, slot: int, head: int, positions: Positions) -> Tensor:
-        """What one destination reads; not remembered if it is not yet."""
+        """Return the input of one destination without memoising it."""
         held = self._lookup("x", at, slot, head, positions)
         return self._input(at, slot, head, positions) if held is None else held.at("x", positions)
 
     def _lookup(self, what: str, at: int, slot: int, head: int, positions: Positions) -> Held | None:
-        """What is remembered, if it holds all these positions."""
+        """Return what is memoised, or ``None`` unless it holds all these positions."""
         held = self._held.get((what, at, slot, head))
         return held if held is not None and positions.inside(held.positions) else None
 
     def update(self, at: int, slot: int, heads: Sequence[int], positions: Positions, x: Tensor) -> None:
-        """Destinations read ``x [head, batch, pos, d_model]`` from now on."""
+        """Set the inputs of destinations to ``x [head, batch, pos, d_model]``."""
         made = []
         for i, head in enumerate(heads):
             inputs, ys = (self._lookup(what, at, slot, head, positions) for what in "xy")
@@ -248,13 +248,13 @@ class BatchState:
             self._held.put(("y", at, slot, head), ys)
 
     def forget(self, at: int, slot: int, head: int) -> None:
-        """The input of a destination has changed in another way."""
+        """Forget the input of a destination, which has changed."""
         self._input_versions[at, slot, head] += 1
         for what in "xy":
             self._held.drop((what, at, slot, head))
 
     def _input(self, at: int, slot: int, head: int, positions: Positions) -> Tensor:
-        """Input of one destination, ``[batch, pos, d_model]``."""
+        """Compute the input of one destination, ``[batch, pos, d_model]``."""
         kept, where = self.graph.kept[at][slot, head], positions.index  # kept: [pos or 1, source]
         if kept.shape[0] > 1:
             kept = kept[positions.array]
@@ -280,16 +280,16 @@ class BatchState:
         products: Products,
         now: tuple[Tensor, Mapping[str, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
-        """Query, key and/or value that heads make of ``x``, before rotation, bias included.
+        """Compute the queries, keys and/or values of heads from ``x``, before rotation, with bias.
 
         Args:
             stage: a stage of heads.
-            slot: 0, 1, 2 for Q, K, V; with one joint input all three are made.
+            slot: 0, 1, 2 for Q, K, V; with one joint input all three are computed.
             heads: which heads, ``[head]``.
             x: ``[head, candidate, batch, pos, d_model]``.
-            products: in which precision to multiply.
-            now: what the heads read at present, ``[head, batch, pos, d_model]``, and make of it, by
-                letter ``[head, batch, pos, d_head]``; needed by products that are not the model's own.
+            products: weight products to use.
+            now: present inputs of the heads, ``[head, batch, pos, d_model]``, and their projections, by
+                letter ``[head, batch, pos, d_head]``; needed by products other than the model's own.
 
         Returns:
             By letter, ``[head, candidate, batch, pos, d_head]``.
@@ -310,14 +310,14 @@ class BatchState:
     def mlp(
         self, at: int, positions: Positions, x_now: Tensor, y_now: Tensor, products: Products
     ) -> RowFunction:
-        """An MLP, norm included, as a function of inputs ``[candidate, n, d_model]``.
+        """Return an MLP, norm included, as a function of inputs ``[candidate, n, d_model]``.
 
         Args:
             at: its stage.
-            positions: at which it is wanted.
+            positions: positions at which it is computed.
             x_now: the present inputs at the changing tokens there, ``[n, d_model]``.
             y_now: the present outputs, ``[n, d_model]``.
-            products: in which precision to multiply.
+            products: weight products to use.
         """
         layer = self.graph.stages[at].layer
         norm = self.own.blocks[layer].ln2
@@ -332,9 +332,9 @@ class BatchState:
     def _hidden_of(
         self, at: int, positions: Positions, make: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """The present hidden layer, remembered as long as the MLP reads the same.
+        """Return the present hidden layer, memoised while the MLP's input stays the same.
 
-        It only decides how strongly a change is passed on, so 16 bits are enough.
+        It only decides how strongly a change is passed on, so 16 bits suffice.
         """
         key, version = (at, id(positions)), self._input_versions[at, 0, 0]
         found = self._hidden.get(key)
@@ -347,7 +347,7 @@ class BatchState:
     # Residual streams ----------------------------------------------------------------------------
 
     def ablated_base(self, at: int) -> Tensor:
-        """Input of a stage with every source ablated, ``[batch, pos, d_model]``."""
+        """Return the input of a stage with every source ablated, ``[batch, pos, d_model]``."""
         base = self._bases.get(("ablated", at))
         if base is None:
             base = Base(self._residual(self.ablated, self.graph.stages[at]), 0)
@@ -355,7 +355,7 @@ class BatchState:
         return base.x
 
     def current_base(self, at: int) -> Tensor:
-        """Input of a stage with every edge kept and sources as they are now."""
+        """Return the input of a stage with every edge kept and sources as they are now."""
         stage = self.graph.stages[at]
         version = int(self._source_versions[: stage.n_sources].sum())
         base = self._bases.get(("now", at))
@@ -365,7 +365,7 @@ class BatchState:
         return base.x
 
     def _residual(self, sources: Sources, stage: Stage) -> Tensor:
-        """Residual stream that the sources before ``stage`` add up to."""
+        """Sum the outputs of the sources before ``stage`` to a residual stream."""
         dtype = self.model.cfg.dtype
         total = sources.embedding.to(dtype).clone()
         for earlier in self.graph.stages:
@@ -381,11 +381,11 @@ class BatchState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the caches: sources now and ablated, and the memo."""
+        """Bytes of the caches: sources now and ablated, and the memos."""
         memos = self._held.nbytes + self._bases.nbytes + self._hidden.nbytes
         return self.now.nbytes + self.ablated.nbytes + memos
 
 
 def letters(stage: Stage, slot: int) -> str:
-    """Which of q, k and v are made from a slot: one, or all three from a joint input."""
+    """Return which of q, k and v are computed from a slot: one, or all three from a joint input."""
     return "qkv"[slot] if stage.slots == 3 else "qkv"

@@ -1,1 +1,1 @@
-"""Models larger than memory: what stays, and what comes when it is needed."""
+"""Models larger than memory: what stays in memory, and what is loaded when needed."""

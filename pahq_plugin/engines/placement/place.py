@@ -1,9 +1,9 @@
-"""A model's weights and a search's caches put where a plan wants them, and given back.
+"""Put a model's weights and a search's caches where a plan wants them, and undo it afterwards.
 
-What asks for weights of a block asks `Placement.blocks`, by which they come into memory; the model's own
-forward does so by hooks. On a CPU, what may go lies in files mapped into memory: it comes by being
-touched, and if something were to read a weight unasked, it would only be counted too late. On a GPU,
-what may go lies in host memory.
+Engines read the weights of a block through `Placement.blocks`, which loads them into memory; hooks do
+the same for the model's own forward. On a CPU, whatever may leave memory is in files mapped into memory,
+so it is loaded when touched. A weight read without asking would still be loaded, only counted too late.
+On a GPU, whatever may leave is in host memory.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from pahq_plugin.host import PatchableModel
 from pahq_plugin.system.mapped import let_go_if_unchanged, spilled
 
 Tensors = Callable[[Iterable[Tensor]], Any]
-"""Makes the sequence that holds cached tensors: anything with ``append`` and an index."""
+"""Creates the sequence that holds cached tensors: anything with ``append`` and indexing."""
 
 
 class Placement(Protocol):
-    """Where an engine finds weights, and keeps caches.
+    """Where an engine finds weights and keeps caches.
 
     Attributes:
-        blocks: by layer, with ``attn``, ``mlp`` and norms as TransformerLens has them.
-        tensors: makes a sequence of cached tensors.
-        passes: bytes that passes may take; ``None`` for what they usually do.
+        blocks: blocks by layer, with ``attn``, ``mlp`` and norms as in TransformerLens.
+        tensors: creates a sequence of cached tensors.
+        passes: bytes that passes may take; ``None`` for the default.
     """
 
     blocks: Sequence[Any]
@@ -40,16 +40,16 @@ class Placement(Protocol):
     passes: int | None
 
     def unembedding(self) -> None:
-        """The unembedding is about to be read."""
+        """Load the unembedding, which is about to be read."""
         ...
 
     def clear(self) -> None:
-        """The caches made so far are no longer needed."""
+        """Release the caches made so far, which are no longer needed."""
         ...
 
 
 class InPlace:
-    """Everything stays where it is."""
+    """A placement that leaves everything where it is."""
 
     def __init__(self, model: PatchableModel) -> None:
         self.blocks: Sequence[Any] = model.blocks
@@ -64,13 +64,13 @@ class InPlace:
 
 
 class Planned:
-    """What a plan lets come and go; use `placed`.
+    """A placement that follows a plan; created by `placed`.
 
     Args:
-        model: whose weights are in `units`.
-        plan: what stays.
-        units: what comes and goes, by name.
-        put: makes an item of a cached tensor.
+        model: the model that owns the weights in ``units``.
+        plan: what stays in memory.
+        units: what moves in and out of memory, by name.
+        put: wraps a cached tensor in an item.
     """
 
     def __init__(
@@ -92,11 +92,11 @@ class Planned:
 
     @property
     def moved(self) -> int:
-        """Bytes that came into memory so far."""
+        """Bytes loaded into memory so far."""
         return self.window.brought
 
     def use(self, name: str) -> None:
-        """A unit is about to be read."""
+        """Load a unit, which is about to be read."""
         if name in self._units:
             self.window.use(self._units[name])
 
@@ -110,7 +110,7 @@ class Planned:
 
 
 class _Block:
-    """A block whose weights come into memory when its attention or MLP is asked for."""
+    """A block whose weights are loaded into memory when its attention or MLP is accessed."""
 
     def __init__(self, block: Any, name: str, use: Callable[[str], None]) -> None:
         self._block, self._name, self._use = block, name, use
@@ -137,16 +137,16 @@ def placed(
     spill: Path | None = None,
     copies: bool | None = None,
 ) -> Iterator[Planned]:
-    """The model's weights where ``plan`` wants them, for as long as the ``with`` block lasts.
+    """Place the model's weights as ``plan`` says for the length of the ``with`` block.
 
-    Afterwards every parameter is the same object with the same values, and where it was.
+    Afterwards every parameter is the same object with the same values in the same place.
 
     Args:
         model: a borrowed transformer, on the CPU or on ``device``.
-        plan: of `plan_memory`.
-        device: where products are made.
-        spill: folder for what does not stay in memory; by default that of temporary files.
-        copies: whether what comes is copied to ``device``, instead of mapped; ``None`` for on a GPU.
+        plan: a plan from `plan_memory`.
+        device: device that computes the products.
+        spill: folder for whatever does not stay in memory; by default that of temporary files.
+        copies: whether to copy weights to ``device`` instead of mapping them; ``None`` copies to GPUs.
 
     Raises:
         OSError: the disk is full.
@@ -174,13 +174,13 @@ def placed(
 
 
 def _announce(module: nn.Module, name: str, placement: Planned, stack: ExitStack) -> None:
-    """Have a module's own forward ask for its weights."""
+    """Make a module's own forward load its weights."""
     hook = module.register_forward_pre_hook(lambda *_: placement.use(name))
     stack.callback(hook.remove)
 
 
 def _paged(unit: Unit, folder: Path, stack: ExitStack) -> Pages:
-    """The weights of a unit in files: their own, where they are mapped from one, or new ones."""
+    """Map the weights of a unit from files: the files they are already mapped from, or new ones."""
     for parameter in unit.parameters:
         if not let_go_if_unchanged(parameter):
             parameter.data = spilled(parameter.data, folder)
@@ -199,7 +199,7 @@ def _lent(unit: Unit, device: torch.device, stack: ExitStack) -> Lent:
 
 
 def _move(model: PatchableModel, device: torch.device, but: set[nn.Parameter], stack: ExitStack) -> None:
-    """Move the parameters and buffers that stay in memory to ``device``, until ``stack`` ends."""
+    """Move the parameters and buffers that stay in memory to ``device`` until ``stack`` closes."""
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.device != device:

@@ -1,12 +1,12 @@
-"""How a budget of memory is divided between weights, caches and passes.
+"""How a memory budget is divided between weights, caches and passes, in order of priority.
 
-1. What cannot be left out: small weights, what the metric needs, and a window in which weights come and
-   go: three attention layers or MLPs, or the unembedding.
-2. The low copies of a search that screens; where they do not fit, it measures in full precision.
-3. The source outputs of all prompts; where they do not fit they come and go, too.
+1. The indispensable: small weights, what the metric needs, and a window through which the other weights
+   move in and out of memory: three attention layers or MLPs, or the unembedding.
+2. The low copies of a search that screens; if they do not fit, it measures in full precision.
+3. The source outputs of all prompts; if they do not fit, they move in and out, too.
 4. Passes: what they usually take, or a quarter of what is left.
-5. Weights that stay, with the rest: the unembedding, then blocks from the last one back, since every
-   pass ends there.
+5. Weights that stay, with the rest: the unembedding, then blocks from the last to the first, since
+   every pass ends at the last.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from pahq_plugin.models.checks import weight_parameters
 from pahq_plugin.precision.config import PrecisionConfig
 
 WINDOW = 3
-"""Attention layers or MLPs that fit the window: a product reads the weights of two at a time."""
+"""Attention layers or MLPs that fit in the window; a product reads the weights of two at a time."""
 
 
 SCALES = 1.02
-"""Scales and padding make low copies larger by this factor at most, where a scale is for a row."""
+"""Scales and padding enlarge low copies at most by this factor, with one scale per row."""
 
 
 LEAST_PASSES = 13 * 2**19
-"""Bytes that passes take at least, on any device: an eighth of what they usually do on a CPU."""
+"""The least bytes that passes take, on any device: an eighth of the usual on a CPU."""
 
 
 EDGE_BYTES, BASE_BYTES = 1000, 16_000_000
-"""What a search keeps in Python objects of each edge (measured: 600), and what else comes into the
-memory of a process: objects (3,000,000), and code that runs for the first time."""
+"""Bytes of Python objects for each edge (measured: 600), and bytes of everything else that a search
+adds to the process: objects (3,000,000), and code that runs for the first time."""
 
 
 GPU_BYTES = 2**26
-"""What products take on a GPU besides operands and results: workspaces of cuBLAS and cuBLASLt, 32 MiB
-each at most."""
+"""Bytes that products take on a GPU besides operands and results: workspaces of cuBLAS and cuBLASLt, at
+most 32 MiB each."""
 
 
 RESERVE = 0.03
-"""Part of the budget that is left for what is not counted: tensors of a few bytes, allocators."""
+"""Fraction of the budget reserved for what is not counted: tiny tensors, and allocators' overhead."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Weights that come and go together.
+    """Weights that move in and out of memory together.
 
     Attributes:
         name: ``"embed"``, ``"blocks.3.attn"``, ``"blocks.3.mlp"`` or ``"unembed"``.
@@ -72,19 +72,19 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is where, in bytes.
+    """What goes where, in bytes.
 
     Attributes:
         max_memory: the budget.
         weights: all weights of the model.
         stay: names of units that stay in memory.
-        staying: their bytes, and those of weights that belong to no unit.
-        window: of weights and caches that come and go.
-        low: low copies of weights; 0 where nothing is screened.
+        staying: these units, and weights that belong to no unit.
+        window: weights and caches that are in memory temporarily.
+        low: low copies of weights; 0 if nothing is screened.
         caches: source outputs of all prompts.
         caches_stay: whether these stay in memory.
-        passes: what the rows of a pass and what is remembered of the present state may take.
-        outputs: what the metric's clean outputs and a plain forward take.
+        passes: the rows of a pass, and memos of the present state.
+        outputs: the metric's clean outputs, and a plain forward pass.
         screens: whether the search still screens.
     """
 
@@ -102,7 +102,7 @@ class Plan:
 
     @property
     def everything_stays(self) -> bool:
-        """Whether no weight has to come and go."""
+        """Whether no weight has to move in and out of memory."""
         return self.window == 0
 
     def __str__(self) -> str:
@@ -110,7 +110,7 @@ class Plan:
             "all weights stay in memory"
             if self.everything_stays
             else f"{_size(self.staying)} of {_size(self.weights)} of weights stay in memory, the others "
-            f"come when they are needed ({_size(self.window)} at a time)"
+            f"are loaded when needed ({_size(self.window)} at a time)"
         )
         caches = "in memory" if self.caches_stay else "outside memory"
         low = f", low copies {_size(self.low)}" if self.low else ""
@@ -121,9 +121,9 @@ class Plan:
 
 
 def units_of(model: PatchableModel) -> list[Unit]:
-    """The units of a model, those first that are worth most when they stay.
+    """List the units of a model, those first that are most worth keeping in memory.
 
-    A weight that several modules share belongs to none: it stays, since it would have to go with each.
+    A weight that several modules share belongs to no unit, and stays.
     """
     inner: Any = model.wrapped_model
     modules: dict[str, nn.Module] = {"unembed": inner.unembed}
@@ -138,7 +138,7 @@ def units_of(model: PatchableModel) -> list[Unit]:
 
 
 def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
-    """What products multiply with; not biases, the weights of norms and the host's masks."""
+    """Yield the weight matrices: no biases, weights of norms, or patch masks."""
     for name, parameter in module.named_parameters():
         if any(part.lstrip("_").startswith("W_") for part in name.split(".")):
             yield parameter
@@ -152,18 +152,18 @@ def plan_memory(
     usual_passes: int,
     means: bool = False,
 ) -> Plan:
-    """Divide a budget.
+    """Divide a memory budget.
 
     Args:
         model: a transformer.
         prompts: the batches that one process holds.
         max_memory: bytes in all.
-        precision: that the search would screen in; ``None`` where it does not.
-        usual_passes: bytes that passes take where memory is no question.
+        precision: precision in which the search would screen; ``None`` if it does not screen.
+        usual_passes: bytes that passes take with enough memory.
         means: whether the ablation averages over the data set, which holds more source outputs at once.
 
     Raises:
-        ConfigError: the budget is too small; the message says what would do.
+        ConfigError: the budget is too small; the message gives the least that is enough.
     """
     needs = _needs(model, prompts, precision, usual_passes, means)
     usable = int(max_memory * (1 - RESERVE)) - needs.objects
@@ -178,14 +178,14 @@ def plan_memory(
         raise ConfigError(
             f"max_memory={max_memory} is too small for this model and these prompts: at least "
             f"{int((needs.least + needs.objects) / (1 - RESERVE)) + 1} bytes are needed, of which "
-            f"{_size(needs.window)} for weights that come and go"
+            f"{_size(needs.window)} for weights that are loaded when needed"
         )
     room = _Room(usable - needs.least)
     screens = precision is not None and room.take(needs.low + needs.starts)
     caches_stay = room.take(needs.caches)
     passes = max(needs.passes, min(usual_passes, needs.passes + room.left // 4))
     room.take(max(passes, needs.forward) - max(needs.passes, needs.forward))
-    # The embedding is read at the start only.
+    # The embedding is read only at the start.
     stay = [unit for unit in units_of(model) if unit.name != "embed" and room.take(unit.nbytes)]
     return Plan(
         max_memory=max_memory, weights=needs.weights, stay=frozenset(unit.name for unit in stay),
@@ -197,18 +197,18 @@ def plan_memory(
 
 @dataclass(frozen=True)
 class _Needs:
-    """What a search takes, in bytes.
+    """What a search needs, in bytes.
 
     Attributes:
-        weights: all of them; ``small``: those that belong to no unit.
-        window: weights that come and go.
+        weights: all weights; ``small``: weights that belong to no unit.
+        window: weights that are in memory temporarily.
         low: low copies of weights.
-        starts: what screened candidates take from their destinations' inputs, where many are settled.
+        starts: what screened candidates take from their destinations' inputs, when many are settled.
         caches: source outputs.
         passes: the least that passes take.
         kept: clean distributions.
-        forward: a plain forward.
-        objects: Python's, or on a GPU what products take.
+        forward: a plain forward pass.
+        objects: Python objects, or on a GPU the workspaces of products.
     """
 
     weights: int
@@ -224,16 +224,16 @@ class _Needs:
 
     @property
     def outputs(self) -> int:
-        """What outputs take."""
+        """Bytes of the clean distributions and a plain forward pass."""
         return self.kept + self.forward
 
     @property
     def least(self) -> int:
-        """Without which nothing goes, but for objects."""
+        """The least with which a search can run, objects excluded."""
         return self.small + self.window + self.kept + max(self.passes, self.forward)
 
     def everything(self, passes: int) -> int:
-        """With which nothing has to come and go."""
+        """Return the bytes with which everything stays in memory, objects excluded."""
         return (
             self.weights + self.caches + self.low + self.starts + self.kept + max(passes, self.forward)
         )
@@ -272,27 +272,27 @@ class _Room:
     left: int
 
     def take(self, nbytes: int) -> bool:
-        """Take so many, if there are as many."""
+        """Take ``nbytes`` if there is room; return whether there was."""
         fits = nbytes <= self.left
         self.left -= nbytes if fits else 0
         return fits
 
 
 def _window_bytes(units: Sequence[Unit]) -> int:
-    """Room for the weights that are read at a time."""
+    """Return the bytes of the weights that are read at a time."""
     blocks = [unit.nbytes for unit in units if unit.name.startswith("blocks.")]
     return max(WINDOW * max(blocks), units[0].nbytes)
 
 
 def _source_bytes(model: PatchableModel, batch: PromptPairBatch) -> int:
-    """Source outputs of one run of a batch."""
+    """Return the bytes of the source outputs of one run of a batch."""
     cfg = model.cfg
     wide = cfg.d_model * (1 + (0 if cfg.attn_only else cfg.n_layers))
     return batch.clean.numel() * cfg.dtype.itemsize * (wide + cfg.n_layers * cfg.n_heads * cfg.d_head)
 
 
 def _output_bytes(model: PatchableModel, prompts: Sequence[PromptPairBatch]) -> int:
-    """Clean distributions in FP64 at the positions that count."""
+    """Return the bytes of clean distributions in FP64 at the output positions."""
     numbers = 0
     for batch in prompts:
         positions, _ = output_positions(model, batch.clean.shape[1])
@@ -301,8 +301,8 @@ def _output_bytes(model: PatchableModel, prompts: Sequence[PromptPairBatch]) -> 
 
 
 def _forward_bytes(model: PatchableModel, prompts: Sequence[PromptPairBatch]) -> int:
-    """What a plain forward of the largest batch holds at a time: logits and what became of them, or
-    the widest block."""
+    """Return the bytes that a plain forward pass of the largest batch holds at a time: logits and
+    tensors computed from them, or the widest block."""
     cfg = model.cfg
     largest = max((batch.clean for batch in prompts), key=lambda tokens: tokens.numel())
     tokens, length = largest.numel(), largest.shape[1]
@@ -311,7 +311,7 @@ def _forward_bytes(model: PatchableModel, prompts: Sequence[PromptPairBatch]) ->
 
 
 def _low_bytes(model: PatchableModel, precision: PrecisionConfig | None) -> int:
-    """Low copies of every weight that has one, packed ones included."""
+    """Return the bytes of all low copies of weights, including packed ones."""
     if precision is None:
         return 0
     nbytes = 0
@@ -326,7 +326,7 @@ def _low_bytes(model: PatchableModel, precision: PrecisionConfig | None) -> int:
 
 
 def _part_of(name: str) -> tuple[str, int | None] | None:
-    """The part that a weight belongs to and its block, as `PrecisionConfig.format_of` takes them."""
+    """Return the part and block that a weight belongs to, as `PrecisionConfig.format_of` takes them."""
     path = name.split(".")
     last = path[-1].lstrip("_")
     if name == "unembed.W_U":
@@ -338,7 +338,7 @@ def _part_of(name: str) -> tuple[str, int | None] | None:
 
 
 def _size(nbytes: float) -> str:
-    """Bytes as people read them."""
+    """Format a number of bytes for people."""
     return f"{nbytes / 1e6:,.0f} MB" if nbytes < 1e10 else f"{nbytes / 1e9:,.1f} GB"
 
 
@@ -349,10 +349,10 @@ _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?) ?([KMGT]?)(i?)B?", re.IGNORECASE |
 
 
 def parse_bytes(size: int | str) -> int:
-    """Bytes from a number, or a text such as ``"24GB"`` (10^9), ``"1.5 GiB"`` (2^30) or ``"500MB"``.
+    """Parse bytes from a number, or text such as ``"24GB"`` (10^9), ``"1.5 GiB"`` (2^30) or ``"500MB"``.
 
     Raises:
-        ConfigError: anything else, or nothing above 0.
+        ConfigError: ``size`` is anything else, or not above 0.
     """
     nbytes = size if type(size) is int else 0
     found = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
@@ -361,5 +361,5 @@ def parse_bytes(size: int | str) -> int:
         base = 1024 if binary else 1000
         nbytes = int(float(number) * base ** _PREFIXES.index(prefix.upper()))
     if nbytes <= 0:
-        raise ConfigError(f"max_memory={size!r} must be bytes above 0, such as 24GB, 1.5GiB or 500MB")
+        raise ConfigError(f"max_memory={size!r} must be a size above 0, such as 24GB, 1.5GiB or 500MB")
     return nbytes

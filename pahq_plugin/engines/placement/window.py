@@ -1,4 +1,4 @@
-"""What comes into memory when it is used, and goes again: the least recently used first."""
+"""Items that are loaded into memory when used; the least recently used are evicted first."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Item(Protocol):
         ...
 
     def bring(self) -> None:
-        """Come into memory."""
+        """Load it into memory."""
         ...
 
     def stow(self) -> None:
-        """Go away."""
+        """Free its memory."""
         ...
 
 
@@ -34,10 +34,10 @@ class Window:
     """Items in memory, as many as there is room for.
 
     Args:
-        room: bytes. An item that is larger is in memory by itself.
+        room: bytes. A larger item is in memory by itself.
 
     Attributes:
-        brought: bytes that came into memory so far.
+        brought: bytes loaded into memory so far.
     """
 
     def __init__(self, room: int) -> None:
@@ -47,7 +47,7 @@ class Window:
         self.brought = 0
 
     def use(self, item: Item) -> None:
-        """Have ``item`` in memory until others have taken its room."""
+        """Load ``item`` into memory; it stays until others need its room."""
         if item in self._here:
             self._here.move_to_end(item)
             return
@@ -69,10 +69,10 @@ class Window:
 
 
 class Pages:
-    """Tensors in files: they come by being touched.
+    """Tensors in files, which are loaded when touched.
 
     Args:
-        tensors: mapped, and as in their files wherever the mapping is private.
+        tensors: memory-mapped tensors; those with a private mapping are unchanged from their files.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
@@ -89,7 +89,7 @@ class Pages:
 
 
 class Spilled(Pages):
-    """A cached tensor in a file without a name.
+    """A cached tensor in an unnamed file.
 
     Attributes:
         here: the tensor; writing to it changes the file.
@@ -101,12 +101,12 @@ class Spilled(Pages):
 
 
 class Lent:
-    """Parameters that are copied to a device while they are used, and empty while they are not.
+    """Parameters that are copied to a device while they are used, and empty otherwise.
 
     Args:
-        parameters: on a GPU they move to pinned host memory; elsewhere they stay where they are, in
-            host memory or mapped from a file. Each stays the same object.
-        device: where products are made.
+        parameters: those on a GPU move to pinned host memory; others stay where they are, in host
+            memory or mapped from a file. Each stays the same object.
+        device: device that computes the products.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], device: torch.device) -> None:
@@ -127,7 +127,7 @@ class Lent:
             parameter.data = home.new_empty(0, device=self._device)
 
     def give_back(self) -> None:
-        """Put the parameters back on the device that they were on."""
+        """Put the parameters back on their original device."""
         for parameter, home, device in self._homes:
             parameter.data = home.to(device)
 
@@ -156,17 +156,17 @@ class Copied:
 
 
 def on_host(x: Tensor) -> Tensor:
-    """``x`` in host memory; pinned, where it comes from a GPU."""
+    """Return ``x`` in host memory, pinned if it comes from a GPU."""
     return x.to("cpu").pin_memory() if x.is_cuda else x
 
 
 class Shelf(Sequence[Tensor]):
-    """Cached tensors by index that are in memory only while they are used.
+    """A sequence of cached tensors that are in memory only while they are used.
 
     Args:
-        window: that holds them.
-        put: makes an item of a tensor.
-        tensors: to begin with, taken one at a time.
+        window: the window that holds them.
+        put: wraps a tensor in an item.
+        tensors: initial tensors, taken one at a time.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Shelf(Sequence[Tensor]):
             self.append(x)
 
     def append(self, x: Tensor) -> None:
-        """Add a tensor; it is away afterwards."""
+        """Add a tensor, and move it out of memory."""
         self._items.append(self._put(x))
 
     def __len__(self) -> int:
