@@ -144,7 +144,7 @@ def folder_model(folder: str | Path, device: str = "cpu") -> HookedTransformer:
 
 def is_stored(name: str | Path) -> bool:
     """Return whether a folder holds a model that `save_model` wrote."""
-    from pahq_plugin.models.on_disk import stored_name
+    from pahq_plugin.models.record import stored_name
 
     return stored_name(name) is not None
 

@@ -180,7 +180,7 @@ def _assemble(
 
 def _is_bundled_copy(folder: str | Path) -> bool:
     """Return whether ``folder`` holds a stored copy of the bundled model."""
-    from pahq_plugin.models.on_disk import stored_name
+    from pahq_plugin.models.record import stored_name
 
     return stored_name(folder) == bundled_model.config()["model_name"]
 

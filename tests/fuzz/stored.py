@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from pahq_plugin.models.on_disk import MODEL_FILE, _digest, open_model, save_model
+from pahq_plugin.models.on_disk import open_model, save_model
+from pahq_plugin.models.record import MODEL_FILE, digest
 from tests.fuzz.bench import Bench, holds
 from tests.fuzz.hostile import written
 from tests.fuzz.octets import damaged_bytes
@@ -42,7 +43,7 @@ def resealed(text: bytes) -> bytes:
     """The text with a digest that fits, if it is a record."""
     try:
         record = json.loads(text)
-        return json.dumps(record | {"digest": _digest(record)}).encode()
+        return json.dumps(record | {"digest": digest(record)}).encode()
     except (ValueError, TypeError, AttributeError, RecursionError):
         return text
 

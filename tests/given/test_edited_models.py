@@ -95,11 +95,11 @@ def test_unedited_models_are_stored_as_before(tmp_path: Path) -> None:
     ],
 )
 def test_edits_that_no_model_has_are_damage(values: dict[str, Any], tmp_path: Path) -> None:
-    from pahq_plugin.models.on_disk import _digest
+    from pahq_plugin.models.record import digest
 
     pahq.save_model(EDITS["eps"].model(), tmp_path)
     record = json.loads((tmp_path / "model.json").read_text()) | values
-    (tmp_path / "model.json").write_text(json.dumps(record | {"digest": _digest(record)}))
+    (tmp_path / "model.json").write_text(json.dumps(record | {"digest": digest(record)}))
     with pytest.raises(
         ModelError, match=r"model\.json is damaged: no module has a number|is damaged: no function"
     ):

@@ -24,7 +24,7 @@ from pahq_plugin.models import hf_configs, hugging_face
 from pahq_plugin.models.checks import check_patchable
 from pahq_plugin.models.hf_folder import load_folder
 from pahq_plugin.models.load import language_model
-from pahq_plugin.models.on_disk import _digest
+from pahq_plugin.models.record import digest
 from pahq_plugin.system.plugins import load
 from pahq_plugin.system.processes import World
 from tests.helpers.families import family_model
@@ -175,7 +175,7 @@ def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]
     def edit(folder: Path) -> None:
         record = json.loads((folder / "model.json").read_text())
         change(record)
-        record["digest"] = _digest(record)
+        record["digest"] = digest(record)
         (folder / "model.json").write_text(json.dumps(record))
 
     return edit

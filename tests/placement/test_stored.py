@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import pahq_plugin as pahq
 from pahq_plugin.errors import ModelError, PromptError
-from pahq_plugin.models.on_disk import _digest, stored_name
+from pahq_plugin.models.record import digest, stored_name
 from tests.helpers.families import FAMILIES, family_model, tokens
 from tests.helpers.refused import refused
 from tests.helpers.small import transformer
@@ -131,7 +131,7 @@ def _edit(folder: Path, change: Any) -> None:
     file = folder / "model.json"
     record = json.loads(file.read_text())
     change(record)
-    record["digest"] = _digest(record)
+    record["digest"] = digest(record)
     file.write_text(json.dumps(record))
 
 
