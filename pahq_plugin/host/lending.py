@@ -129,7 +129,7 @@ _HOLDERS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 @contextmanager
 def _by_one_thread(model: PatchableModel) -> Iterator[None]:
-    """Refuse a model that another thread has borrowed, with a `ConfigError`."""
+    """Hold the model for this thread; raise a `ConfigError` if another thread has borrowed it."""
     own, inner = threading.get_ident(), model.wrapped_model
     with _HOLDING:
         is_first = inner not in _HOLDERS
