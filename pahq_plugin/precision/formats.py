@@ -45,7 +45,7 @@ FP32_EXACT_INTEGERS = 2**24
 
 @dataclass(frozen=True)
 class Quantised:
-    """A tensor in few bits: ``value ~ codes * scale``.
+    """A tensor in low precision: ``value ~ codes * scale``.
 
     Attributes:
         codes: in the format's storage dtype, the shape of the original tensor.

@@ -48,7 +48,7 @@ class HighParts:
         )
 
     def heads_of(self, layer: int) -> list[int]:
-        """Heads of one layer, ascending."""
+        """Return the heads of one layer, ascending."""
         return sorted(head for at, head in self.heads if at == layer)
 
 
