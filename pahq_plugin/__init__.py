@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from pahq_plugin.precision.config import PrecisionConfig
     from pahq_plugin.precision.formats import NumberFormat
     from pahq_plugin.problems import Problem, load_problem
-    from pahq_plugin.results.result import Decision, Discovery
+    from pahq_plugin.results.decision import Decision
+    from pahq_plugin.results.result import Discovery
 
 _HOMES = {
     "Backend": "precision.backend",
@@ -68,7 +69,7 @@ _HOMES = {
     "HostAlgorithm": "discovery.host_algorithm",
     "Question": "engines.question",
     "register": "discovery.register",
-    "Decision": "results.result",
+    "Decision": "results.decision",
     "Discovery": "results.result",
     "Problem": "problems",
     "load_problem": "problems",

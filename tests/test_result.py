@@ -22,7 +22,8 @@ from auto_circuit.utils.tensor_ops import desc_prune_scores, prune_scores_thresh
 
 import pahq_plugin as pahq
 from pahq_plugin.errors import ResultError
-from pahq_plugin.results.result import Decision, Discovery, Stats
+from pahq_plugin.results.decision import Decision
+from pahq_plugin.results.result import Discovery, Stats
 from tests.helpers.replay import canonical_order
 from tests.helpers.small import loader, patchable, small_model, transformer
 

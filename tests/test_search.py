@@ -19,7 +19,8 @@ from pahq_plugin.host.lending import borrowed
 from pahq_plugin.host.patching import prepare
 from pahq_plugin.host.prompts import collect_batches
 from pahq_plugin.metrics import kl_div
-from pahq_plugin.results.result import Decision, Stats
+from pahq_plugin.results.decision import Decision
+from pahq_plugin.results.result import Stats
 from tests.helpers.fake_engine import (
     FakeEngine,
     additive_loss,

@@ -15,8 +15,9 @@ from rich.console import Console
 
 import pahq_plugin as pahq
 from pahq_plugin.errors import ConfigError, ResultError
+from pahq_plugin.results.decision import Decision
 from pahq_plugin.results.notebook import result_html
-from pahq_plugin.results.result import Decision, Discovery, Stats
+from pahq_plugin.results.result import Discovery, Stats
 from pahq_plugin.results.terminal import record_view
 from tests.helpers.records import decision, random_record, record_of
 from tests.helpers.replay import canonical_order

@@ -19,6 +19,8 @@ from pahq_exporters.description import Description
 from pahq_exporters.runtime.patcher import OnnxPatcher
 from pahq_exporters.runtime.prompt_file import PromptFile, read_prompts
 from pahq_plugin.errors import ConfigError, PahqError, counted, one_line
+from pahq_plugin.labels import edge_label
+from pahq_plugin.results.decision import saved_decisions
 from pahq_plugin.results.files import read_configuration, read_record, result_file
 from pahq_plugin.system.warn import never_fail_printing
 
@@ -185,11 +187,7 @@ def removed_edges(result: Path, known: Description) -> list[str]:
     ablation = record["settings"]["ablation"]
     if ablation != "resample":
         raise ConfigError(f"{result} has the ablation {ablation}; graphs patch from corrupt prompts")
-    removed = [
-        entry["edge"] if entry["seq_idx"] is None else f"{entry['edge']} @{entry['seq_idx']}"
-        for entry in record["decisions"]
-        if not entry["kept"]
-    ]
+    removed = [edge_label(d.edge) for d in saved_decisions(record) if not d.kept]
     if not removed:
         raise ConfigError(f"{result} keeps every edge; there is nothing to patch")
     return removed

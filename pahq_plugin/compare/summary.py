@@ -12,9 +12,10 @@ import pandas as pd
 
 from pahq_plugin.compare import measures
 from pahq_plugin.compare.baselines import EXACT, get_baseline
-from pahq_plugin.compare.tables import Finding, Judged, Material, Name
+from pahq_plugin.compare.tables import Finding, Judged, Material
 from pahq_plugin.discovery.scores import UNREMOVED
 from pahq_plugin.labels import ends, kind_of
+from pahq_plugin.results.decision import SavedEdge
 
 TOP_HEADS = 5
 
@@ -100,7 +101,7 @@ def by_seed(findings: Sequence[Finding]) -> list[list[Finding]]:
     return [list(group) for _, group in groupby(ordered, key=lambda f: f.search.seed)]
 
 
-def ranking_scores(findings: Sequence[Finding]) -> dict[Name, float]:
+def ranking_scores(findings: Sequence[Finding]) -> dict[SavedEdge, float]:
     """Return a score for every edge, from one seed's searches.
 
     For a search, as in `pahq_plugin.discovery.register`: the smallest threshold that removes the edge,
@@ -116,7 +117,7 @@ def ranking_scores(findings: Sequence[Finding]) -> dict[Name, float]:
     return scores
 
 
-def roc(findings: Sequence[Finding], true: frozenset[Name]) -> list[measures.Point]:
+def roc(findings: Sequence[Finding], true: frozenset[SavedEdge]) -> list[measures.Point]:
     """Return the ROC points of one seed: a circuit per threshold, or every cut-off of a ranking."""
     if get_baseline(findings[0].search.method).sweeps:
         return sorted(measures.rates(f.circuit, true, f.edges) for f in findings)
@@ -124,7 +125,7 @@ def roc(findings: Sequence[Finding], true: frozenset[Name]) -> list[measures.Poi
     return measures.roc_points(list(scores.values()), [name in true for name in scores])
 
 
-def _roc_columns(findings: Sequence[Finding], true: frozenset[Name] | None) -> dict[str, Any]:
+def _roc_columns(findings: Sequence[Finding], true: frozenset[SavedEdge] | None) -> dict[str, Any]:
     if true is None:
         return {}
     areas, pessimistic = [], []
@@ -287,7 +288,7 @@ def precision_study(material: Material) -> pd.DataFrame:
                 "heads_gained": len(ours - theirs),
                 "top_heads": share_of(top_heads(exact), top_heads(finding)),
                 "faithfulness_off": off,
-                "exact_share": np.mean([d["exact"] for d in finding.record["decisions"]]),
+                "exact_share": np.mean([d.exact for d in finding.decisions]),
             }
         )
     if not rows:
@@ -302,7 +303,7 @@ def share_of(wanted: set[str], given: set[str]) -> float:
     return len(wanted & given) / len(wanted) if wanted else 1.0
 
 
-def heads(circuit: Iterable[Name]) -> set[str]:
+def heads(circuit: Iterable[SavedEdge]) -> set[str]:
     """Return the attention heads with an edge in the circuit: names such as ``"A1.3"``."""
     nodes = (node for name, _ in circuit for node in ends(name)[:2])
     return {node for node in nodes if kind_of(node) == "head"}

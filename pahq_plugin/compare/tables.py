@@ -22,9 +22,9 @@ from pahq_plugin.compare.plan import Plan, Search
 from pahq_plugin.compare.run import is_found, judgements_of
 from pahq_plugin.compare.work import Judgement, cost, cut
 from pahq_plugin.errors import ResultError
+from pahq_plugin.results.decision import Decision, SavedEdge, saved_decisions, saved_edge
 from pahq_plugin.results.files import RESULT_FILE, read_record
 
-Name = tuple[str, int | None]
 MIB = 2**20
 CIRCUIT_COLUMNS = ["problem", "method", "threshold", "seed", "size", "share", "metric", "loss"]
 """Columns that `circuits` always has."""
@@ -48,19 +48,24 @@ class Finding:
     cost: Mapping[str, Any]
 
     @cached_property
-    def circuit(self) -> frozenset[Name]:
-        """The kept edges."""
-        return frozenset((d["edge"], d["seq_idx"]) for d in self.record["decisions"] if d["kept"])
+    def decisions(self) -> list[Decision]:
+        """One per edge, in the order taken."""
+        return saved_decisions(self.record)
 
     @cached_property
-    def scores(self) -> dict[Name, float]:
+    def circuit(self) -> frozenset[SavedEdge]:
+        """The kept edges."""
+        return frozenset(saved_edge(d.edge) for d in self.decisions if d.kept)
+
+    @cached_property
+    def scores(self) -> dict[SavedEdge, float]:
         """Effect or score of every edge."""
-        return {(d["edge"], d["seq_idx"]): d["effect"] for d in self.record["decisions"]}
+        return {saved_edge(d.edge): d.effect for d in self.decisions}
 
     @property
     def edges(self) -> int:
         """Number of edges of the model."""
-        return len(self.record["decisions"])
+        return len(self.decisions)
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Material:
     def _exact(self) -> dict[tuple[Any, ...], Finding]:
         return {_task(f.search): f for f in self.findings if f.search.method == EXACT}
 
-    def cut_at(self, finding: Finding, threshold: float) -> frozenset[Name] | None:
+    def cut_at(self, finding: Finding, threshold: float) -> frozenset[SavedEdge] | None:
         """Return a ranking's edges, cut at the size of the FP32 circuit; ``None`` for a search."""
         search = finding.search
         if get_baseline(search.method).sweeps:
@@ -110,13 +115,13 @@ class Material:
         exact = self.exact_for(replace(search, threshold=threshold))
         if exact is None:
             return finding.circuit
-        return frozenset(cut(finding.record["decisions"], len(exact.circuit)))
+        return frozenset(cut(finding.decisions, len(exact.circuit)))
 
     @cached_property
-    def true_edges(self) -> dict[str, frozenset[Name]]:
+    def true_edges(self) -> dict[str, frozenset[SavedEdge]]:
         """Problem label -> published circuit, where known."""
         return {
-            judged.record["problem"]: frozenset((n, p) for n, p in judged.record["true_edges"])
+            judged.record["problem"]: frozenset(SavedEdge(n, p) for n, p in judged.record["true_edges"])
             for judged in self.judged
             if judged.record["true_edges"] is not None
         }
@@ -177,7 +182,7 @@ def _search_row(finding: Finding, material: Material) -> dict[str, Any]:
         "kept": len(circuit),
         "differing": len(circuit ^ exact.circuit) if exact else None,
         "jaccard": measures.jaccard(circuit, exact.circuit) if exact else None,
-        "exact_share": np.mean([d["exact"] for d in finding.record["decisions"]]) if sweeps else None,
+        "exact_share": np.mean([d.exact for d in finding.decisions]) if sweeps else None,
         "false_rate": false_rate,
         "true_rate": true_rate,
     }

@@ -19,6 +19,7 @@ from pahq_plugin.compare.baselines import get_baseline
 from pahq_plugin.compare.files import read_search
 from pahq_plugin.compare.plan import Search, digest_of, file_digest, folder_digest, slug
 from pahq_plugin.errors import ConfigError, ModelError, PromptError, ResultError
+from pahq_plugin.results.decision import Decision, SavedEdge, saved_decisions, saved_edge
 from pahq_plugin.results.files import RESULT_FILE, RUN_FILE, read_record, read_stats
 from pahq_plugin.system.files import write_text
 
@@ -180,34 +181,33 @@ def judge(judgement: Judgement, found: Path, folder: Path, threads: int) -> None
     write_text(folder / judgement.file, json.dumps(record, allow_nan=False) + "\n")
 
 
-Names = list[tuple[str, int | None]]
-
-
-def chosen_circuits(judgement: Judgement, found: Path, n_edges: int) -> list[tuple[float | None, Names]]:
+def chosen_circuits(
+    judgement: Judgement, found: Path, n_edges: int
+) -> list[tuple[float | None, list[SavedEdge]]]:
     """Return (threshold, edges) of the circuits to judge.
 
     A search gives one circuit per threshold. A ranking is cut at the size of the FP32 search's circuit
     for each threshold, and at `SHARES` of the edges.
     """
-    records = [read_record(found / s.folder / RESULT_FILE) for s in judgement.searches]
+    found_by = [saved_decisions(read_record(found / s.folder / RESULT_FILE)) for s in judgement.searches]
     if get_baseline(judgement.searches[0].method).sweeps:
         return [
-            (search.threshold, [_name(d) for d in record["decisions"] if d["kept"]])
-            for search, record in zip(judgement.searches, records, strict=True)
+            (search.threshold, [saved_edge(d.edge) for d in decisions if d.kept])
+            for search, decisions in zip(judgement.searches, found_by, strict=True)
         ]
-    ranking = records[0]["decisions"]
+    ranking = found_by[0]
     wanted: list[tuple[float | None, int]] = [*judgement.sizes]
     wanted += [(None, size) for size in sorted({round(share * n_edges) for share in SHARES})]
     return [(threshold, cut(ranking, size)) for threshold, size in wanted]
 
 
-def cut(ranking: Sequence[dict[str, Any]], size: int) -> Names:
+def cut(ranking: Sequence[Decision], size: int) -> list[SavedEdge]:
     """Return the ``size`` edges of largest |score|, and those that tie with the last of them.
 
     Edges with a score of 0 are never taken, even if fewer than ``size`` remain.
     """
-    least = abs(ranking[size - 1]["effect"]) if size else float("inf")
-    return [_name(d) for d in ranking if abs(d["effect"]) >= max(least, 5e-324)]
+    least = abs(ranking[size - 1].effect) if size else float("inf")
+    return [saved_edge(d.edge) for d in ranking if abs(d.effect) >= max(least, 5e-324)]
 
 
 def cost(folder: Path) -> dict[str, Any]:
@@ -243,10 +243,6 @@ def _load(search: Search) -> Any:
 
 def _outputs(model: Any) -> int:
     return model.cfg.d_vocab_out
-
-
-def _name(entry: dict[str, Any]) -> tuple[str, int | None]:
-    return entry["edge"], entry["seq_idx"]
 
 
 def _labels(edges: Any) -> list[list[Any]]:

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pahq_plugin.discovery.screening import Screening
 from pahq_plugin.engines.protocol import Engine
 from pahq_plugin.host import Edge
-from pahq_plugin.results.result import Decision, Stats
+from pahq_plugin.results.decision import Decision
+from pahq_plugin.results.result import Stats
 
 Progress = Callable[[int, int], None]
 """Called with (edges decided, edges kept) as the search goes."""

@@ -31,7 +31,7 @@ from pahq_plugin.discovery.acdc import Snapshot
 from pahq_plugin.discovery.guard import STATE
 from pahq_plugin.errors import CheckpointError, one_line
 from pahq_plugin.host import Edge
-from pahq_plugin.results.result import Decision
+from pahq_plugin.results.decision import Decision
 from pahq_plugin.system.files import written_whole
 from pahq_plugin.system.processes import World, is_same_setting
 from pahq_plugin.system.warn import warn

@@ -36,7 +36,8 @@ from pahq_plugin.host.prompts import check_one_shape, collect_batches
 from pahq_plugin.metrics import DEFAULT_METRIC, Metric, resolve_metric
 from pahq_plugin.models.checks import output_width
 from pahq_plugin.precision.config import PrecisionConfig, check_precision
-from pahq_plugin.results.result import Decision, Discovery, Searched, Stats
+from pahq_plugin.results.decision import Decision
+from pahq_plugin.results.result import Discovery, Searched, Stats
 from pahq_plugin.system.memory import memory_shortage_named
 from pahq_plugin.system.processes import current_world
 from pahq_plugin.system.torch_state import seeded

@@ -19,7 +19,8 @@ from pahq_plugin.engines.question import Question
 from pahq_plugin.host import PruneScores
 from pahq_plugin.metrics import check_answers
 from pahq_plugin.models.checks import output_width
-from pahq_plugin.results.result import Decision, Stats
+from pahq_plugin.results.decision import Decision
+from pahq_plugin.results.result import Stats
 
 Found = tuple[list[Decision], dict[str, Any]]
 """Decisions, and settings that are known only after the run."""

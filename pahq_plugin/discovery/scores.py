@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pahq_plugin.errors import MetricError
 from pahq_plugin.host import Edge, PruneScores
 from pahq_plugin.labels import edge_label
-from pahq_plugin.results.result import Decision
+from pahq_plugin.results.decision import Decision
 
 UNREMOVED = 10.0
 """A score that a host algorithm leaves infinite becomes this many times the largest finite score."""

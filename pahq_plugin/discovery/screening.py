@@ -20,7 +20,7 @@ from itertools import accumulate
 from pahq_plugin.discovery.guard import AUDIT_EVERY, GuardBand, sample_of
 from pahq_plugin.engines.protocol import Engine
 from pahq_plugin.host import Edge
-from pahq_plugin.results.result import Decision
+from pahq_plugin.results.decision import Decision
 
 RECENT = 16
 """Decisions that say whether screening is worth while for the next ones."""

@@ -19,7 +19,8 @@ from pahq_plugin.engines.placement.place import placed
 from pahq_plugin.engines.protocol import Engine
 from pahq_plugin.engines.question import Question
 from pahq_plugin.precision.config import FULL_PRECISION, PrecisionConfig
-from pahq_plugin.results.result import Decision, Stats
+from pahq_plugin.results.decision import Decision
+from pahq_plugin.results.result import Stats
 from pahq_plugin.system.progress import progress_bar, say
 
 SEARCHING = frozenset(

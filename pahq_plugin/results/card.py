@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pahq_plugin.errors import ConfigError, ResultError, printable
+from pahq_plugin.results.decision import label, saved_decisions, strongest
 from pahq_plugin.results.files import RESULT_FILE, RUN_FILE, read_record
-from pahq_plugin.results.terminal import label, strongest
 from pahq_plugin.system.files import write_text
 
 CARD_FILE = "README.md"
@@ -165,8 +165,8 @@ def _measures(measures: Mapping[str, float]) -> str:
 
 
 def _edges(record: dict[str, Any]) -> str:
-    kept = strongest(record["decisions"])[:STRONGEST]
-    rows = [(label(entry), f"{entry['effect']:.3g}") for entry in kept]
+    kept = strongest(saved_decisions(record))[:STRONGEST]
+    rows = [(label(decision), f"{decision.effect:.3g}") for decision in kept]
     what = "score" if record["settings"].get("scored") else "effect"
     return _table(f"The {len(rows)} strongest edges", ("edge", what), rows)
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pahq_plugin.errors import ResultError, printable
 from pahq_plugin.labels import edge_label
+from pahq_plugin.results.decision import Decision
 from pahq_plugin.results.notebook import framed, table
 
 if TYPE_CHECKING:
@@ -128,8 +129,8 @@ class Difference:
 
 
 def difference(
-    first: Sequence[Any],
-    second: Sequence[Any],
+    first: Sequence[Decision],
+    second: Sequence[Decision],
     settings: tuple[Mapping[str, Any], Mapping[str, Any]],
 ) -> Difference:
     """Compare two results.
@@ -163,11 +164,11 @@ def difference(
     )
 
 
-def _change(a: Any, b: Any) -> Change:
+def _change(a: Decision, b: Decision) -> Change:
     return Change(a.edge, a.effect, b.effect)
 
 
-def _check_one_graph(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+def _check_one_graph(ours: Mapping[str, Decision], theirs: Mapping[str, Decision]) -> None:
     """Refuse results whose graphs do not have the same edges."""
     for here, there, which in ((ours, theirs, "first"), (theirs, ours, "second")):
         lacking = next((name for name in here if name not in there), None)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pahq_plugin.labels import HEAD, block_of, ends, kind_of
-from pahq_plugin.results.terminal import label
+from pahq_plugin.results.decision import Decision, entry, label
 
 if TYPE_CHECKING:
     import networkx
@@ -15,36 +15,32 @@ if TYPE_CHECKING:
 COLUMNS = ("edge", "src", "dest", "seq_idx", "effect", "kept", "exact", "score")
 
 
-def decision_rows(entries: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> list[dict[str, Any]]:
-    """Return one row per decision, with the columns `COLUMNS`.
+def data_frame(decisions: Sequence[Decision], scores: Sequence[float]) -> pandas.DataFrame:
+    """Return one row per edge, in the order decided; ``seq_idx`` is NA for edges without a position.
 
     Args:
-        entries: decisions of a result's record.
+        decisions: of a result.
         scores: the prune score of each.
     """
-    rows = []
-    for entry, score in zip(entries, scores, strict=True):
-        src, _, dest = entry["edge"].partition("->")
-        rows.append({**entry, "src": src, "dest": dest, "score": score})
-    return rows
-
-
-def data_frame(rows: list[dict[str, Any]]) -> pandas.DataFrame:
-    """Return one row per edge, in the order decided; ``seq_idx`` is NA for edges without a position."""
     import pandas as pd
 
+    rows = []
+    for decision, score in zip(decisions, scores, strict=True):
+        src, _, dest = decision.edge.name.partition("->")
+        rows.append({**entry(decision), "src": src, "dest": dest, "score": score})
     frame = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
     kinds = {"seq_idx": "Int64", "effect": float, "kept": bool, "exact": bool, "score": float}
     return frame.astype(kinds).rename_axis("order")
 
 
 def node_graph(
-    rows: list[dict[str, Any]], settings: Mapping[str, Any], whole: bool
+    decisions: Sequence[Decision], scores: Sequence[float], settings: Mapping[str, Any], whole: bool
 ) -> networkx.MultiDiGraph[str]:
     """Return a graph in which the Q, K and V of a head are inputs of one node.
 
     Args:
-        rows: from `decision_rows`.
+        decisions: of a result.
+        scores: the prune score of each.
         settings: the result's settings; those with plain values become attributes of the graph.
         whole: whether to include removed edges and their nodes.
     """
@@ -53,15 +49,14 @@ def node_graph(
     plain = {k: v for k, v in settings.items() if isinstance(v, (str, int, float, bool))}
     graph: networkx.MultiDiGraph[str] = nx.MultiDiGraph()
     graph.graph.update(plain)
-    for row in rows:
-        if not (whole or row["kept"]):
+    for decision, score in zip(decisions, scores, strict=True):
+        if not (whole or decision.kept):
             continue
-        source, destination, slot = ends(row["edge"])
+        source, destination, slot = ends(decision.edge.name)
         for node in (source, destination):
             graph.add_node(node, **_node_attributes(node))
-        values = {name: row[name] for name in ("edge", "effect", "kept", "exact", "score")}
-        values |= _without_none(slot=slot, seq_idx=row["seq_idx"])
-        graph.add_edge(source, destination, key=label(row), **values)
+        values = _without_none(slot=slot, score=score, **entry(decision))
+        graph.add_edge(source, destination, key=label(decision), **values)
     return graph
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from pahq_plugin.results.terminal import busiest, cost, label, loss_line, strongest, summary
+from pahq_plugin.results.decision import Decision, label, saved_decisions, strongest
+from pahq_plugin.results.terminal import busiest, cost, loss_line, summary
 
 CSS = """
 .pahq-result { color: inherit; font-family: system-ui, sans-serif; font-size: 13px; max-width: 60em }
@@ -29,7 +30,7 @@ CSS = """
 
 def result_html(record: dict[str, Any], stats: dict[str, Any], top: int) -> str:
     """Return a result as HTML, with the figures of `pahq_plugin.results.terminal.record_view`."""
-    kept = strongest(record["decisions"])
+    kept = strongest(saved_decisions(record))
     lines = [f"<p><strong>{html.escape(summary(record))}</strong></p>"]
     if kept and top:
         scored = bool(record["settings"].get("scored"))
@@ -66,19 +67,19 @@ def table(caption: str, columns: list[str], rows: list[list[str]], numbers: set[
     )
 
 
-def _table(kept: list[dict[str, Any]], top: int, scored: bool) -> str:
-    largest = abs(kept[0]["effect"]) or 1.0
+def _table(kept: list[Decision], top: int, scored: bool) -> str:
+    largest = abs(kept[0].effect) or 1.0
     rows = []
-    for rank, entry in enumerate(kept[:top], start=1):
-        sign = " negative" if entry["effect"] < 0 else ""
-        width = 100 * abs(entry["effect"]) / largest
+    for rank, decision in enumerate(kept[:top], start=1):
+        sign = " negative" if decision.effect < 0 else ""
+        width = 100 * abs(decision.effect) / largest
         bar = f'<span class="track"><span class="bar{sign}" style="width: {width:.1f}%"></span></span>'
-        row = [str(rank), _name(entry), f"{entry['effect']:.3g}", bar]
-        rows.append(row if scored else [*row, "FP32" if entry["exact"] else "screened"])
+        row = [str(rank), _name(decision), f"{decision.effect:.3g}", bar]
+        rows.append(row if scored else [*row, "FP32" if decision.exact else "screened"])
     columns = ["#", "edge", "score" if scored else "effect", "", "decided on"]
     caption = f"Strongest {len(rows)} of {len(kept):,} kept edges"
     return table(caption, columns[: 4 if scored else 5], rows, {0, 2})
 
 
-def _name(entry: dict[str, Any]) -> str:
-    return f'<span class="edge">{html.escape(label(entry))}</span>'
+def _name(decision: Decision) -> str:
+    return f'<span class="edge">{html.escape(label(decision))}</span>'

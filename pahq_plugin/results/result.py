@@ -11,7 +11,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +26,9 @@ from pahq_plugin.host import (
     PruneScores,
 )
 from pahq_plugin.host.graph import find_edge
-from pahq_plugin.labels import edge_label
 from pahq_plugin.models.checks import check_patchable
 from pahq_plugin.results.card import card_text, check_card_place, write_card
+from pahq_plugin.results.decision import Decision, entry, saved_decisions, saved_edge, strongest
 from pahq_plugin.results.difference import Difference, difference
 from pahq_plugin.results.files import (
     RESULT_FILE,
@@ -40,7 +40,7 @@ from pahq_plugin.results.files import (
     record_text,
     result_file,
 )
-from pahq_plugin.results.frames import data_frame, decision_rows, node_graph
+from pahq_plugin.results.frames import data_frame, node_graph
 from pahq_plugin.results.notebook import result_html
 from pahq_plugin.results.searched import Searched as Searched
 from pahq_plugin.results.searched import model_name as model_name
@@ -54,24 +54,6 @@ if TYPE_CHECKING:
 
 
 PACKAGES = ("pahq-plugin", "auto-circuit", "transformer-lens", "torch", "numpy")
-
-
-@dataclass(frozen=True)
-class Decision:
-    """One edge's fate.
-
-    Attributes:
-        edge: the host's edge.
-        effect: change of the loss when the edge is patched, signed, in units of the metric. For a
-            method that scores edges: the score.
-        kept: whether the edge is in the circuit.
-        exact: whether the effect was measured in FP32 (or the model's wider dtype).
-    """
-
-    edge: Edge
-    effect: float
-    kept: bool
-    exact: bool
 
 
 SHOWN = 20
@@ -152,8 +134,7 @@ class Discovery:
         """
         if type(count) is not int or count < 0:
             raise ConfigError(f"top({count!r}): count must be an integer of at least 0")
-        kept = (decision for decision in self.decisions if decision.kept)
-        return tuple(sorted(kept, key=lambda d: (-abs(d.effect), edge_label(d.edge)))[:count])
+        return tuple(strongest(self.decisions)[:count])
 
     def to_pandas(self) -> pandas.DataFrame:
         """A table with a row an edge, in the order decided.
@@ -161,7 +142,7 @@ class Discovery:
         Columns: ``edge``, its ``src`` and ``dest`` nodes, ``seq_idx`` (missing where edges have no
         position), ``effect``, ``kept``, ``exact``, and ``score``, the prune score.
         """
-        return data_frame(self._rows())
+        return data_frame(self.decisions, self._scores())
 
     def to_networkx(self, whole: bool = False) -> networkx.MultiDiGraph[str]:
         """The circuit as a directed graph of heads, MLPs, input and output.
@@ -175,7 +156,7 @@ class Discovery:
         Args:
             whole: whether removed edges are in the graph, too.
         """
-        return node_graph(self._rows(), self.settings, whole)
+        return node_graph(self.decisions, self._scores(), self.settings, whole)
 
     def diff(self, other: Discovery) -> Difference:
         """What this result and another one of the same graph have in common and what not.
@@ -193,15 +174,13 @@ class Discovery:
         return {
             "model": {"name": model_name(self.model)},
             "settings": self.settings,
-            "decisions": [_entry(decision) for decision in self.decisions],
+            "decisions": [entry(decision) for decision in self.decisions],
         }
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def _scores(self) -> list[float]:
+        """The prune score of each decision's edge."""
         scores = self.prune_scores
-        return decision_rows(
-            [_entry(decision) for decision in self.decisions],
-            [float(decision.edge.prune_score(scores)) for decision in self.decisions],
-        )
+        return [float(decision.edge.prune_score(scores)) for decision in self.decisions]
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write ``result.json`` and ``run.json`` into the folder ``path`` and return it.
@@ -284,7 +263,10 @@ class Discovery:
                 "an activation function or another part of its configuration differ from this one's"
             )
         searched = Searched(then["name"], then["digest"], then["edges"], configuration)
-        decisions = tuple(_decision(model, entry) for entry in record["decisions"])
+        decisions = tuple(
+            replace(d, edge=find_edge(model, *saved_edge(d.edge)), effect=float(d.effect))
+            for d in saved_decisions(record)
+        )
         return Discovery(decisions, record["settings"], _stats(file.parent), model, searched)
 
     def record(self) -> dict[str, Any]:
@@ -298,7 +280,7 @@ class Discovery:
                 "edges": searched.edges,
             },
             "settings": dict(self.settings),
-            "decisions": [_entry(decision) for decision in self.decisions],
+            "decisions": [entry(decision) for decision in self.decisions],
         }
 
     def _run_record(self) -> dict[str, Any]:
@@ -312,21 +294,6 @@ class Discovery:
             "python": platform.python_version(),
             "versions": {name: installed_version(name) for name in PACKAGES},
         }
-
-
-def _entry(decision: Decision) -> dict[str, Any]:
-    return {
-        "edge": decision.edge.name,
-        "seq_idx": decision.edge.seq_idx,
-        "effect": decision.effect,
-        "kept": decision.kept,
-        "exact": decision.exact,
-    }
-
-
-def _decision(model: PatchableModel, entry: dict[str, Any]) -> Decision:
-    edge = find_edge(model, entry["edge"], entry["seq_idx"])
-    return Decision(edge, float(entry["effect"]), entry["kept"], entry["exact"])
 
 
 def _stats(folder: Path) -> Stats:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from pahq_plugin.errors import printable
 from pahq_plugin.labels import ends
+from pahq_plugin.results.decision import Decision, label, saved_decisions, strongest
 
 BAR_WIDTH, LEAST_BAR = 24, 4
 """Length of the longest bar in characters, and the least with which bars are drawn at all."""
@@ -32,7 +33,7 @@ def print_view(view: RenderableType) -> None:
 def record_view(record: dict[str, Any], stats: dict[str, Any], top: int) -> Group:
     """Return what `print_record` prints, for any rich console."""
     parts: list[RenderableType] = [Text(summary(record), style="bold")]
-    kept = strongest(record["decisions"])
+    kept = strongest(saved_decisions(record))
     if kept and top:
         parts.append(EdgeTable(kept, top, bool(record["settings"].get("scored"))))
         parts.append(Text(f"Busiest nodes: {busiest(kept)}"))
@@ -53,18 +54,6 @@ def summary(record: dict[str, Any]) -> str:
     return printable(f"{line}, {settings['ablation']} ablation, model {record['model']['name']}")
 
 
-def strongest(decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the kept decisions, largest magnitude first."""
-    kept = [entry for entry in decisions if entry["kept"]]
-    return sorted(kept, key=lambda entry: (-abs(entry["effect"]), label(entry)))
-
-
-def label(entry: dict[str, Any]) -> str:
-    """Return the edge's name, with its position if it has one."""
-    position = "" if entry["seq_idx"] is None else f" @{entry['seq_idx']}"
-    return printable(entry["edge"]) + position
-
-
 class EdgeTable:
     """The strongest edges with their effects as numbers and bars, as wide as the console allows.
 
@@ -72,20 +61,20 @@ class EdgeTable:
     are cut only if they alone do not fit.
     """
 
-    def __init__(self, kept: list[dict[str, Any]], top: int, scored: bool) -> None:
+    def __init__(self, kept: list[Decision], top: int, scored: bool) -> None:
         self._kept, self._top, self._scored = kept, top, scored
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         shown = self._kept[: self._top]
-        name = max(cell_len(label(entry)) for entry in shown)
-        number = max(len(f"{entry['effect']:.3g}") for entry in shown)
+        name = max(cell_len(label(decision)) for decision in shown)
+        number = max(len(f"{decision.effect:.3g}") for decision in shown)
         decided = 0 if self._scored else len("decided on") + 3
         spare = options.max_width - (name + max(number, len("effect")) + len(str(len(shown))) + 10)
         bar = min(BAR_WIDTH, spare - decided - 3)
         block = "#" if options.ascii_only else "█"
         yield self._table(shown, max(bar, 0) if bar >= LEAST_BAR else 0, block, 0 < decided <= spare)
 
-    def _table(self, shown: list[dict[str, Any]], bar: int, block: str, decided: bool) -> Table:
+    def _table(self, shown: list[Decision], bar: int, block: str, decided: bool) -> Table:
         """Make the table.
 
         Args:
@@ -103,22 +92,22 @@ class EdgeTable:
             table.add_column("", no_wrap=True)
         if decided:
             table.add_column("decided on", no_wrap=True)
-        largest = abs(shown[0]["effect"]) or 1.0
-        for rank, entry in enumerate(shown, start=1):
-            row = [str(rank), Text(label(entry)), f"{entry['effect']:.3g}"]
+        largest = abs(shown[0].effect) or 1.0
+        for rank, decision in enumerate(shown, start=1):
+            row = [str(rank), Text(label(decision)), f"{decision.effect:.3g}"]
             if bar:
-                row.append(block * max(1, round(bar * abs(entry["effect"]) / largest)))
+                row.append(block * max(1, round(bar * abs(decision.effect) / largest)))
             if decided:
-                row.append("FP32" if entry["exact"] else "screened")
+                row.append("FP32" if decision.exact else "screened")
             table.add_row(*row)
         return table
 
 
-def busiest(kept: list[dict[str, Any]], count: int = 8) -> str:
+def busiest(kept: list[Decision], count: int = 8) -> str:
     """Return the nodes with the most kept edges; Q, K and V of a head count together."""
     edges: Counter[str] = Counter()
-    for entry in kept:
-        source, destination, _ = ends(entry["edge"])
+    for decision in kept:
+        source, destination, _ = ends(decision.edge.name)
         edges[source] += 1
         edges[destination] += 1
     return ", ".join(
@@ -136,11 +125,11 @@ def loss_line(record: dict[str, Any]) -> str:
     Empty for a method that scores edges: scores are not changes of a loss.
     """
     settings = record["settings"]
-    removed = [entry for entry in record["decisions"] if not entry["kept"]]
+    removed = [decision for decision in saved_decisions(record) if not decision.kept]
     if settings.get("scored") or not removed:
         return ""
-    about = "" if all(entry["exact"] for entry in removed) else "about "
-    change = math.fsum(entry["effect"] for entry in removed)
+    about = "" if all(decision.exact for decision in removed) else "about "
+    change = math.fsum(decision.effect for decision in removed)
     return printable(
         f"Removing the other {len(removed):,} edges adds {about}{change:.3g} to {settings['metric']}"
     )

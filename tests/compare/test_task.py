@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,15 +10,21 @@ import pahq_plugin as pahq
 from pahq_plugin.compare import work as task
 from pahq_plugin.compare.plan import ProblemSpec, Search
 from pahq_plugin.errors import ConfigError, PromptError
+from pahq_plugin.results.decision import saved_decisions
 from tests.helpers.refused import refused
 from tests.helpers.small import loader, small_model
 
 
 def test_rankings_are_cut_with_ties() -> None:
     effects = [-5, 3, 3, -3, 1, 0, 0]
-    ranking: list[dict[str, Any]] = [
-        {"edge": f"e{i}", "seq_idx": None, "effect": effect} for i, effect in enumerate(effects)
-    ]
+    ranking = saved_decisions(
+        {
+            "decisions": [
+                {"edge": f"e{i}", "seq_idx": None, "effect": effect, "kept": True, "exact": True}
+                for i, effect in enumerate(effects)
+            ]
+        }
+    )
     sizes = [len(task.cut(ranking, size)) for size in range(8)]
     assert sizes == [0, 1, 4, 4, 4, 5, 5, 5], "an edge without score is in no circuit"
     assert task.cut(ranking, 1) == [("e0", None)]
@@ -30,7 +35,7 @@ def test_cuts_are_circuits_of_that_many_edges(size: int) -> None:
     model, prompts = small_model(n_heads=2), loader()
     found = pahq.discover(model, prompts, method="Act Mag", progress=False)
     chosen = pahq.discover(model, prompts, method="Act Mag", n_edges=size, progress=False).circuit
-    cut = task.cut(found.record()["decisions"], size)
+    cut = task.cut(found.decisions, size)
     assert {name for name, _ in cut} == {edge.name for edge in chosen}
 
 

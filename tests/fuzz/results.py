@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from pahq_plugin.cli.app import app
 from pahq_plugin.host import PatchableModel
 from pahq_plugin.host.graph import canonical_edges
+from pahq_plugin.results.decision import Decision
 from pahq_plugin.results.files import read_record, read_stats, record_text
-from pahq_plugin.results.result import Decision, Discovery, Stats
+from pahq_plugin.results.result import Discovery, Stats
 from tests.fuzz.bench import Bench, Refused, Violation, check_message, holds
 from tests.fuzz.hostile import MARKUP, json_text, written
 from tests.fuzz.octets import damaged_bytes

@@ -16,7 +16,8 @@ from auto_circuit.utils.patchable_model import PatchableModel
 
 from pahq_exporters.interchange.graph_json import GraphJson, read_graph_json
 from pahq_plugin.errors import PahqError
-from pahq_plugin.results.result import Decision, Discovery, Stats
+from pahq_plugin.results.decision import Decision
+from pahq_plugin.results.result import Discovery, Stats
 from tests.helpers.replay import canonical_order
 from tests.helpers.small import loader, patchable, small_model, transformer
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 
 from pahq_plugin.errors import ResultError
+from pahq_plugin.results.decision import label, saved_decisions
 from pahq_plugin.results.drawing.circuit_graph import circuit_data, graph_page, viewer, viewer_assets
 from pahq_plugin.results.drawing.page import asset, json_text
 from pahq_plugin.results.drawing.scale import EffectScale
-from pahq_plugin.results.terminal import label
 from tests.helpers.records import acyclic_records, decision, random_record, record_of
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&amp;\u2028\u2029\ud800"
@@ -146,7 +146,7 @@ def test_scripts_and_styles_are_of_a_size_to_be_read() -> None:
 @settings(deadline=None)
 def test_every_kept_edge_is_in_the_data_once(record: dict[str, Any]) -> None:
     data = circuit_data(record)
-    kept = {label(entry): entry["effect"] for entry in record["decisions"] if entry["kept"]}
+    kept = {label(d): d.effect for d in saved_decisions(record) if d.kept}
     parts = [part for edge in data["edges"] for part in edge["parts"]]
     assert {part["label"]: part["effect"] for part in parts} == kept and len(parts) == len(kept)
     text = json_text(data)

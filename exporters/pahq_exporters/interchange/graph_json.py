@@ -33,7 +33,8 @@ from pahq_exporters.interchange.names import edge_names, graph_config, host_edge
 from pahq_plugin.errors import ConfigError, GraphError, ResultError
 from pahq_plugin.host import Edge, PatchableModel, PruneScores
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.results.result import Decision, Discovery, Stats
+from pahq_plugin.results.decision import Decision
+from pahq_plugin.results.result import Discovery, Stats
 from pahq_plugin.system.files import write_text
 
 LARGEST = float(torch.finfo(torch.float32).max)

@@ -18,6 +18,7 @@ from pahq_plugin.compare.page.definitions import DEFINITIONS
 from pahq_plugin.compare.page.sentences import findings
 from pahq_plugin.compare.plan import Plan, slug
 from pahq_plugin.compare.tables import Finding, Material
+from pahq_plugin.results.decision import entry, saved_edge
 from pahq_plugin.results.drawing.circuit_graph import circuit_data, viewer, viewer_assets
 from pahq_plugin.results.drawing.page import asset, page
 
@@ -145,7 +146,7 @@ def _cut(finding: Finding, threshold: float, material: Material) -> dict[str, An
     kept = material.cut_at(finding, threshold)
     if kept is not None:
         record["decisions"] = [
-            d | {"kept": (d["edge"], d["seq_idx"]) in kept} for d in record["decisions"]
+            entry(replace(d, kept=saved_edge(d.edge) in kept)) for d in finding.decisions
         ]
     return record
 

@@ -9,10 +9,11 @@ from string import Template
 from typing import Any
 
 from pahq_plugin.labels import ends
+from pahq_plugin.results.decision import Decision, label, saved_decisions, strongest
 from pahq_plugin.results.drawing.nodes import layout
 from pahq_plugin.results.drawing.page import asset, json_text, page, scripts
 from pahq_plugin.results.drawing.scale import EffectScale
-from pahq_plugin.results.terminal import label, strongest, summary
+from pahq_plugin.results.terminal import summary
 
 SCRIPTS = (
     "elements.js",
@@ -39,16 +40,16 @@ def circuit_data(record: dict[str, Any], name: str | None = None) -> dict[str, A
     Raises:
         ResultError: the edges form a cycle.
     """
-    settings, decisions = record["settings"], record["decisions"]
+    settings, decisions = record["settings"], saved_decisions(record)
     kept = strongest(decisions)
-    scale = EffectScale(entry["effect"] for entry in kept)
-    negative = any(entry["effect"] < 0 for entry in kept)
+    scale = EffectScale(decision.effect for decision in kept)
+    negative = any(decision.effect < 0 for decision in kept)
     return {
         "name": name or default_name(record),
         "subtitle": summary(record),
         "model": record["model"]["name"],
         "measure": "score" if settings.get("scored") else "effect",
-        "nodes": [asdict(node) for node in layout(entry["edge"] for entry in decisions)],
+        "nodes": [asdict(node) for node in layout(decision.edge.name for decision in decisions)],
         "edges": _merged(kept, scale),
         "legend": [_look(size, scale) for size in scale.samples()],
         "negative": [_look(-size, scale) for size in scale.samples()] if negative else [],
@@ -64,17 +65,17 @@ def default_name(record: dict[str, Any]) -> str:
     return f"{settings['method']}, threshold {settings['threshold']:g}"
 
 
-def _merged(kept: Sequence[dict[str, Any]], scale: EffectScale) -> list[dict[str, Any]]:
+def _merged(kept: Sequence[Decision], scale: EffectScale) -> list[dict[str, Any]]:
     """Merge edges between the same two nodes into one with several parts, strongest first."""
     merged: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for entry in kept:
-        source, destination, slot = ends(entry["edge"])
+    for decision in kept:
+        source, destination, slot = ends(decision.edge.name)
         part = {
-            "label": label(entry),
+            "label": label(decision),
             "slot": slot,
-            "position": entry["seq_idx"],
-            "exact": entry["exact"],
-            **_look(entry["effect"], scale),
+            "position": decision.edge.seq_idx,
+            "exact": decision.exact,
+            **_look(decision.effect, scale),
         }
         merged.setdefault((source, destination), []).append(part)
     return [

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from pahq_plugin.labels import NodeKind, ends
+from pahq_plugin.results.decision import Decision, label, saved_decisions, strongest
 from pahq_plugin.results.drawing.nodes import Node, layout
 from pahq_plugin.results.drawing.scale import EffectScale
-from pahq_plugin.results.terminal import label, strongest, summary
+from pahq_plugin.results.terminal import summary
 
 SHAPES: dict[NodeKind, str] = {
     "head": 'shape=box, style="rounded,filled", fillcolor="#ffffff"',
@@ -27,17 +28,18 @@ def circuit_dot(record: dict[str, Any]) -> str:
     Raises:
         ResultError: the edges form a cycle.
     """
-    kept = strongest(record["decisions"])
-    used = {name for entry in kept for name in ends(entry["edge"])[:2]}
-    nodes = [node for node in layout(e["edge"] for e in record["decisions"]) if node.name in used]
-    scale = EffectScale(entry["effect"] for entry in kept)
+    decisions = saved_decisions(record)
+    kept = strongest(decisions)
+    used = {name for decision in kept for name in ends(decision.edge.name)[:2]}
+    nodes = [node for node in layout(d.edge.name for d in decisions) if node.name in used]
+    scale = EffectScale(decision.effect for decision in kept)
     lines = [
         "digraph circuit {",
         f"  graph [rankdir=BT, label={quoted(summary(record))}, labelloc=b];",
         '  node [fontname="Helvetica", color="#4a5160"];',
         '  edge [fontname="Helvetica", fontsize=9];',
         *(_rank(row) for row in _rows(nodes)),
-        *(_edge(entry, scale) for entry in kept),
+        *(_edge(decision, scale) for decision in kept),
         "}",
     ]
     return "\n".join(lines) + "\n"
@@ -68,13 +70,13 @@ def _rank(row: list[Node]) -> str:
     return f"  {{ rank=same; {members} }}"
 
 
-def _edge(entry: dict[str, Any], scale: EffectScale) -> str:
-    source, destination, slot = ends(entry["edge"])
-    position = "" if entry["seq_idx"] is None else f"@{entry['seq_idx']}"
-    effect = entry["effect"]
+def _edge(decision: Decision, scale: EffectScale) -> str:
+    source, destination, slot = ends(decision.edge.name)
+    position = "" if decision.edge.seq_idx is None else f"@{decision.edge.seq_idx}"
+    effect = decision.effect
     looks = [
         f"label={quoted(' '.join(filter(None, (slot, position))))}",
-        f"tooltip={quoted(f'{label(entry)}: {effect:.3g}')}",
+        f"tooltip={quoted(f'{label(decision)}: {effect:.3g}')}",
         f'color="{scale.colour(effect)}"',
         f"penwidth={scale.width(effect):g}",
         *(["style=dashed"] if effect < 0 else []),

@@ -7,10 +7,10 @@ import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from pahq_plugin.errors import ConfigError, ResultError
+from pahq_plugin.results.decision import saved_decisions
 from pahq_plugin.results.difference import Difference, difference
 from pahq_plugin.results.drawing.circuit_graph import circuit_data, graph_page
 from pahq_plugin.results.drawing.dot import circuit_dot
@@ -120,15 +120,9 @@ def difference_of(result: Path, other: Path) -> Difference:
     """
     records = [read_record(result_file(folder)) for folder in (result, other)]
     check_comparable(*records)
-    first, second = ([_decision(entry) for entry in one["decisions"]] for one in records)
+    first, second = (saved_decisions(record) for record in records)
     found = difference(first, second, (records[0]["settings"], records[1]["settings"]))
     return replace(found, names=_names(result, other))
-
-
-def _decision(entry: dict[str, Any]) -> SimpleNamespace:
-    """Convert an entry of a record to what `difference` takes."""
-    edge = SimpleNamespace(name=entry["edge"], seq_idx=entry["seq_idx"])
-    return SimpleNamespace(edge=edge, effect=entry["effect"], kept=entry["kept"])
 
 
 def folder_name(result: Path) -> str:
