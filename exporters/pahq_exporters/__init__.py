@@ -1,14 +1,14 @@
-"""Exports of host models for ONNX Runtime, and of circuits for other tools.
+"""Export host models to ONNX Runtime, and circuits to other tools.
 
 ============================  ======================================================================
 `export_onnx`                 a host model's patched forward as an ONNX graph (needs ``onnx``)
-`OnnxPatcher`                 patching runs on such a graph (needs numpy and ``onnxruntime`` only)
-`write_graph_json`            a circuit as the graph JSON of EAP-IG and the MIB benchmark
-`read_graph_json`             the other way
+`OnnxPatcher`                 patched runs of such a graph (needs only numpy and ``onnxruntime``)
+`write_graph_json`            write a circuit as the graph JSON of EAP-IG and the MIB benchmark
+`read_graph_json`             read such a file
 ============================  ======================================================================
 
-This package may import ``pahq_plugin``; ``pahq_plugin`` never imports it. Names are looked up on first
-use, so that a patching run needs nothing of what an export needs.
+This package may import ``pahq_plugin``; ``pahq_plugin`` never imports it. Names are imported on first
+use, so that a patched run does not need the dependencies of an export.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _HOMES = {
 
 __all__ = ["GraphJson", "OnnxPatcher", "export_onnx", "read_graph_json", "write_graph_json"]
 
-logging.getLogger(__name__).addHandler(logging.NullHandler())  # quiet unless an application asks
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless configured
 
 
-if not TYPE_CHECKING:  # to a type checker a misspelt name would have a type, too
+if not TYPE_CHECKING:  # else a type checker would accept misspelt names
 
     def __getattr__(name: str) -> Any:
         if name not in _HOMES:

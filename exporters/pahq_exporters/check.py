@@ -1,9 +1,9 @@
 """Validation of an exported graph, in order: names, shapes, values.
 
-1. ``onnx.checker``: every value is made before it is read, every node is known to the opset.
-2. Shape inference: all shapes fit each other.
-3. The reference evaluator of ``onnx`` against ONNX Runtime, on a tiny model of the same kind exported
-   with the same precision: the graph means what the standard says, not what one runtime makes of it.
+1. ``onnx.checker``: every value is produced before it is read, and the opset has every node.
+2. Shape inference: all shapes are consistent.
+3. The reference evaluator of ``onnx`` against ONNX Runtime, on a tiny model of the same architecture
+   exported with the same precision: the graph has the standard's meaning, not just one runtime's.
 4. ONNX Runtime, in both modes, against the PyTorch backend in the same precision, on random prompts,
    random sets of edges and random heads.
 """
@@ -36,31 +36,31 @@ from pahq_plugin.precision.backend import mixed_precision
 from pahq_plugin.precision.config import FULL_PRECISION, PrecisionConfig, part_and_layer
 
 TOLERANCE = 1e-5
-"""Largest difference of a logit, relative to the largest logit, where arithmetic is FP32."""
+"""Largest allowed difference of a logit, relative to the largest logit, for FP32 arithmetic."""
 
 CORRELATION = 0.98
-"""Least correlation of logits where activations are rounded: a value that lies on the edge between two
-codes may fall to either side, and the difference grows from block to block."""
+"""Least allowed correlation of logits if activations are rounded: a value halfway between two codes may
+be rounded either way, and the difference grows from block to block."""
 
 TRIALS = 8
 SETS = (1, 1, 3, 40)
-"""How many edges are patched at once, in turn."""
+"""Sizes of the random sets of patched edges, used in turn."""
 
 
 def check(
     path: Path, model: PatchableModel, loader: PromptDataLoader, seed: int = 0, trials: int = TRIALS
 ) -> list[str]:
-    """Validate a file.
+    """Validate an exported graph.
 
     Args:
         path: the graph.
-        model: that it was exported from.
-        loader: prompts whose form the random ones have: how many, how long.
-        seed: of prompts, edges and heads.
-        trials: how many random sets of edges are compared.
+        model: the model that it was exported from.
+        loader: random prompts get the shape of its first batch.
+        seed: seed of prompts, edges and heads.
+        trials: number of random sets of edges to compare.
 
     Returns:
-        What was checked, a line each, with the largest differences.
+        One line per check, with the largest differences.
 
     Raises:
         ExportError: the first check that failed.
@@ -75,50 +75,50 @@ def check(
 
 
 def compare_on(path: Path, model: PatchableModel, example: Tensor) -> None:
-    """Compare a graph with the model on prompts ``[batch, pos]``.
+    """Refuse a graph whose logits differ from the model's on prompts ``[batch, pos]``.
 
     Raises:
-        ExportError: they differ.
+        ExportError: they differ, or the file is not a valid ONNX model.
     """
     check_names(path)
     check_values(path, model, example, (example + 1) % model.cfg.d_vocab, seed=0, trials=2)
 
 
 def described_in(path: Path) -> Description:
-    """The description in a file.
+    """Read the description in a graph's metadata.
 
     Raises:
-        ExportError: no such file, or not one of ours.
+        ExportError: no such file, or it was not written by this package.
     """
     import onnx
 
     try:
         model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's and the file system's own
-        raise ExportError(f"{path} is no ONNX model ({one_line(error)})") from None
+    except Exception as error:  # errors of protobuf and of the file system
+        raise ExportError(f"{path} is not an ONNX model ({one_line(error)})") from None
     return from_json({entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY), path)
 
 
 def check_names(path: Path) -> str:
-    """Names and types.
+    """Check names and types with ``onnx.checker``.
 
     Raises:
-        ExportError: the file is no valid ONNX model.
+        ExportError: the file is not a valid ONNX model.
     """
     import onnx
 
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, RuntimeError, OSError) as error:
-        raise ExportError(f"{path}: onnx.checker refuses it ({one_line(error)})") from None
+        raise ExportError(f"{path}: onnx.checker rejects it ({one_line(error)})") from None
     return "names: onnx.checker accepts the file"
 
 
 def check_shapes(path: Path) -> str:
-    """Shapes.
+    """Check shapes with shape inference.
 
     Raises:
-        ExportError: shapes do not fit each other.
+        ExportError: shapes are inconsistent.
     """
     import onnx
 
@@ -129,12 +129,12 @@ def check_shapes(path: Path) -> str:
                 data_prop=True,
             )  # fmt: skip
         except (onnx.shape_inference.InferenceError, RuntimeError) as error:
-            raise ExportError(f"{path}: shapes do not fit ({one_line(error)})") from None
+            raise ExportError(f"{path}: shapes are inconsistent ({one_line(error)})") from None
     return "shapes: inference finds no contradiction"
 
 
 def check_meaning(model: PatchableModel, described: Description, seed: int) -> str:
-    """The reference evaluator against ONNX Runtime on a tiny model of the same kind.
+    """Compare the reference evaluator with ONNX Runtime on a tiny model of the same architecture.
 
     Raises:
         ExportError: they differ.
@@ -145,19 +145,19 @@ def check_meaning(model: PatchableModel, described: Description, seed: int) -> s
     precision = for_blocks(read_precision(described) or FULL_PRECISION, tiny.cfg.n_layers)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.onnx"
-        export_if(None, tiny, path, described.graph, precision)  # of all positions, whatever the model's
+        export_if(None, tiny, path, described.graph, precision)  # logits at all positions
         patcher = OnnxPatcher(path, threads=1)
         evaluator = ReferenceEvaluator(str(path))
         worst, size = 0.0, 1.0
         for inputs in _feeds(patcher, seed):
             theirs = np.asarray(evaluator.run(["logits"], inputs)[0])  # type: ignore[index]
             ours = patcher.feed(inputs)
-            worst = float(np.maximum(worst, np.abs(ours - theirs).max()))  # NaN stays
+            worst = float(np.maximum(worst, np.abs(ours - theirs).max()))  # keeps NaN
             size = max(size, float(np.abs(theirs).max()))
     if precision.activations == "high" and not worst <= TOLERANCE * size:
         raise ExportError(
-            f"a tiny model of this kind: ONNX Runtime and the reference evaluator differ by {worst:.1e} "
-            f"in logits of up to {size:.1f}"
+            f"on a tiny model of this architecture ONNX Runtime and the reference evaluator differ by "
+            f"{worst:.1e} in logits of up to {size:.1f}"
         )
     return (
         f"meaning: the reference evaluator agrees to {worst:.1e} on a tiny model (logits to {size:.1f})"
@@ -165,8 +165,8 @@ def check_meaning(model: PatchableModel, described: Description, seed: int) -> s
 
 
 def for_blocks(precision: PrecisionConfig, n_layers: int) -> PrecisionConfig:
-    """``precision`` for a model of ``n_layers`` blocks, whose formats are those of the first blocks that
-    have formats of their own."""
+    """Adapt ``precision`` to a model of ``n_layers`` blocks: they take the formats of the first blocks
+    that have their own."""
     named = [(*part_and_layer(name), chosen) for name, chosen in dict(precision.formats).items()]
     layers = sorted({layer for _, layer, _ in named if layer is not None})[:n_layers]
     formats = {
@@ -178,7 +178,7 @@ def for_blocks(precision: PrecisionConfig, n_layers: int) -> PrecisionConfig:
 
 
 def _feeds(patcher: OnnxPatcher, seed: int) -> Iterator[dict[str, Any]]:
-    """Inputs of the tiny graph, with a patched edge into a head, an MLP and the output."""
+    """Yield inputs of the tiny graph, with one patched edge into each kind of destination."""
     draw, known = np.random.default_rng(seed), patcher.description
     tokens = draw.integers(0, known.d_vocab, (2, min(4, known.n_ctx)))
     corrupt = draw.standard_normal((len(known.sources), *tokens.shape, known.d_model))
@@ -190,7 +190,7 @@ def _feeds(patcher: OnnxPatcher, seed: int) -> Iterator[dict[str, Any]]:
 def check_values(
     path: Path, model: PatchableModel, tokens: Tensor, corrupt: Tensor, seed: int, trials: int
 ) -> list[str]:
-    """ONNX Runtime in both modes against the PyTorch backend; a line each.
+    """Compare ONNX Runtime in both modes with the PyTorch backend; returns one line per mode.
 
     Raises:
         ExportError: they differ by more than rounding explains.
@@ -200,11 +200,11 @@ def check_values(
         patcher = OnnxPatcher(path, mode=mode, threads=torch.get_num_threads())
         precision = read_precision(patcher.description) or FULL_PRECISION
         if patcher.description.start_layer:
-            return [f"values: not compared, since the graph starts at block "
+            return [f"values: not compared, because the graph starts at block "
                     f"{patcher.description.start_layer}"]  # fmt: skip
         worst, size, least, equal = 0.0, 1.0, 1.0, 0
         for ours, theirs in _pairs(patcher, model, precision, tokens, corrupt, seed, trials):
-            worst = float(np.maximum(worst, np.abs(ours - theirs).max()))  # NaN stays
+            worst = float(np.maximum(worst, np.abs(ours - theirs).max()))  # keeps NaN
             size = max(size, float(np.abs(theirs).max()))
             least = float(np.minimum(least, np.corrcoef(ours.ravel(), theirs.ravel())[0, 1]))
             equal += bool((ours.argmax(-1) == theirs.argmax(-1)).all())
@@ -230,7 +230,7 @@ def _pairs(
     seed: int,
     trials: int,
 ) -> Iterator[tuple[Any, Any]]:
-    """Logits of ONNX Runtime and of PyTorch under random patches."""
+    """Yield logits of ONNX Runtime and of PyTorch under random patches."""
     draw, known = random.Random(seed), patcher.description
     edges, device = canonical_edges(model), next(model.parameters()).device
     with borrowed(model), torch.inference_mode():
@@ -253,7 +253,7 @@ def _asked(patcher: OnnxPatcher, high: tuple[int, int] | None) -> Any:
 
 
 def _patched(model: PatchableModel, tokens: Tensor, outputs: Tensor, edges: set[Edge]) -> Tensor:
-    """The host's own patched forward, logits ``[batch, pos, vocab]``."""
+    """Run the host's patched forward; returns logits ``[batch, pos, vocab]``."""
     for edge in edges:
         edge.patch_mask(model).data[edge.patch_idx] = 1.0
     try:

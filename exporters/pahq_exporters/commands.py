@@ -1,4 +1,4 @@
-"""``pahq export``, ``pahq import`` and ``pahq run``, found through entry points ``pahq.commands``."""
+"""``pahq export``, ``pahq import`` and ``pahq run``, registered as entry points ``pahq.commands``."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ OF_GRAPHS = (
     "graph", "low", "mlp", "scale", "activations", "policy", "head", "start_layer", "positions", "check",
     "ids",
 )  # fmt: skip
-"""Options that say nothing of a circuit."""
+"""Options that only apply to graphs, not to circuits."""
 
 
 def export(
     context: typer.Context,
-    problem: Annotated[str, known.argument(choices.PROBLEMS, "A problem whose model to export.")],
+    problem: Annotated[str, known.argument(choices.PROBLEMS, "Problem whose model to export.")],
     path: Annotated[Path, typer.Argument(help="File to write: .onnx, or .json with --result.")],
     model: Model = None,
     prompts: Prompts = None,
@@ -55,11 +55,11 @@ def export(
     ] = "dense",
     low: Annotated[str, known.option(choices.FORMATS, "Number format of heads.")] = "fp8_e4m3",
     mlp: Annotated[
-        str | None, known.option(choices.FORMATS, "Number format of MLPs; default: that of heads.")
+        str | None, known.option(choices.FORMATS, "Number format of MLPs; default: --low.")
     ] = None,
     scale: Annotated[str, known.option(choices.SCALES, "row, head, tensor or none.")] = "row",
     activations: Annotated[
-        str, known.option(("high", "low"), "high, or low: round activations, too.")
+        str, known.option(("high", "low"), "high; low rounds activations, too.")
     ] = "high",
     policy: Annotated[
         str,
@@ -67,30 +67,32 @@ def export(
             (*choices.POLICIES[:1], *choices.POLICIES[2:4]), "investigated_head, uniform or full."
         ),
     ] = "investigated_head",
-    head: Annotated[str | None, typer.Option(help="LAYER.HEAD that is in FP32 for good.")] = None,
-    start_layer: Annotated[int, typer.Option(help="Block that the graph starts with.")] = 0,
+    head: Annotated[str | None, typer.Option(help="LAYER.HEAD to keep in FP32.")] = None,
+    start_layer: Annotated[int, typer.Option(help="First block of the graph.")] = 0,
     positions: Annotated[
-        str, known.option(("all", "model"), "all, or model: where its output slice looks.")
+        str, known.option(("all", "model"), "Logits at all positions, or at the model's.")
     ] = "all",
-    check: Annotated[bool, typer.Option("--check", help="Compare with PyTorch, and validate.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Validate, and compare with PyTorch.")] = False,
     result: Annotated[
-        Path | None, typer.Option(help="Saved result whose circuit to write, as EAP-IG graph JSON.")
+        Path | None, typer.Option(help="Saved result: write its circuit as EAP-IG graph JSON.")
     ] = None,
     ids: Annotated[
-        Path | None, typer.Option(help="Write the prompts, too, as token ids for pahq run.")
+        Path | None, typer.Option(help="Also write the prompts as token ids for pahq run.")
     ] = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write the model of PROBLEM as an ONNX graph, or a result's circuit as graph JSON."""
+    """Write PROBLEM's model as an ONNX graph, or a result's circuit as graph JSON."""
     with one_line_errors(debug):
         for file in (path, ids):
             if file is not None and file.is_file() and not force:
-                raise ConfigError(f"{file} is there already; pass --force to replace it")
+                raise ConfigError(f"{file} exists already; pass --force to replace it")
         useless = [] if result is None else flags_given(context, OF_GRAPHS)
         if useless:
-            raise ConfigError(f"{', '.join(useless)} goes with a graph; leave out --result")
+            raise ConfigError(
+                f"{', '.join(useless)} cannot be combined with --result; leave out one of them"
+            )
         check_problem(problem, prompts)
         _check_ending(path, result is not None)
         from pahq_exporters.graph.write import export_if
@@ -138,9 +140,9 @@ def export(
 
 
 def _write_ids(loaders: Sequence[PromptDataLoader], path: Path) -> None:
-    """The prompts of all ``loaders`` as token ids, a host JSON file.
+    """Write the prompts of all ``loaders`` as token ids, in the host's JSON format.
 
-    Answers are left out where they are no tokens of one position, as in Tracr problems: `pahq run` could
+    Answers that are not token ids at one position, as in Tracr problems, are left out: `pahq run` could
     not read them.
     """
     from pahq_plugin.system.files import write_text
@@ -161,24 +163,22 @@ def _write_ids(loaders: Sequence[PromptDataLoader], path: Path) -> None:
 
 
 def _check_ending(path: Path, is_circuit: bool) -> None:
-    """
-    Raises:
-        ConfigError: the file's name does not say what will be written to it, or it is a folder.
-    """
+    """Refuse a path that is a folder, or whose suffix does not match what will be written."""
     if path.is_dir():
         raise ConfigError(f"{path} is a folder; name a file, such as {path / 'graph.onnx'}")
     if is_circuit and path.suffix != ".json":
         raise ConfigError(f"{path}: with --result a circuit is written as JSON; name a .json file")
     if not is_circuit and path.suffix == ".json":
         raise ConfigError(
-            f"{path}: a .json file takes a circuit; pass --result FOLDER, or name a .onnx file"
+            f"{path}: a .json file holds a circuit; pass --result FOLDER, or name a .onnx file"
         )
     if not is_circuit and path.suffix != ".onnx":
-        raise ConfigError(f"{path}: name a file that ends in .onnx")
+        raise ConfigError(f"{path}: the name of a graph must end in .onnx")
 
 
 def _write_circuit(result: Path, model: PatchableModel, path: Path, as_json: bool) -> None:
-    """
+    """Write the circuit of a saved result as graph JSON, and print where.
+
     Raises:
         ResultError: no such result, or one of another model.
     """
@@ -194,12 +194,13 @@ def _write_circuit(result: Path, model: PatchableModel, path: Path, as_json: boo
 
 
 def import_graph(
-    problem: Annotated[str, known.argument(choices.PROBLEMS, "A problem whose model the graph is of.")],
+    problem: Annotated[str, known.argument(choices.PROBLEMS, "Problem whose model the graph is of.")],
     graph: Annotated[Path, typer.Argument(help="A JSON graph of EAP-IG or the MIB circuit track.")],
     model: Model = None,
     prompts: Prompts = None,
     n_edges: Annotated[
-        int | None, typer.Option(help="Keep the N largest scores; default: the edges in_graph.", min=1)
+        int | None,
+        typer.Option(help="Keep the N largest scores; default: edges marked in_graph.", min=1),
     ] = None,
     out: Out = None,
     force: Force = False,
@@ -207,7 +208,7 @@ def import_graph(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Read a circuit of EAP-IG or MIB as a result: print it, and save it for show and export."""
+    """Import a circuit of EAP-IG or MIB as a result: print it, and save it for show and export."""
     with one_line_errors(debug):
         check_folder(out, force)
         check_problem(problem, prompts)
@@ -225,24 +226,24 @@ def import_graph(
 
 def run(
     graph: Annotated[Path, typer.Argument(help="A file written by pahq export.")],
-    prompts: Annotated[Path, typer.Option(help="A host JSON file of token ids.")],
+    prompts: Annotated[Path, typer.Option(help="Token ids in the host's JSON format.")],
     edges: Annotated[
-        list[str] | None, typer.Option(help='Such as "A0.1->MLP 2"; may be repeated.')
+        list[str] | None, typer.Option(help='An edge, such as "A0.1->MLP 2"; may be repeated.')
     ] = None,
-    all_edges: Annotated[bool, typer.Option("--all", help="Every edge, each alone.")] = False,
-    each: Annotated[bool, typer.Option(help="Each edge alone instead of all together.")] = False,
+    all_edges: Annotated[bool, typer.Option("--all", help="Patch every edge, each alone.")] = False,
+    each: Annotated[bool, typer.Option(help="Patch each edge alone, not all together.")] = False,
     result: Annotated[
-        Path | None, typer.Option(help="Folder of a saved result: patch all but its circuit.")
+        Path | None, typer.Option(help="Folder of a saved result: patch all edges outside its circuit.")
     ] = None,
-    head: Annotated[str, typer.Option(help="auto, none or LAYER.HEAD: the head in FP32.")] = "auto",
-    limit: Annotated[int | None, typer.Option(help="How many prompts to take.", min=1)] = None,
+    head: Annotated[str, typer.Option(help="Head in FP32: auto, none or LAYER.HEAD.")] = "auto",
+    limit: Annotated[int | None, typer.Option(help="Number of prompts to use.", min=1)] = None,
     mode: Annotated[
-        str, known.option(("speed", "memory"), "speed, or memory: one byte a weight.")
+        str, known.option(("speed", "memory"), "speed; memory keeps one byte per weight.")
     ] = "speed",
     provider: Annotated[
         list[str] | None, known.option(("cpu", "cuda", "tensorrt"), "cpu, cuda or tensorrt.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of one operation.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads per operation.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -1,13 +1,12 @@
-"""What an exported graph is: its nodes, edges, inputs and precision, kept in the file's metadata.
+"""Description of an exported graph: nodes, edges, inputs and precision, kept in the file's metadata.
 
-Only the standard library is used, so that a deployment reads it without PyTorch.
+Only the standard library is imported, so that a deployment can read it without PyTorch.
 
-The host's factorized graph is regular: the inputs of block l read the first so many sources. An edge is
-therefore any pair of a destination and one of the first ``reads`` sources, named as in the host:
-``"A0.1->MLP 2"``, ``"MLP 0->A1.3.Q"``, ``"Resid Start->Resid End"``. Sources stand in the order of the
-host's ``src_idx``, destinations by block, with a block's heads before its MLP, their Q before K before
-V, and head by head; ``Resid End`` is the last. Edges of single positions have theirs behind the name:
-``"A0.1->MLP 2 @3"``.
+The host's factorized graph is regular: a destination reads the first ``reads`` sources. An edge is
+therefore any pair of a destination and one of these sources, named as in the host: ``"A0.1->MLP 2"``,
+``"MLP 0->A1.3.Q"``, ``"Resid Start->Resid End"``. Sources are in the order of the host's ``src_idx``.
+Destinations are ordered by block; within a block, heads before the MLP, and Q of all heads before K
+before V. ``Resid End`` is last. An edge of a single position is named ``"A0.1->MLP 2 @3"``.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ GraphKind = Literal["dense", "sweep"]
 HighKind = Literal["input", "fixed", "none"]
 
 SLOTS = ("q", "k", "v", "attn", "mlp", "output")
-"""Which input of its unit a destination is, by the number that the sweep graph takes."""
+"""Kinds of destinations; the sweep graph takes the index."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,11 @@ class Destination:
     """One destination node.
 
     Attributes:
-        name: the host's, such as ``"A0.1.Q"``.
+        name: the host's name, such as ``"A0.1.Q"``.
         layer: the transformer block; the number of blocks for the output.
         slot: one of `SLOTS`.
         head: index of the head; -1 for an MLP or the output.
-        reads: it reads the sources ``0 .. reads - 1``.
+        reads: it reads sources ``0 .. reads - 1``.
     """
 
     name: str
@@ -56,23 +55,23 @@ class Description:
 
     Attributes:
         graph: ``"dense"`` or ``"sweep"``.
-        id: digest of all the rest; the file of FP32 heads has the same.
-        source_model: the name of the exported model; ``source_digest`` is of its edges and weights, and
-            ``source_configuration`` of all else that decides its output, the same as in results.
-        n_layers: transformer blocks; ``n_heads``, ``d_head`` and ``d_model`` are theirs.
+        id: digest of all other fields; the file of FP32 heads has the same.
+        source_model: name of the exported model. As in results, ``source_digest`` is the digest of its
+            edges and weights, and ``source_configuration`` of all else that determines its output.
+        n_layers: number of transformer blocks, with ``n_heads``, ``d_head`` and ``d_model``.
         n_ctx: longest prompt.
-        seq_len: tokens of every prompt, in graphs with edges of single positions; ``None`` elsewhere.
-        d_vocab: tokens ``0 .. d_vocab - 1`` are known; ``d_vocab_out`` logits come out.
-        start_layer: the block that the graph starts with.
-        n_earlier: sources of the blocks before that, 0 if it starts with tokens.
-        positions: ``"all"``: logits at every position; ``"last"``: at the last, without an axis of
-            positions; ``"not_first"``: at all but the first.
-        high: how the head in FP32 is chosen: at run time, fixed at export, or none is.
-        fixed_head: that head, ``(layer, head)``.
+        seq_len: tokens of every prompt, for edges of single positions; otherwise ``None``.
+        d_vocab: number of input tokens; ``d_vocab_out`` is the number of logits.
+        start_layer: first block of the graph.
+        n_earlier: number of sources before that block; 0 if the graph starts with tokens.
+        positions: ``"all"``: logits at every position; ``"last"``: at the last, without a position
+            axis; ``"not_first"``: at all but the first.
+        high: how the head in FP32 is chosen: at run time, at export, or there is none.
+        fixed_head: head ``(layer, head)`` chosen at export.
         sources: names of sources by index.
         destinations: destinations by index.
         precision: the `PrecisionConfig` as JSON values; ``None`` for FP32.
-        versions: of the libraries that wrote the file.
+        versions: versions of the libraries that wrote the file.
         heads_file: name of the file of FP32 heads, in the folder of the graph.
     """
 
@@ -109,8 +108,8 @@ class Description:
         return {dest.name: i for i, dest in enumerate(self.destinations)}
 
     def edges(self) -> Iterator[str]:
-        """Names of all edges: destinations in their order, then positions from the last to the first,
-        then sources in their order."""
+        """Yield the names of all edges, ordered by destination, then by position (last first), then by
+        source."""
         places = [None] if self.seq_len is None else range(self.seq_len - 1, -1, -1)
         for dest in self.destinations:
             for place in places:
@@ -120,7 +119,7 @@ class Description:
 
     @property
     def n_edges(self) -> int:
-        """How many edges the graph has."""
+        """Number of edges."""
         return sum(dest.reads for dest in self.destinations) * (self.seq_len or 1)
 
     @property
@@ -130,17 +129,17 @@ class Description:
         return shape if self.seq_len is None else (self.seq_len, *shape)
 
     def index_of(self, edge: object) -> tuple[int, ...]:
-        """Where an edge stands in a mask: ``(dest, src)``, or ``(pos, dest, src)``.
+        """Return an edge's index in a mask: ``(dest, src)``, or ``(pos, dest, src)``.
 
         Args:
             edge: a name such as ``"A0.1->MLP 2"``, or a host ``Edge``.
 
         Raises:
-            GraphError: no such edge in this graph; says which end is wrong.
+            GraphError: no such edge in this graph; the message says which end is wrong.
         """
         name = edge if isinstance(edge, str) else getattr(edge, "name", None)
         if not isinstance(name, str):
-            raise GraphError(f"{edge!r} is no edge; write one like {self._example()!r}")
+            raise GraphError(f"{edge!r} is not an edge; write one like {self._example()!r}")
         if isinstance(edge, str):
             name, at_sign, position = name.partition(" @")
             place = position if at_sign else None
@@ -149,7 +148,7 @@ class Description:
         before = self._position(name, place)
         src, arrow, dest = name.partition("->")
         if not arrow:
-            raise GraphError(f"{name!r} is no edge; edges are named like {self._example()!r}")
+            raise GraphError(f"{name!r} is not an edge; edges are named like {self._example()!r}")
         if src not in self._source_index:
             raise GraphError(f"edge {name!r}: no source {src!r} in this graph; {self._known()}")
         if dest not in self._destination_index:
@@ -160,9 +159,10 @@ class Description:
         return (*before, to, at)
 
     def _position(self, name: str, place: object) -> tuple[int, ...]:
-        """
+        """Return ``(pos,)``, or ``()`` if edges have no positions.
+
         Raises:
-            GraphError: a position where the graph has none, none where it has some, or one too far.
+            GraphError: a position that the graph does not have, or a missing one.
         """
         if self.seq_len is None:
             if place is not None:
@@ -178,11 +178,11 @@ class Description:
         return (int(text),)
 
     def indices(self, edges: Iterable[object]) -> list[tuple[int, ...]]:
-        """`index_of` each edge."""
+        """Return `index_of` each edge."""
         return [self.index_of(edge) for edge in edges]
 
     def check_head(self, head: object) -> tuple[int, int]:
-        """``(layer, head)``.
+        """Check and return a head ``(layer, head)``.
 
         Raises:
             GraphError: no such head in this graph.
@@ -208,12 +208,12 @@ class Description:
         )
 
     def to_json(self) -> str:
-        """The metadata entry."""
+        """Return the metadata entry."""
         return json.dumps({"format": FORMAT_VERSION, **asdict(self)}, allow_nan=False)
 
 
 def from_json(text: str | None, path: object) -> Description:
-    """The description in a metadata entry.
+    """Read and check the description in a metadata entry.
 
     Args:
         text: the entry under `METADATA_KEY`; ``None`` if there is none.
@@ -224,8 +224,8 @@ def from_json(text: str | None, path: object) -> Description:
     """
     if text is None:
         raise ExportError(
-            f"{path} is an ONNX file, but not one of ours (no {METADATA_KEY!r} in its metadata); "
-            "make one with: pahq export"
+            f"{path} is an ONNX file, but not a graph of this package (no {METADATA_KEY!r} in its "
+            "metadata); make one with: pahq export"
         )
     try:
         values = parse_json(text)
@@ -247,10 +247,10 @@ def from_json(text: str | None, path: object) -> Description:
 
 
 def _check(known: Description) -> None:
-    """What later code relies on.
+    """Refuse a description that later code cannot rely on.
 
     Raises:
-        ValueError: names the entry that is wrong.
+        ValueError: the name of the wrong entry.
     """
     sources, dests = known.sources, known.destinations
     sizes = ("n_layers", "n_heads", "d_head", "d_model", "n_ctx", "d_vocab", "d_vocab_out")
@@ -300,7 +300,7 @@ def _check_destination(dest: Destination, known: Description) -> None:
 
 
 LARGEST = 2**31
-"""No size of a model is above that."""
+"""Upper bound of every size of a model."""
 
 
 def _within(value: object, least: int, most: int) -> bool:
@@ -308,10 +308,10 @@ def _within(value: object, least: int, most: int) -> bool:
 
 
 def _are_names(names: Sequence[object]) -> bool:
-    """Whether these are strings, at least one, each once."""
+    """Return whether ``names`` are distinct strings, at least one."""
     return bool(names) and all(isinstance(n, str) for n in names) and len(set(names)) == len(names)
 
 
 def _is_file_name(name: object) -> bool:
-    """Whether a name stays in its folder."""
+    """Return whether ``name`` is a plain file name that cannot leave its folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")

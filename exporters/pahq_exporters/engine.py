@@ -1,9 +1,9 @@
-"""``engine="onnx"``: the sweep with its effects measured in ONNX Runtime.
+"""``engine="onnx"``: a search that measures effects in ONNX Runtime.
 
 The model is exported once, as a dense graph, into a temporary folder. Row 0 of a call is the present
-state, row i has the first i candidates removed; all of them lead into one destination, whose head is in
-FP32. Where weights are low these effects are screened ones, and another engine decides in FP32 what the
-guard band doubts; an FP32 graph needs none.
+state; row i has the first i candidates removed. All candidates of a call lead into one destination,
+whose head is in FP32. With low-precision weights the effects are screened, and another engine decides
+edges within the guard band in FP32. An FP32 graph needs no other engine.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from pahq_plugin.precision.config import PrecisionConfig
 from pahq_plugin.system.warn import warn
 
 LOOKAHEAD = 15
-"""Candidates of one call, beside the present state."""
+"""Most candidates of one call, beside the present state."""
 
 
 class OnnxEngine:
     """Measures effects on an exported graph.
 
     Args:
-        question: of a borrowed model.
-        precision: of the exported graph.
-        exact: decides in FP32; ``None`` if the graph is FP32 itself.
+        question: what to search, with a borrowed model.
+        precision: precision of the exported graph.
+        exact: engine that decides in FP32; ``None`` if the graph itself is FP32.
 
     Raises:
-        ExportError: a model or prompts that no graph can hold, or the extra is not installed.
+        ExportError: a graph cannot represent the model or the prompts, or the extra is not installed.
     """
 
     name = "onnx"
@@ -97,33 +97,34 @@ class OnnxEngine:
 
     @property
     def evaluations(self) -> int:
-        """Rows of all calls, and what the exact engine ran."""
+        """Rows of all calls plus the evaluations of the exact engine."""
         return self._evaluations + (0 if self._exact is None else self._exact.evaluations)
 
     @property
     def present_loss(self) -> float | None:
-        """The exact engine's."""
+        """The exact engine's `present_loss`; ``None`` if there is no exact engine."""
         return None if self._exact is None else self._exact.present_loss
 
     @property
     def screens(self) -> bool:
-        """Whether the graph is in few bits."""
+        """Whether the graph has low-precision weights."""
         return self._exact is not None
 
     def screen_with(self, precision: PrecisionConfig) -> None:
-        """
+        """Refuse to change formats: a graph keeps those it was exported with.
+
         Raises:
-            ConfigError: a graph has the formats it was exported with.
+            ConfigError: always.
         """
         raise ConfigError(
-            "policy='hybrid' chooses formats as it goes, which an exported graph cannot change; search "
-            "with engine='incremental' and pass the formats of that result"
+            "policy='hybrid' chooses formats as it goes, but an exported graph cannot change them; "
+            "search with engine='incremental' and pass the formats of that result"
         )
 
     def effects(
         self, candidates: Sequence[Edge], predicted_kept: Sequence[bool], *, exact: bool
     ) -> list[float]:
-        """See `Engine.effects`; answers the first candidates that lead into one destination."""
+        """See `Engine.effects`; measures the first candidates that share one destination."""
         if exact and self._exact is not None:
             return self._exact.effects(candidates, predicted_kept, exact=True)
         dest = candidates[0].dest
@@ -151,7 +152,7 @@ class OnnxEngine:
     def settle(
         self, candidates: Sequence[Edge], predicted_kept: Sequence[bool], wanted: Sequence[bool]
     ) -> list[float]:
-        """See `Engine.settle`; the exact engine does that."""
+        """See `Engine.settle`; delegates to the exact engine."""
         assert self._exact is not None  # it screens
         return self._exact.settle(candidates, predicted_kept, wanted)
 
@@ -175,7 +176,7 @@ class OnnxEngine:
             self._exact.restore(removed)
 
     def _losses(self, masks: np.ndarray[Any, Any], head: tuple[int, int] | None) -> list[float]:
-        """Loss under each mask ``[candidate, dest, src]``, averaged over the batches."""
+        """Return the loss under each mask ``[candidate, dest, src]``, averaged over batches."""
         self._evaluations += len(masks)
         by_batch = [
             self._batch_losses(run, prompts, masks, head)
@@ -197,10 +198,7 @@ class OnnxEngine:
 
 
 def _check_padding(run: CleanRun) -> None:
-    """
-    Raises:
-        ExportError: a prompt is padded, for which graphs have no mask.
-    """
+    """Refuse padded prompts: graphs have no padding mask."""
     padding = run.start_arguments.get("attention_mask")
     if padding is not None and not bool(padding.all()):
         raise ExportError(
@@ -215,16 +213,16 @@ def _has_cuda() -> bool:
 
 
 class Factory:
-    """What the entry point ``pahq.engines`` names; see `pahq_plugin.engines.protocol.EngineFactory`."""
+    """Target of the entry point ``pahq.engines``; see `pahq_plugin.engines.protocol.EngineFactory`."""
 
     def default_precision(self, device: torch.device) -> PrecisionConfig:
-        """int8 weights: E4M3's noise, ten times as large, would leave most edges to the exact engine."""
+        """Return int8 weights: E4M3 has ten times the noise and would leave most edges to ``exact``."""
         return PrecisionConfig(low="int8", mlp="int8", activations="high")
 
     def __call__(
         self, question: Question, precision: PrecisionConfig, exact: Callable[[], Engine]
     ) -> OnnxEngine:
-        """The engine for a question."""
+        """Return the engine for a question."""
         return OnnxEngine(question, precision, None if precision.is_exact else exact())
 
 

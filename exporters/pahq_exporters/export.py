@@ -1,4 +1,4 @@
-"""``export_onnx``: a host model's patched forward as an ONNX file, compared with the model if asked."""
+"""``export_onnx``: write a host model's patched forward as an ONNX file and optionally compare it."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ def export_onnx(
 ) -> Path:
     """Write the patched forward of a host model as an ONNX graph (opset 21, IR 10).
 
-    Beside ``NAME.onnx`` stands ``NAME.heads.safetensors`` with the FP32 weights of every head, where the
-    investigated head is chosen at run time, and ``NAME.onnx.data`` for graphs of more than 2 GiB.
+    If the investigated head is chosen at run time, ``NAME.heads.safetensors`` beside ``NAME.onnx`` holds
+    the FP32 weights of every head. Graphs of more than 2 GiB also have ``NAME.onnx.data``.
 
     Args:
         model: a factorized host model of a transformer.
-        path: of the file to write.
+        path: the file to write.
         graph: ``"dense"``: any set of edges patched at once; ``"sweep"``: single edges into one
             destination, several sources at a time. `pahq_exporters.graph.dense` and
             `pahq_exporters.graph.sweep` list the inputs.
-        precision: formats of heads and MLPs; the default is E4M3 weights throughout, activations as
-            they are. ``activations="low"`` rounds those, too (``QuantizeLinear``); the policies
+        precision: formats of heads and MLPs; by default E4M3 weights and FP32 activations.
+            ``activations="low"`` rounds activations, too (``QuantizeLinear``); the policies
             ``"uniform"`` and ``"full"`` mean no investigated head.
-        start_layer: the block that the graph starts with.
+        start_layer: first block of the graph.
         example: token ids ``[batch, pos]`` on which to compare the written graph with the model, as
             `pahq_exporters.check` does.
-        head: ``(layer, head)`` that is in FP32 for good, instead of one chosen at run time.
-        positions: logits at ``"all"`` positions, or where the ``"model"``'s output slice looks.
-        external_data: whether weights go into a file of their own; by default only if they must.
+        head: ``(layer, head)`` that is always in FP32, instead of one chosen at run time.
+        positions: logits at ``"all"`` positions, or only those of the ``"model"``'s output slice.
+        external_data: whether to write weights to a separate file; by default only if necessary.
 
     Returns:
         ``path``.
 
     Raises:
-        ExportError: the ``onnx`` extra is missing, a part of the model that no graph can hold, or the
-            comparison on ``example`` failed. No file is left behind.
-        ModelError: a model whose edges cannot be patched truthfully.
-        ConfigError: an unknown option.
+        ExportError: the ``onnx`` extra is missing, a graph cannot represent the model, or the comparison
+            on ``example`` failed. No file is left behind.
+        ModelError: the model's edges cannot be patched faithfully.
+        ConfigError: an invalid option.
     """
     require("onnx")
     check_patchable(model)

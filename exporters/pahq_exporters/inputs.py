@@ -1,4 +1,4 @@
-"""Names, types and shapes of what goes into a graph and comes out of it; the standard library only."""
+"""Names, types and shapes of a graph's inputs and outputs; imports only the standard library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pahq_exporters.description import Description
 
 
 class Value(NamedTuple):
-    """An input or output; a string in its shape names a size that is known only at run time."""
+    """An input or output; a string in its shape names a size known only at run time."""
 
     name: str
     dtype: str
@@ -17,7 +17,7 @@ class Value(NamedTuple):
 
 
 def inputs(described: Description) -> list[Value]:
-    """Inputs in order."""
+    """Return the inputs in order."""
     width, values = described.d_model, []
     length = "pos" if described.seq_len is None else described.seq_len
     if described.start_layer == 0:
@@ -41,7 +41,7 @@ def inputs(described: Description) -> list[Value]:
 
 
 def outputs(described: Description) -> list[Value]:
-    """Outputs in order."""
+    """Return the outputs in order."""
     first = "candidate" if described.graph == "dense" else "edge"
     length = "pos" if described.seq_len is None else described.seq_len
     seen = {"all": [length], "last": [], "not_first": ["pos_from_1"]}[described.positions]
@@ -54,9 +54,9 @@ def outputs(described: Description) -> list[Value]:
 
 
 def misfits(described: Description, found: Mapping[str, tuple[str, Sequence[Any]]]) -> list[str]:
-    """What is wrong with inputs of those types and shapes, a phrase each.
+    """Return what is wrong with inputs of those types and shapes, one phrase each.
 
-    Sizes of one name have to be equal.
+    Sizes with one name must be equal.
     """
     wanted = {value.name: value for value in inputs(described)}
     if found.keys() != wanted.keys():

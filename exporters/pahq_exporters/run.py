@@ -1,6 +1,6 @@
-"""A patching run on an exported graph: ``python -m pahq_exporters.run graph.onnx ...``.
+"""Patched runs of an exported graph: ``python -m pahq_exporters.run graph.onnx ...``.
 
-Only the standard library, numpy and onnxruntime are imported: a deployment needs no PyTorch.
+Only the standard library, numpy and onnxruntime are imported: a deployment does not need PyTorch.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ def run(
     providers: Sequence[str] | None = None,
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Patch edges on prompts and measure what that does to the output.
+    """Patch edges on prompts and measure the effect on the output.
 
     Args:
         graph: an exported graph.
-        prompts: a host JSON file of token ids.
+        prompts: file of token ids in the host's JSON format.
         edges: names of edges.
-        all_edges: every edge of the graph instead, each alone.
-        each: every edge alone, instead of all together.
-        result: a saved result whose removed edges to patch: what is left is its circuit.
-        head: ``"auto"``, ``"none"``, or ``LAYER.HEAD``: the head in FP32.
-        limit: how many prompts to take.
-        mode: see `OnnxPatcher`; ``providers`` and ``threads`` alike.
+        all_edges: patch every edge of the graph instead, each alone.
+        each: patch each edge alone, instead of all together.
+        result: a saved result whose removed edges to patch, which leaves its circuit.
+        head: the head in FP32: ``"auto"``, ``"none"``, or ``LAYER.HEAD``.
+        limit: number of prompts to use; ``None`` for all.
+        mode, providers, threads: see `OnnxPatcher`.
 
     Returns:
-        JSON values: for each run the KL divergence from the clean output, the logit difference before
-        and behind, where the file names answers, and the likeliest tokens of each prompt.
+        JSON values: for each run, and without a patch, the KL divergence from the clean output, the
+        likeliest tokens of each prompt and, if the file has answers, the logit difference.
 
     Raises:
-        ConfigError: not one of ``edges``, ``all_edges`` and ``result``, or a result that does not fit.
+        ConfigError: not exactly one of ``edges``, ``all_edges`` and ``result``, or an unsuitable result.
         PahqError: see `OnnxPatcher.run`.
     """
     _check_choice(edges, all_edges, result)
@@ -105,17 +105,17 @@ def run(
 
 
 def _clean(patcher: OnnxPatcher, read: PromptFile) -> np.ndarray[Any, Any]:
-    """Logits without a patch."""
+    """Return logits without a patch."""
     if patcher.description.graph == "dense":
         return patcher.run(read.clean)
-    # An edge that carries what its source gives anyway changes nothing.
+    # A sweep graph must patch an edge; patched with its clean value, it changes nothing.
     own = patcher.prompts(read.clean, patcher.sources(read.clean))
     last = patcher.description.destinations[-1]
     return patcher.run(own, edges=[f"{patcher.description.sources[0]}->{last.name}"])
 
 
 def _last(positions: str, logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Logits at the last position, ``[batch, vocab]``."""
+    """Return logits at the last position, ``[batch, vocab]``."""
     return logits if positions == "last" else logits[:, -1]
 
 
@@ -136,10 +136,7 @@ def _measure(
 
 
 def _within(answers: list[list[int]], logits: np.ndarray[Any, Any]) -> list[list[int]]:
-    """
-    Raises:
-        ConfigError: an answer that is no token.
-    """
+    """Return ``answers``, or refuse ids outside the vocabulary."""
     for ids in answers:
         if any(not 0 <= token < logits.shape[-1] for token in ids):
             raise ConfigError(f"answers {ids} are outside the vocabulary of {logits.shape[-1]}")
@@ -153,7 +150,7 @@ def _log_softmax(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def parse_head(text: str) -> Any:
-    """The head that ``--head`` names: a pair, ``None`` or ``"auto"``.
+    """Parse ``--head``: ``(layer, head)``, ``None`` or ``"auto"``.
 
     Raises:
         ConfigError: neither ``auto``, ``none`` nor ``LAYER.HEAD``.
@@ -169,11 +166,11 @@ def parse_head(text: str) -> Any:
 
 
 def removed_edges(result: Path, known: Description) -> list[str]:
-    """Edges that a saved result does without, as graphs name them.
+    """Return the edges that a saved result removed, as named in graphs.
 
     Raises:
         ResultError: no such result, or a damaged one.
-        ConfigError: it is of another model or ablation than the graph's, or keeps every edge.
+        ConfigError: another model or ablation than the graph's, or a result that keeps every edge.
     """
     file = result_file(result)
     record, configuration = read_record(file), read_configuration(file.parent)
@@ -181,8 +178,8 @@ def removed_edges(result: Path, known: Description) -> list[str]:
         _refuse_other_model(result, record, known)
     if configuration and known.source_configuration not in ("", configuration):
         raise ConfigError(
-            f"{result} is of the graph's weights in another model: the positions that count, a mask, an "
-            "activation function or another part of its configuration differ; export that model"
+            f"{result} is of a model with the graph's weights, but another output slice, mask, "
+            "activation function or other configuration; export that model"
         )
     ablation = record["settings"]["ablation"]
     if ablation != "resample":
@@ -194,10 +191,7 @@ def removed_edges(result: Path, known: Description) -> list[str]:
 
 
 def _refuse_other_model(result: Path, record: dict[str, Any], known: Description) -> NoReturn:
-    """
-    Raises:
-        ConfigError: says in what the result's model differs from the graph's.
-    """
+    """Refuse a result of another model than the graph's, and say how they differ."""
     name, count = record["model"]["name"], record["model"]["edges"]
     positional = any(entry["seq_idx"] is not None for entry in record["decisions"])
     if positional and known.seq_len is None:
@@ -214,24 +208,21 @@ def _refuse_other_model(result: Path, record: dict[str, Any], known: Description
             f"{known.n_edges:,}; export the model that was searched"
         )
     raise ConfigError(
-        f"{result} was found in a model of other weights than the graph's; export that model"
+        f"{result} was found in a model with other weights than the graph's; export that model"
     )
 
 
 def _check_choice(edges: Sequence[str], all_edges: bool, result: Path | None) -> None:
-    """
-    Raises:
-        ConfigError: not one choice of edges.
-    """
+    """Refuse anything but exactly one choice of edges."""
     choices = sum((bool(edges), all_edges, result is not None))
     if choices > 1:
         raise ConfigError("give one of --edges, --all and --result")
     if choices < 1:
-        raise ConfigError('name edges with --edges, such as "A0.1->MLP 2", or take --all or --result')
+        raise ConfigError('name edges with --edges, such as "A0.1->MLP 2", or use --all or --result')
 
 
 def table(found: dict[str, Any], most: int = 20) -> str:
-    """The result as text, the runs that change most first."""
+    """Format a result as text, with the ``most`` runs of largest KL divergence."""
     lines = [
         f"{found['kind']} graph of {found['model']} on {found['providers'][0]}, "
         f"{counted(found['prompts'], 'prompt')}, mode {found['mode']}",
@@ -249,29 +240,33 @@ def table(found: dict[str, Any], most: int = 20) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Arguments of the command."""
+    """Return the parser of the command."""
     made = argparse.ArgumentParser(
         prog="python -m pahq_exporters.run",
         description="Patch edges of an exported graph; imports numpy and onnxruntime only.",
     )
     made.add_argument("graph", type=Path, help="a file written by pahq export")
-    made.add_argument("--prompts", type=Path, required=True, help="a host JSON file of token ids")
-    made.add_argument("--edges", nargs="*", default=[], metavar="EDGE", help='such as "A0.1->MLP 2"')
-    made.add_argument("--all", action="store_true", dest="all_edges", help="every edge, each alone")
-    made.add_argument("--each", action="store_true", help="each edge alone instead of all together")
-    made.add_argument("--result", type=Path, help="a saved result: patch all but its circuit")
-    made.add_argument("--head", default="auto", help="auto, none or LAYER.HEAD: the head in FP32")
-    made.add_argument("--limit", type=int, help="how many prompts to take")
-    made.add_argument("--mode", default="speed", help="speed, or memory: keep one byte a weight")
+    made.add_argument("--prompts", type=Path, required=True, help="token ids in the host's JSON format")
+    made.add_argument(
+        "--edges", nargs="*", default=[], metavar="EDGE", help='edges such as "A0.1->MLP 2"'
+    )
+    made.add_argument(
+        "--all", action="store_true", dest="all_edges", help="patch every edge, each alone"
+    )
+    made.add_argument("--each", action="store_true", help="patch each edge alone, not all together")
+    made.add_argument("--result", type=Path, help="saved result: patch edges outside its circuit")
+    made.add_argument("--head", default="auto", help="head in FP32: auto, none or LAYER.HEAD")
+    made.add_argument("--limit", type=int, help="number of prompts to use")
+    made.add_argument("--mode", default="speed", help="speed; memory keeps one byte per weight")
     made.add_argument("--provider", action="append", help="cpu, cuda or tensorrt; may be repeated")
-    made.add_argument("--threads", type=int, help="of one operation")
+    made.add_argument("--threads", type=int, help="threads per operation")
     made.add_argument("--json", action="store_true", help="print one JSON document")
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command; returns the exit code."""
     never_fail_printing()
     given = parser().parse_args(arguments)
     try:

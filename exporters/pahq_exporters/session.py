@@ -1,10 +1,10 @@
 """ONNX Runtime sessions with the options that these graphs need.
 
-``mode="speed"`` folds low weights into FP32 when the file is loaded: as fast and as large in memory as
-an FP32 graph. ``mode="memory"`` keeps one byte a weight and dequantises at every use, in the order in
-which nodes were written; fused nodes would come behind every dequantisation, so nothing is fused there
-unless a level is asked for. ONNX Runtime's default options are neither: they turn products with
-dequantised weights into integer ones, which changes the numbers.
+``mode="speed"`` folds low-precision weights into FP32 when the file is loaded: as fast, and as large in
+memory, as an FP32 graph. ``mode="memory"`` keeps one byte per weight and dequantises at every use, in
+the order in which nodes were written. Fused nodes would run after all dequantisations, so nothing is
+fused unless a level is given. ONNX Runtime's default options do neither: they turn products with
+dequantised weights into integer products, which changes the numbers.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 MOST_THREADS = 999
-"""ONNX Runtime starts as many as it is told to, whatever the machine has."""
+"""Upper limit, because ONNX Runtime starts as many threads as requested."""
 
 SILENT = 4
-"""ONNX Runtime raises its errors; it need not print them as well."""
+"""Log severity: ONNX Runtime raises its errors, so it need not print them."""
 
 LEVELS = ("disable", "basic", "extended", "all")
 
@@ -46,12 +46,12 @@ def open_session(
         providers: execution providers in order of preference, by short or full name; ``None`` for the
             CPU. The CPU always comes last.
         mode: ``"speed"`` or ``"memory"``.
-        threads: of one operation; ``None`` for ONNX Runtime's choice.
-        level: of graph optimisation, one of `LEVELS`; ``None`` for that of the mode.
+        threads: threads per operation; ``None`` for ONNX Runtime's choice.
+        level: graph optimisation, one of `LEVELS`; ``None`` for the mode's default.
 
     Raises:
-        ConfigError: an unknown provider, mode, level or number of threads.
-        ExportError: the file is missing or no ONNX model, or ONNX Runtime is not installed.
+        ConfigError: an unknown provider, mode or level, or an invalid number of threads.
+        ExportError: the file is missing or not an ONNX model, or ONNX Runtime is not installed.
     """
     try:
         import onnxruntime as ort
@@ -73,19 +73,19 @@ def open_session(
         ort.preload_dlls()
     options, arguments = _options(ort, mode, threads, level)
     if len(wanted) == 1:
-        arguments["enable_fallback"] = 0  # it would print that, and try the CPU again
+        arguments["enable_fallback"] = 0  # a fallback would print, and retry on the CPU
     try:
         session = ort.InferenceSession(str(path), options, providers=wanted, **arguments)
-    except Exception as error:  # of a dozen kinds, all from ONNX Runtime's own errors
+    except Exception as error:  # many types, all ONNX Runtime's own
         raise ExportError(
-            f"{path} is no ONNX model that ONNX Runtime can load ({one_line(error)})"
+            f"{path} is not an ONNX model that ONNX Runtime can load ({one_line(error)})"
         ) from None
     _say_what_we_got(session, wanted)
     return session
 
 
 def _options(ort: Any, mode: str, threads: int | None, level: str) -> tuple[Any, dict[str, Any]]:
-    ort.set_default_logger_severity(SILENT)  # some failures are told to this one, not the session's
+    ort.set_default_logger_severity(SILENT)  # some failures go to this logger
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     options.graph_optimization_level = getattr(
@@ -102,10 +102,10 @@ def _options(ort: Any, mode: str, threads: int | None, level: str) -> tuple[Any,
 
 
 def _names(providers: Sequence[str] | None, available: Sequence[str]) -> list[str]:
-    """Full names, the CPU last.
+    """Return the full names of providers, the CPU last.
 
     Raises:
-        ConfigError: a name that is not known, or whose wheel is not installed.
+        ConfigError: an unknown provider, or one whose wheel is not installed.
     """
     given = [providers] if isinstance(providers, str) else providers or ()
     if not isinstance(given, (list, tuple)):
@@ -117,13 +117,13 @@ def _names(providers: Sequence[str] | None, available: Sequence[str]) -> list[st
             advice = ""
             if full in PROVIDERS.values():
                 advice = "; install onnxruntime-gpu: pip install 'pahq-plugin[onnx-gpu]'"
-            raise ConfigError(f"provider {short!r} is not available here (there is {known}){advice}")
+            raise ConfigError(f"provider {short!r} is not available here (available: {known}){advice}")
     cpu = PROVIDERS["cpu"]
     return [name for name in names if name != cpu] + [cpu]
 
 
 def _say_what_we_got(session: Any, wanted: Sequence[str]) -> None:
-    """The wheel lists providers that do not work here, and falls back without an error."""
+    """Warn if the first provider did not load: ONNX Runtime falls back without an error."""
     if wanted[0] not in session.get_providers():
         warn(
             f"{wanted[0]} did not load (driver or libraries missing); "
@@ -132,6 +132,6 @@ def _say_what_we_got(session: Any, wanted: Sequence[str]) -> None:
 
 
 def default_threads() -> int | None:
-    """``OMP_NUM_THREADS`` where it is set: ONNX Runtime's own wheel does not look at it."""
+    """Return ``OMP_NUM_THREADS`` if it is set: ONNX Runtime's wheel ignores it."""
     text = os.environ.get("OMP_NUM_THREADS", "")
     return int(text) if re.fullmatch("[1-9][0-9]{0,2}", text) else None

@@ -72,7 +72,7 @@ def uses(device: torch.device) -> list[dict[str, Any]]:
         hub += "; HF_HUB_OFFLINE is set, so only what is in the cache can be used"
     found: list[tuple[str, bool | None, str]] = [
         ("circuits: discover, compare", _lens_fits(), f"pip install {LENS}"),
-        ("pictures and pages: show --html, compare", True, "nothing more, no browser either"),
+        ("pictures and pages: show --html, compare", True, "nothing else, not even a browser"),
         ("models of the hub: --model gpt2", None, hub),
         ("ONNX: export, run, --engine onnx", onnx, 'pip install "pahq-plugin[onnx]"'),
         (

@@ -26,10 +26,10 @@ def check_problem(name: str, prompts: Path | None = None) -> None:
 
 
 def check_folder(out: Path | None, force: bool) -> None:
-    """Refuse an ``--out`` folder that is a file, or that holds a result while ``force`` is false.
+    """Refuse an ``--out`` folder that cannot get a result.
 
     Raises:
-        ConfigError: as above.
+        ConfigError: it is a file, or holds a result while ``force`` is false.
     """
     if out is None:
         return

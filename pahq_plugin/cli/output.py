@@ -172,7 +172,7 @@ def print_examination(found: dict[str, Any]) -> None:
     formats = Table(title=f"Number formats on {found['device']}", title_justify="left",
                     title_style="bold")  # fmt: skip
     formats.add_column("format")
-    formats.add_column("this hardware multiplies it")
+    formats.add_column("multiplied in hardware")
     formats.add_column("kernel used")
     for name, fast in found["formats"].items():
         formats.add_row(name, "yes" if fast else "no", found["kernels"].get(name, ""))

@@ -69,10 +69,10 @@ def write_card(
 
 
 def check_card_place(folder: Path, force: bool) -> None:
-    """Refuse a folder whose ``README.md`` is a folder, or exists while ``force`` is false.
+    """Refuse a folder that cannot get a card.
 
     Raises:
-        ConfigError: as above.
+        ConfigError: its ``README.md`` is a folder, or exists while ``force`` is false.
     """
     file = folder / CARD_FILE
     if file.is_dir():

@@ -104,7 +104,7 @@ RUNS: list[tuple[list[str], str]] = [
     (["--edges", EDGE, "--prompts", "large.json"], "outside the vocabulary"),
     (["--edges", EDGE, "--prompts", "missing.json"], "cannot be read"),
     (["--edges", EDGE, "--graph", "late.onnx"], "block 1"),
-    (["--edges", EDGE, "--graph", "p.json"], "no ONNX model"),
+    (["--edges", EDGE, "--graph", "p.json"], "not an ONNX model"),
     (["--edges", EDGE, "--graph", "missing.onnx"], "no file"),
 ]
 

@@ -52,7 +52,7 @@ MODELS: dict[str, tuple[Callable[[], Any], type[PahqError], tuple[str, ...]]] = 
     "no transformer": (
         lambda: patchable_model(MicroModel(), factorized=True, slice_output="last_seq"),
         ExportError,
-        ("no transformer",),
+        ("not a transformer; only transformers",),
     ),
     "shortformer": (
         lambda: small_model(positional_embedding_type="shortformer"),

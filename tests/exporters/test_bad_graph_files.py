@@ -56,7 +56,7 @@ def test_damaged_and_foreign_files(folder: Path, tmp_path: Path, capfd: Any) -> 
             OnnxPatcher(path)
     del model.metadata_props[:]
     onnx.save_model(model, str(path))
-    with refused(ExportError, str(path), "not one of ours", METADATA_KEY):
+    with refused(ExportError, str(path), "not a graph of this package", METADATA_KEY):
         OnnxPatcher(path)
     for missing in (tmp_path / "none.onnx", tmp_path):
         with refused(ExportError, f"no file {missing}"):

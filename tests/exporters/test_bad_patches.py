@@ -228,9 +228,9 @@ def test_a_head_outside_the_graph(head: Any, graphs: Graphs) -> None:
 
 
 def test_a_head_that_the_graph_does_not_choose(graphs: Graphs) -> None:
-    with refused(ConfigError, "(0, 1)", "fixed to (1, 2)"):
+    with refused(ConfigError, "(0, 1)", "head (1, 2) in FP32"):
         graphs.fixed.run(CLEAN, CORRUPT, edges=[EDGE], head=(0, 1))
-    with refused(ConfigError, "(0, 1)", "none"):
+    with refused(ConfigError, "(0, 1)", "no head in FP32"):
         graphs.full.run(CLEAN, CORRUPT, edges=[EDGE], head=(0, 1))
     for head in ((1, 1), None):
         with refused(ConfigError, "sweep", "(1, 2)"):

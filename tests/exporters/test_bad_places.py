@@ -41,8 +41,8 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         tmp_path / "file" / "g.onnx": "Not a directory",
         tmp_path / ("g" * 300 + ".onnx"): "too long",
         "/proc/g.onnx": "cannot be written",
-        tmp_path / "graph": "ends in .onnx",
-        tmp_path / "g.json": "ends in .onnx",
+        tmp_path / "graph": "must end in .onnx",
+        tmp_path / "g.json": "must end in .onnx",
     }
     for path, word in cases.items():
         with untouched(tmp_path), refused(ExportError, word):

@@ -78,7 +78,7 @@ def test_prompts_as_token_ids(tmp_path: Path) -> None:
     done = call("run", graph, "--prompts", ids, "--edges", "A0.7->MLP 0", "--limit", 2)
     assert done.exit_code == 0 and "A0.7->MLP 0" in done.stdout
     again = call("export", "ioi", tmp_path / "h.onnx", "--ids", ids)
-    assert again.exit_code == 1 and "ids.json is there already" in again.stderr
+    assert again.exit_code == 1 and "ids.json exists already" in again.stderr
 
 
 @pytest.mark.parametrize("problem", ["tracr-reverse", "tracr-xproportion"])
@@ -127,7 +127,10 @@ def test_what_says_nothing_of_a_circuit_is_refused(tmp_path: Path) -> None:
     wanted = ["--ids", tmp_path / "i", "--low", "int8", "--check"]
     failed = call("export", "ioi", tmp_path / "c.json", *wanted, "--result", tmp_path)
     assert failed.exit_code == 1
-    assert failed.stderr == "error: --low, --check, --ids goes with a graph; leave out --result\n"
+    assert (
+        failed.stderr
+        == "error: --low, --check, --ids cannot be combined with --result; leave out one of them\n"
+    )
 
 
 def test_a_circuit_without_its_result(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_it_comes_back(one: Description) -> None:
 
 
 def test_a_file_of_somebody_else_is_refused() -> None:
-    with refused(ExportError, "g.onnx", "not one of ours", "pahq export"):
+    with refused(ExportError, "g.onnx", "not a graph of this package", "pahq export"):
         from_json(None, "g.onnx")
 
 
@@ -125,11 +125,11 @@ EDGES: dict[str, tuple[object, tuple[str, ...]]] = {
     "empty": ("", ("''", "Resid Start->A0.0.Q")),
     "position": ("A0.1->MLP 1 @2", ("@2", "all positions")),
     "line break": ("A0.1\n->MLP 1", ("A0.1\\n",)),
-    "number": (3, ("3", "no edge")),
-    "bytes": (b"A0.1->MLP 1", ("no edge",)),
-    "none": (None, ("no edge",)),
+    "number": (3, ("3", "not an edge")),
+    "bytes": (b"A0.1->MLP 1", ("not an edge",)),
+    "none": (None, ("not an edge",)),
     "of one position": (SimpleNamespace(name="A0.1->MLP 1", seq_idx=2), ("@2",)),
-    "nameless": (SimpleNamespace(name=None), ("no edge",)),
+    "nameless": (SimpleNamespace(name=None), ("not an edge",)),
 }
 
 

@@ -140,7 +140,7 @@ def test_an_entry_that_lies_is_refused(lie: str, layer: int, good: bytes, tmp_pa
 def test_blocks_have_places_of_their_own(good: bytes, tmp_path: Path) -> None:
     header, _ = header_of(good)
     header["blocks.1"] = header["blocks.0"]
-    with refused(ExportError, "damaged", "one place"):
+    with refused(ExportError, "damaged", "same offset"):
         opened(tmp_path, with_header(good, header))
 
 

@@ -71,7 +71,7 @@ MODELS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "positions": (single_positions, ("seq_len=6", "seq_len=None")),
     "not separated": (not_separated, ("separate_qkv=False", "separate_qkv=True")),
     "not factorized": (not_factorized, ("not factorized", "factorized=True")),
-    "no transformer": (no_transformer, ("no transformer",)),
+    "no transformer": (no_transformer, ("not a transformer; JSON graphs have edges",)),
     "one edge more": (with_another_edge, ("111 edges", "the 110")),
     "another node": (with_a_stranger, ("110 edges", "plain transformer")),
     "not patchable": (transformer, ("HookedTransformer", "patchable_model")),
@@ -193,18 +193,18 @@ def test_a_model_of_attention_alone_has_no_mlp_in_its_circuit(
 
 
 TEXTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "empty": ("", ("no readable JSON",)),
-    "no JSON": ("circuit: yes", ("no readable JSON",)),
-    "torn": (TODAYS[:-30], ("no readable JSON",)),
-    "two": (TODAYS * 2, ("no readable JSON", "Extra data")),
-    "BOM": ("\ufeff" + TODAYS, ("no readable JSON", "BOM")),
+    "empty": ("", ("not readable JSON",)),
+    "no JSON": ("circuit: yes", ("not readable JSON",)),
+    "torn": (TODAYS[:-30], ("not readable JSON",)),
+    "two": (TODAYS * 2, ("not readable JSON", "Extra data")),
+    "BOM": ("\ufeff" + TODAYS, ("not readable JSON", "BOM")),
     "list": (f"[{TODAYS}]", ("holds a list", "cfg, nodes and edges")),
     "number": ("3", ("holds 3", "an object")),
     "null": ("null", ("holds null", "an object")),
-    "nested lists": ("[" * 200_000, ("no readable JSON",)),
-    "nested objects": ('{"a":' * 100_000 + "1" + "}" * 100_000, ("no readable JSON",)),
+    "nested lists": ("[" * 200_000, ("not readable JSON",)),
+    "nested objects": ('{"a":' * 100_000 + "1" + "}" * 100_000, ("not readable JSON",)),
     "nested score": (TODAYS.replace("-0.5", "[" * 400 + "]" * 400), ("score is a list",)),
-    "long number": (TODAYS.replace("-0.5", "9" * 5_000), ("no readable JSON", "digits")),
+    "long number": (TODAYS.replace("-0.5", "9" * 5_000), ("not readable JSON", "digits")),
     "large": (" " * (2**20 + 2**10 * 8 + 1), ("1,056,769 bytes", "8 edges", "1,056,768")),
     "edge twice": (TODAYS.replace("<k>", "<q>"), ('"input->a0.h0<q>" stands twice',)),
     "node twice": (TODAYS.replace('"m0":', '"a0.h0":'), ('"a0.h0" stands twice',)),
@@ -221,7 +221,7 @@ def test_text_that_is_no_graph_is_refused(text: str, tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "graph.json").write_bytes(TODAYS.encode("utf-16"))
-    refused(ResultError, lambda: read_graph_json(tmp_path / "graph.json", one_block()), "no readable")
+    refused(ResultError, lambda: read_graph_json(tmp_path / "graph.json", one_block()), "not readable")
 
 
 def test_a_file_just_small_enough_is_read(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_shapes_that_do_not_fit(tmp_path: Path) -> None:
     product = helper.make_node("MatMul", ["a", "b"], ["c"])
     graph = helper.make_graph([product], "g", [value("a", 2, 3), value("b", 4, 5)], [value("c", 2, 5)])
     onnx.save(helper.make_model(graph), tmp_path / "g.onnx")
-    with refused(ExportError, f"{tmp_path / 'g.onnx'}: shapes do not fit ("):
+    with refused(ExportError, f"{tmp_path / 'g.onnx'}: shapes are inconsistent ("):
         check_shapes(tmp_path / "g.onnx")
 
 
@@ -48,7 +48,7 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
 def test_a_graph_has_the_formats_it_was_exported_with() -> None:
     """Whatever asks the engine for others; a search with such a policy is refused before."""
     engine = OnnxEngine.__new__(OnnxEngine)
-    message = "policy='hybrid' chooses formats as it goes, which an exported graph cannot change; search"
+    message = "policy='hybrid' chooses formats as it goes, but an exported graph cannot change them;"
     with refused(ConfigError, message):
         engine.screen_with(pahq.PrecisionConfig())
     with refused(ConfigError, "policy='hybrid' chooses formats in a search; pass those of a result"):

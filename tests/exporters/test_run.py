@@ -140,7 +140,7 @@ def test_results_of_another_model(tmp_path: Path, files: Path) -> None:
         run(tmp_path / "p.onnx", prompts, result=scored(plain, tmp_path / "found"))
     with torch.no_grad():
         next(iter(plain.model.wrapped_model.parameters())).mul_(0.5)
-    with pytest.raises(ConfigError, match="model of other weights than the graph's; export that"):
+    with pytest.raises(ConfigError, match="model with other weights than the graph's; export that"):
         run(files / "dense.onnx", prompts, result=scored(plain, tmp_path / "found"))
     grouped = pahq.load_problem("ioi", separate_qkv=False)
     with pytest.raises(ConfigError, match="edges, the graph of pahq-bundled-4l with 1,519; export the"):
@@ -192,7 +192,7 @@ def test_nothing_but_numpy_and_onnxruntime_is_imported(
         (["dense.onnx", "--prompts", "prompts.json"], ("--edges", "--all")),
         (["dense.onnx", "--prompts", "none.json", "--all"], ("none.json", "cannot be read")),
         (["none.onnx", "--prompts", "prompts.json", "--all"], ("none.onnx", "pahq export")),
-        (["prompts.json", "--prompts", "prompts.json", "--all"], ("prompts.json", "no ONNX model")),
+        (["prompts.json", "--prompts", "prompts.json", "--all"], ("prompts.json", "not an ONNX model")),
         (["dense.onnx", "--prompts", "prompts.json", "--edges", "A0.1->MLP 9"], ("MLP 9",)),
         (["dense.onnx", "--prompts", "prompts.json", "--edges", "MLP 3->MLP 0"], ("not before it",)),
         (["dense8.onnx", "--prompts", "prompts.json", "--all", "--head", "9.9"], ("layer 9",)),

@@ -29,9 +29,9 @@ COMMANDS: list[tuple[list[str], str]] = [
     ),
     (
         ["export", "ioi", "g.json"],
-        "g.json: a .json file takes a circuit; pass --result FOLDER, or name a",
+        "g.json: a .json file holds a circuit; pass --result FOLDER, or name a",
     ),
-    (["export", "ioi", "g.txt"], "g.txt: name a file that ends in .onnx"),
+    (["export", "ioi", "g.txt"], "g.txt: the name of a graph must end in .onnx"),
     (["import", "ioi", "none.json"], "no file at none.json; expected a JSON graph"),
 ]
 
@@ -67,7 +67,7 @@ def test_options_of_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     with refused(ConfigError, "give one of --edges, --all and --result"):
         run(tmp_path / "g.onnx", tmp_path / "p.json", ["A0.1->MLP 1"], all_edges=True)
     with refused(
-        ConfigError, 'name edges with --edges, such as "A0.1->MLP 2", or take --all or --result'
+        ConfigError, 'name edges with --edges, such as "A0.1->MLP 2", or use --all or --result'
     ):
         run(tmp_path / "g.onnx", tmp_path / "p.json")
     with refused(ConfigError, "--head '1' must be auto, none or LAYER.HEAD, for example 2.7"):

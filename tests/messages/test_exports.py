@@ -105,5 +105,5 @@ def test_options_of_an_export(options: dict[str, Any], message: str, tmp_path: P
 
 
 def test_names_of_exports(tmp_path: Path) -> None:
-    with refused(ExportError, f"{tmp_path / 'g.bin'}: name a file that ends in .onnx"):
+    with refused(ExportError, f"{tmp_path / 'g.bin'}: the name of a graph must end in .onnx"):
         export_onnx(small_model(), tmp_path / "g.bin")

@@ -97,7 +97,7 @@ CALLS: list[tuple[Callable[[Graphs], object], type[PahqError], str]] = [
     (
         lambda g: g.dense.run(g.dense.prompts(CLEAN, CORRUPT), CORRUPT, edges=[EDGE]),
         ConfigError,
-        "corrupt belongs to patcher.prompts(...), whose result this is",
+        "these prompts were checked already; pass corrupt to patcher.prompts(...)",
     ),
     (
         lambda g: g.dense.run(CLEAN, CORRUPT, edges=[EDGE], mask=g.dense.mask([EDGE])),
@@ -122,15 +122,19 @@ CALLS: list[tuple[Callable[[Graphs], object], type[PahqError], str]] = [
     (
         lambda g: g.fixed.run(CLEAN, CORRUPT, edges=[EDGE], head=(0, 1)),
         ConfigError,
-        "head=(0, 1): the head in FP32 of this graph is fixed to (1, 2)",
+        "head=(0, 1): this graph has only head (1, 2) in FP32",
     ),
     (lambda g: g.dense.feed({"x": CLEAN}), ConfigError, "not inputs of this graph: "),
     (
         lambda g: g.dense.mask([3]),
         GraphError,
-        "3 is no edge; write one like 'Resid Start->",
+        "3 is not an edge; write one like 'Resid Start->",
     ),
-    (lambda g: g.dense.mask(["x"]), GraphError, "'x' is no edge; edges are named like 'Resid Start->"),
+    (
+        lambda g: g.dense.mask(["x"]),
+        GraphError,
+        "'x' is not an edge; edges are named like 'Resid Start->",
+    ),
     (
         lambda g: g.dense.mask(["A9.1->MLP 1"]),
         GraphError,
@@ -179,7 +183,7 @@ SESSIONS: list[tuple[dict[str, Any], str]] = [
     ({"threads": 0}, "threads=0 must be an integer between 1 and "),
     ({"level": "x"}, f"level='x' must be one of {', '.join(LEVELS)}"),
     ({"providers": 3}, "providers=3 must be a list, such as ['cuda']"),
-    ({"providers": ["x"]}, "provider 'x' is not available here (there is "),
+    ({"providers": ["x"]}, "provider 'x' is not available here (available: "),
 ]
 
 
@@ -195,14 +199,14 @@ def test_files_of_graphs(tmp_path: Path) -> None:
     with refused(ExportError, f"no file {path}; make one with: pahq export"):
         open_session(path, None, "speed", None, None)
     path.write_bytes(b"hello")
-    with refused(ExportError, f"{path} is no ONNX model that ONNX Runtime can load ("):
+    with refused(ExportError, f"{path} is not an ONNX model that ONNX Runtime can load ("):
         open_session(path, None, "speed", None, None)
-    with refused(ExportError, f"{path} is no ONNX model ("):
+    with refused(ExportError, f"{path} is not an ONNX model ("):
         check.described_in(path)
     node = onnx.helper.make_node("NoSuchOperator", ["x"], ["y"])
     x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy")
     onnx.save_model(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y])), str(path))
-    with refused(ExportError, f"{path}: onnx.checker refuses it ("):
+    with refused(ExportError, f"{path}: onnx.checker rejects it ("):
         check.check_names(path)
 
 
@@ -223,7 +227,8 @@ def test_graphs_that_compute_something_else(
         lambda described: PrecisionConfig(low="int8", mlp="int8", activations="high"),
     )
     with refused(
-        ExportError, "a tiny model of this kind: ONNX Runtime and the reference evaluator differ by "
+        ExportError,
+        "on a tiny model of this architecture ONNX Runtime and the reference evaluator differ by ",
     ):
         check.check_meaning(small_model(), known, seed=0)
 
@@ -261,7 +266,7 @@ HEADS: list[tuple[Callable[[bytes], bytes], str]] = [
         edited(lambda h: h["blocks.1"].update(data_offsets=[3, 9])),
         "blocks.1 is at 3 to 9 of 32768 bytes",
     ),
-    (edited(lambda h: h.update({"blocks.1": h["blocks.0"]})), "two blocks are at one place"),
+    (edited(lambda h: h.update({"blocks.1": h["blocks.0"]})), "two blocks have the same offset"),
 ]
 
 

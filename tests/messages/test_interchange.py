@@ -51,7 +51,7 @@ def test_files_of_graphs(tmp_path: Path) -> None:
         read_graph_json(file, one_block())
     with refused(ResultError, "theirs.json holds 2,000,002 bytes; a graph of 8 edges has at most "):
         read_text(" " * 2_000_000 + "{}", tmp_path)
-    with refused(ResultError, 'is no readable JSON: key "a" stands twice in one object'):
+    with refused(ResultError, 'is not readable JSON: key "a" stands twice in one object'):
         read_text('{"a": 1, "a": 1}', tmp_path)
     with refused(
         ResultError, "takes part, but this model has no MLPs; expected score 0 and in_graph fal"
@@ -65,7 +65,7 @@ def test_results_that_no_graph_can_hold(tmp_path: Path) -> None:
         write_graph_json(result, tmp_path)
     first, *others = result.decisions
     endless = dataclasses.replace(first, effect=math.inf)
-    with refused(ResultError, f"the effect of {first.edge} is inf; expected a finite one"):
+    with refused(ResultError, f"the effect of {first.edge} is inf; expected a finite number"):
         write_graph_json(dataclasses.replace(result, decisions=(endless, *others)), tmp_path / "g.json")
     message = "the result holds 7 decisions on 7 edges; the model has 8, each decided once"
     with refused(ResultError, message):

@@ -203,8 +203,8 @@ def test_two_circuits_side_by_side(shown: Open) -> None:
         expect(panel(page, 1)).to_be_hidden()
         page.get_by_label("Compare with").select_option("circuit 2")
         expect(page.locator("[data-part='comparison']")).to_have_text(
-            "3 edges in both, 3 only in A, 1 only in B: Jaccard index 0.43, "
-            "the share of all these edges that is in both."
+            "3 edges in both, 3 only in A, 1 only in B: Jaccard index 0.43 "
+            "(edges in both over edges in either)."
         )
         expect(status(page)).to_have_text("Showing 6 of 6 edges of A and 4 of 4 edges of B.")
         expect(edges(page, 0, ".both")).to_have_count(3)
@@ -351,7 +351,7 @@ def test_circuits_of_any_kind_are_shown(shown: Open, record: dict[str, Any], tex
 def test_two_thousand_edges_start_with_the_strongest_and_stay_fluid(shown: Open) -> None:
     record = random_record(2000, n_layers=8, n_heads=8, signed=True)
     with shown(record) as page:
-        expect(status(page)).to_contain_text("Showing 200 of 2,000 edges. A circuit of this size starts")
+        expect(status(page)).to_contain_text("Showing 200 of 2,000 edges. Large circuits start")
         start = time.perf_counter()
         page.get_by_role("button", name="Show all").click()
         expect(status(page)).to_have_text("Showing 2,000 of 2,000 edges.")

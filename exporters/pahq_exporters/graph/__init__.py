@@ -1,1 +1,1 @@
-"""A host model as an ONNX graph."""
+"""Build a host model as an ONNX graph."""

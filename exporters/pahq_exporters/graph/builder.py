@@ -1,6 +1,6 @@
-"""A thin layer over ``onnx.helper``: values by name, scopes, constants kept once.
+"""A thin layer over ``onnx.helper``: values by name, scopes, shared constants.
 
-Graphs are built by hand because an automatic export turns the scaled weights into ``Cast`` and ``Mul``,
+Graphs are built by hand because an automatic export turns scaled weights into ``Cast`` and ``Mul``,
 which ONNX Runtime folds back into FP32 when it loads the file.
 """
 
@@ -31,7 +31,7 @@ STORED = {
     torch.int64: TensorProto.INT64,
     torch.bool: TensorProto.BOOL,
 }
-"""ONNX element types of torch's."""
+"""torch dtype -> ONNX element type."""
 
 
 class Builder:
@@ -49,7 +49,7 @@ class Builder:
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Nodes added inside have names that start with ``name``."""
+        """Prefix the names of nodes added inside with ``name``."""
         self._scope.append(name)
         try:
             yield
@@ -57,7 +57,7 @@ class Builder:
             self._scope.pop()
 
     def name(self, kind: str) -> str:
-        """A new name."""
+        """Return a new name."""
         self._count += 1
         return "/".join([*self._scope, f"{kind}_{self._count}"])
 
@@ -73,7 +73,7 @@ class Builder:
         return outputs
 
     def tensor(self, name: str, value: Tensor) -> str:
-        """An initialiser of that name, in the dtype of ``value``."""
+        """Add an initialiser in the dtype of ``value``."""
         proto = TensorProto()
         proto.name, proto.data_type = name, STORED[value.dtype]
         proto.dims.extend(value.shape)
@@ -83,7 +83,7 @@ class Builder:
         return name
 
     def constant(self, value: object, dtype: type = np.float32) -> str:
-        """A small constant; equal ones are kept once."""
+        """Return a small constant; equal ones are stored once."""
         array = np.asarray(value, dtype=dtype)
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._constants:
@@ -93,31 +93,31 @@ class Builder:
         return self._constants[key]
 
     def integers(self, *values: int) -> str:
-        """A constant list of integers."""
+        """Return a constant list of integers."""
         return self.constant(values, np.int64)
 
     def scalar(self, value: int) -> str:
-        """A constant integer without axes."""
+        """Return a constant integer, ``[]``."""
         return self.constant(value, np.int64)
 
     def reshape(self, x: str, *shape: int | str) -> str:
-        """``x`` in another shape; a string names a value that holds one dimension, ``[1]``."""
+        """Reshape ``x``; a string names a value that holds one dimension, ``[1]``."""
         if all(isinstance(size, int) for size in shape):
             return self.op("Reshape", x, self.integers(*shape))  # type: ignore[arg-type]
         return self.op("Reshape", x, self.shape(*shape))
 
     def shape(self, *sizes: int | str) -> str:
-        """A list of dimensions, some of which are known only at run time."""
+        """Return a list of dimensions, some of which may be known only at run time."""
         parts = [self.integers(s) if isinstance(s, int) else s for s in sizes]
         return self.op("Concat", *parts, axis=0)
 
     def dimension(self, x: str, axis: int) -> str:
-        """The size of one axis, ``[1]``."""
+        """Return the size of one axis, ``[1]``."""
         end = {} if axis == -1 else {"end": axis + 1}
         return self.op("Shape", x, start=axis, **end)
 
     def slice(self, x: str, axis: int, first: int, last: int, step: int = 1) -> str:
-        """Part of one axis."""
+        """Return a slice of one axis."""
         return self.op(
             "Slice",
             x,
@@ -130,9 +130,9 @@ class Builder:
     def branch(
         self, condition: str, then: Callable[[], Sequence[str]], other: Callable[[], Sequence[str]]
     ) -> list[str]:
-        """The values of ``then`` where ``condition`` holds, of ``other`` elsewhere.
+        """Return the values of ``then`` if ``condition`` holds, else those of ``other``.
 
-        Both add their nodes to a graph of their own and may read any value made before.
+        Each adds its nodes to a subgraph and may read any value made before.
         """
         branches = {"then_branch": self._subgraph(then), "else_branch": self._subgraph(other)}
         count = len(branches["then_branch"].output)
@@ -141,7 +141,7 @@ class Builder:
     def _subgraph(self, fill: Callable[[], Sequence[str]]) -> onnx.GraphProto:
         outer, self._nodes = self._nodes, []
         try:
-            # An output has to be made inside, not only read from outside.
+            # The subgraph itself must produce its outputs.
             outputs = [self.op("Identity", value) for value in fill()]
             infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
             return helper.make_graph(self._nodes, self.name("branch"), [], infos)
@@ -155,7 +155,7 @@ class Builder:
         outputs: Sequence[onnx.ValueInfoProto],
         metadata: dict[str, str],
     ) -> onnx.ModelProto:
-        """The finished model."""
+        """Return the finished model."""
         graph = helper.make_graph(
             self._nodes, name, list(inputs), list(outputs), list(self.initialisers.values())
         )
@@ -174,6 +174,6 @@ class Builder:
 
 
 def value_info(value: Value) -> onnx.ValueInfoProto:
-    """An input or output as ONNX writes it."""
+    """Convert an input or output to ONNX."""
     dtype = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
     return helper.make_tensor_value_info(value.name, dtype, value.shape)

@@ -16,12 +16,12 @@ input          shape                        ..
 =============  ===========================  ========================================================
 
 Outputs are ``logits [candidate, batch, (pos,) vocab]`` and ``sources [src, candidate * batch, pos,
-d_model]``, what every source gave in this run.
+d_model]``, the outputs of all sources in this run.
 
-As in the host, a destination reads the residual stream of the run plus, for every patched edge, what
-the source was to carry minus what it gave:
+As in the host, a destination reads the residual stream of the run plus, for every patched edge, the
+corrupt output of the source minus its actual output:
 ``x[dest] = residual + sum_s mask[dest, s] (corrupt[s] - out[s])``.
-Rows of all candidates and prompts lie flat, ``[candidate * batch * pos, d_model]``.
+Candidates, prompts and positions are flattened into rows, ``[candidate * batch * pos, d_model]``.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Dense:
     """Builds the dense graph of one model.
 
     Args:
-        build: where the nodes go.
+        build: the graph.
         model: the exported model.
-        parts: its pieces.
+        parts: the model's parts in this graph.
         high: how the investigated head is chosen.
         start_layer: the first block.
-        n_earlier: how many sources lie before it.
-        positions: whose logits come out, see `pahq_exporters.description`.
+        n_earlier: number of sources before it.
+        positions: positions of the logits, see `pahq_exporters.description`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Dense:
         return x
 
     def _block(self, layer: int, residual: str) -> str:
-        """From the residual stream before to that behind a block, ``[row, d_model]``."""
+        """Map the residual stream before a block to that after it, ``[row, d_model]``."""
         build, block, cfg = self.build, self.model.blocks[layer], self.cfg
         before = self._seen
         with build.scope("attn"):
@@ -117,7 +117,7 @@ class Dense:
             return build.op("Add", attended, out)
 
     def _heads(self, layer: int, residual: str) -> str:
-        """What each head writes, ``[head, row, d_model]``."""
+        """Return the output of each head, ``[head, row, d_model]``."""
         build, attn, cfg = self.build, self.model.blocks[layer].attn, self.cfg
         used = self.parts.precision.format_of("qkv", layer)
         x = self._patched(residual, self.slots * cfg.n_heads, self._seen)
@@ -140,7 +140,7 @@ class Dense:
         return self._written(layer, z)
 
     def _high_qkv(self, layer: int, inputs: list[str], weights: list[str], head: str) -> list[str]:
-        """Query, key and value of the investigated head, ``[row, d_head]`` each."""
+        """Return query, key and value of the investigated head, ``[row, d_head]`` each."""
         build, made = self.build, []
         for letter, x, which in zip("QKV", inputs, (Q, K, V), strict=True):
             own = build.op("Squeeze", build.op("Gather", x, head, axis=0), build.integers(0))
@@ -149,7 +149,7 @@ class Dense:
         return made
 
     def _written(self, layer: int, z: str) -> str:
-        """Value mixes ``[head, row, d_head]`` to what heads write, ``[head, row, d_model]``."""
+        """Project attended values ``[head, row, d_head]`` to head outputs ``[head, row, d_model]``."""
         build, attn = self.build, self.model.blocks[layer].attn
         used = self.parts.precision.format_of("output", layer)
         weight = self.parts.rounding.weight(f"blocks.{layer}.attn.W_O", attn.W_O, used)
@@ -162,7 +162,7 @@ class Dense:
         return self.high.replace(layer, [low], high)[0]
 
     def _patched(self, residual: str, n_inputs: int, reads: int) -> str:
-        """Inputs of the next ``n_inputs`` destinations, ``[dest, row, d_model]``."""
+        """Return the patched inputs of the next ``n_inputs`` destinations, ``[dest, row, d_model]``."""
         build = self.build
         assert self._deltas is not None
         mask = build.slice("mask", -2, self._read, self._read + n_inputs)
@@ -178,7 +178,7 @@ class Dense:
         return build.op("Add", build.reshape(moved, n_inputs, -1, self.cfg.d_model), residual)
 
     def _add_sources(self, out: str, count: int) -> None:
-        """Let later destinations read the next ``count`` sources, which gave ``out [src, row,
+        """Let later destinations read the next ``count`` sources, with outputs ``out [src, row,
         d_model]``."""
         build = self.build
         corrupt = build.slice("corrupt", 0, self._seen, self._seen + count)
@@ -196,7 +196,7 @@ class Dense:
         self._seen += count
 
     def _end(self, residual: str) -> str:
-        """Logits ``[candidate, batch, (pos,) vocab]``."""
+        """Return logits ``[candidate, batch, (pos,) vocab]``."""
         build = self.build
         x = self._patched(residual, 1, self._seen)
         shape = build.shape(self._candidates, self._batch, self._length, self.cfg.d_model)

@@ -1,10 +1,10 @@
 """The investigated head: the one that runs in FP32.
 
-1. ``high="input"``: chosen at run time by ``hi_layer`` and ``hi_head``; its FP32 weights are fed as
-   ``w_hi``, so that the file holds none. An ``If`` in each block computes it and puts it in the place of
-   the low one.
-2. ``high="fixed"``: chosen at export; its FP32 weights are in the file, and there is no ``If``.
-3. ``high="none"``: every head as its format says, or there is nothing low.
+1. ``high="input"``: chosen at run time by ``hi_layer`` and ``hi_head``. Its FP32 weights are fed as
+   ``w_hi`` and are not in the file. An ``If`` in each block computes it and replaces the low-precision
+   head.
+2. ``high="fixed"``: chosen at export. Its FP32 weights are in the file, and there is no ``If``.
+3. ``high="none"``: every head is in its own format, or all heads are in FP32.
 
 ``w_hi`` is ``[4, d_model, d_head]``: W_Q, W_K, W_V and W_O transposed.
 """
@@ -26,20 +26,20 @@ Q, K, V, O = range(4)  # noqa: E741
 
 
 def packed_weights(attn: Any, head: int) -> Tensor:
-    """FP32 weights of one head, ``[4, d_model, d_head]``."""
+    """Return the FP32 weights of one head, ``[4, d_model, d_head]``."""
     own = [attn.W_Q[head], attn.W_K[head], attn.W_V[head], attn.W_O[head].T]
     return torch.stack([weight.detach().float().cpu() for weight in own])
 
 
 @dataclass
 class HighHead:
-    """How a graph gets at its investigated head.
+    """Computes the investigated head of a graph.
 
     Attributes:
         build: the graph.
         model: the exported model.
         kind: one of the three ways above.
-        fixed: the head that is chosen at export.
+        fixed: the head ``(layer, head)`` chosen at export.
     """
 
     build: Builder
@@ -53,13 +53,13 @@ class HighHead:
         low: list[str],
         high: Callable[[list[str], str], list[str]],
     ) -> list[str]:
-        """Values ``[head, ...]`` of one block with the investigated head's in their places.
+        """Return values ``[head, ...]`` of one block, with those of the investigated head in FP32.
 
         Args:
             layer: the block.
-            low: computed for all heads.
-            high: from weights ``[d_model, d_head]`` of Q, K, V and O and the head's index ``[1]`` to the
-                same values of that head, ``[...]``.
+            low: low-precision values of all heads.
+            high: function from the weights ``[d_model, d_head]`` of Q, K, V and O and the head's index
+                ``[1]`` to the same values of that head, ``[...]``.
         """
         if self.kind == "none" or (self.fixed is not None and self.fixed[0] != layer):
             return low
@@ -70,7 +70,7 @@ class HighHead:
         return build.branch(here, lambda: self._put(low, high(*self.fed_weights())), lambda: low)
 
     def fed_weights(self) -> tuple[list[str], str]:
-        """The four weights in ``w_hi``, and the index of the head they belong to, ``[1]``."""
+        """Return the four weights in ``w_hi`` and the index of their head, ``[1]``."""
         build = self.build
         weights = [build.op("Gather", "w_hi", build.scalar(i), axis=0) for i in range(4)]
         return weights, build.reshape("hi_head", 1)

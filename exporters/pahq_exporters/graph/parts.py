@@ -1,8 +1,8 @@
-"""The pieces of a transformer's forward as nodes: embedding, norms, attention, MLPs, unembedding.
+"""Parts of a transformer's forward as nodes: embedding, norms, attention, MLPs, unembedding.
 
-Both graphs are put together from these. Numbers, masks, rotary tables and activation functions are read
-off the model's modules, so that edited ones are exported as they are. Whatever a model has that no piece
-knows is refused by `check_exportable`, before anything is built.
+Both kinds of graph are built from these. Numbers, masks, rotary tables and activation functions are read
+from the model's modules, so that edited ones are exported as they are. `check_exportable` refuses models
+with unsupported parts before anything is built.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from pahq_plugin.precision.modules import first_weights
 from pahq_plugin.system.fingerprint import fingerprint
 
 EXPORTED = {"attn_scale", "eps", "layer_id", "mask", "rotary_sin", "rotary_cos"}
-"""Numbers and buffers of modules that are written as they are."""
+"""Numbers and buffers of modules that are exported as they are."""
 
 
 def check_exportable(model: PatchableModel) -> None:
-    """
+    """Refuse a model with a part that a graph cannot represent.
+
     Raises:
-        ExportError: a part of the model that no graph can hold; says which.
+        ExportError: the message names the part.
     """
     if not model.is_transformer or not hasattr(model.wrapped_model, "blocks"):
-        raise ExportError("the model is no transformer; only these can be exported")
+        raise ExportError("the model is not a transformer; only transformers can be exported")
     cfg = model.cfg
     kind = cfg.positional_embedding_type
     if kind not in GRAPH.positions:
@@ -57,7 +58,7 @@ def check_exportable(model: PatchableModel) -> None:
 
 
 def _is_exported(change: Change) -> bool:
-    """Whether a graph holds what was changed."""
+    """Return whether the export includes the change."""
     if change.kind == "function":
         return activation_name(change.value) in GRAPH.activations
     return change.kind in ("number", "buffer") and change.name in EXPORTED
@@ -83,13 +84,13 @@ def _check_block(layer: int, block: Any, cfg: Any) -> None:
 
 
 class Parts:
-    """Pieces of one model in one graph.
+    """Parts of one model in one graph.
 
     Args:
         build: the graph.
         model: the exported model.
-        precision: formats of its parts.
-        length: the value that holds the number of positions, ``[1]``.
+        precision: formats of the parts.
+        length: value that holds the number of positions, ``[1]``.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Parts:
         self._rotations: dict[str, tuple[str, str]] = {}
 
     def embed(self, tokens: str) -> str:
-        """Token ids ``[batch, pos]`` to the residual stream ``[batch, pos, d_model]``."""
+        """Embed token ids ``[batch, pos]``; returns the residual stream ``[batch, pos, d_model]``."""
         build, inner = self.build, self.inner
         x = build.op("Gather", build.tensor("embed.W_E", inner.embed.W_E.float()), tokens)
         if self.cfg.post_embedding_ln:
@@ -116,12 +117,12 @@ class Parts:
         return build.op("Add", x, self._first_rows(table))
 
     def _first_rows(self, table: str, axis: int = 0) -> str:
-        """As much of an axis as there are positions."""
+        """Cut an axis to the number of positions."""
         build = self.build
         return build.op("Slice", table, build.integers(0), self._length, build.integers(axis))
 
     def norm(self, module: Any, name: str, x: str) -> str:
-        """A TransformerLens norm over the last axis."""
+        """Apply a TransformerLens norm over the last axis."""
         build, kind = self.build, type(module).__name__
         if kind == "Identity":
             return x
@@ -143,13 +144,13 @@ class Parts:
         )  # fmt: skip
 
     def final_norm(self, x: str) -> str:
-        """The norm before the unembedding."""
+        """Apply the norm before the unembedding."""
         if self.cfg.normalization_type is None:
             return x
         return self.norm(self.inner.ln_final, "ln_final", x)
 
     def unembed(self, x: str) -> str:
-        """Normalised residual streams ``[..., d_model]`` to logits ``[..., d_vocab_out]``."""
+        """Map normalised residual streams ``[..., d_model]`` to logits ``[..., d_vocab_out]``."""
         build, module = self.build, self.inner.unembed
         used = self.precision.format_of("unembed")
         weight = self.rounding.weight("unembed.W_U", module.W_U, used)
@@ -159,7 +160,7 @@ class Parts:
         return self.soft_cap(logits, self.cfg.output_logits_soft_cap)
 
     def soft_cap(self, x: str, cap: float) -> str:
-        """``cap tanh(x / cap)``; nothing for a cap of 0 or less."""
+        """Return ``cap tanh(x / cap)``; ``x`` for a cap of 0 or less."""
         if cap <= 0:
             return x
         build = self.build
@@ -167,13 +168,13 @@ class Parts:
         return build.op("Mul", inside, build.constant(cap))
 
     def attend(self, layer: int, q: str, k: str, v: str, rank: int, head: str | None = None) -> str:
-        """Value mix of queries, keys and values.
+        """Return attended values, in the shape of ``q``.
 
         Args:
             layer: the block.
-            q: with biases, ``[head, ..., pos, d_head]``; ``k`` and ``v`` alike.
-            rank: how many axes that are.
-            head: the index ``[1]`` of a single head whose tensors these are, without an axis of heads.
+            q, k, v: with biases, ``[head, ..., pos, d_head]``.
+            rank: their number of axes.
+            head: index ``[1]`` of a head, if the tensors are of that head alone, without a head axis.
         """
         build, attn = self.build, self.inner.blocks[layer].attn
         q, k = self.rotate(layer, q), self.rotate(layer, k)
@@ -189,7 +190,7 @@ class Parts:
         return build.op("MatMul", build.op("Softmax", scores, axis=-1), v)
 
     def _distances(self) -> str:
-        """Key position minus query position, ``[query_pos, key_pos]`` of integers."""
+        """Return key position minus query position, integers ``[query_pos, key_pos]``."""
         build = self.build
         count = build.op("Squeeze", self._length)
         at = build.op("Range", build.scalar(0), count, build.scalar(1))
@@ -200,7 +201,7 @@ class Parts:
         )
 
     def prepare(self) -> None:
-        """Make what all blocks share, before any branch begins."""
+        """Add the nodes that blocks share; call it before any branch."""
         if self.cfg.positional_embedding_type == "alibi":
             self._distance = self.build.op("Cast", self._distances(), to=1)
         for layer, block in enumerate(self.inner.blocks):
@@ -209,8 +210,8 @@ class Parts:
                 self._rotation(block.attn)
 
     def mask(self, layer: int) -> str | None:
-        """0 where a query sees a key and minus infinity elsewhere, ``[query_pos, key_pos]``; ``None``
-        where every query sees every key."""
+        """Return the additive attention mask, 0 or minus infinity, ``[query_pos, key_pos]``; ``None`` if
+        every query sees every key."""
         if self.cfg.attention_dir != "causal":
             return None
         attn = self.inner.blocks[layer].attn
@@ -222,12 +223,12 @@ class Parts:
         return self._biases[key]
 
     def _usual_mask(self, attn: Any) -> torch.Tensor:
-        """Which keys each query sees where nobody edited that, ``[query_pos, key_pos]``."""
+        """Return the unedited mask of a module, bool ``[query_pos, key_pos]``."""
         causal = torch.ones_like(attn.mask).tril()
         return causal.triu(1 - self.cfg.window_size) if attn.attn_type == "local" else causal
 
     def _stored_mask(self, name: str, mask: torch.Tensor) -> str:
-        """As TransformerLens reads a mask: from its end."""
+        """Return the end of a stored mask, the part that TransformerLens reads."""
         build, seen = self.build, self.build.tensor(name, mask)
         for axis in (0, 1):
             last = build.op("Neg", self._length)
@@ -251,7 +252,7 @@ class Parts:
         return build.op("Mul", build.reshape(slopes, -1, *[1] * (rank - 1)), distance)
 
     def rotate(self, layer: int, x: str) -> str:
-        """Rotary embedding of queries or keys ``[..., pos, d_head]``."""
+        """Apply the rotary embedding to queries or keys ``[..., pos, d_head]``."""
         if self.cfg.positional_embedding_type != "rotary":
             return x
         build, attn, width = self.build, self.inner.blocks[layer].attn, self.cfg.rotary_dim
@@ -264,7 +265,7 @@ class Parts:
         return build.op("Concat", mixed, build.slice(x, -1, width, self.cfg.d_head), axis=-1)
 
     def _rotation(self, attn: Any) -> tuple[str, str]:
-        """Sines and cosines of the positions, ``[pos, rotary_dim]``; layers with one table share it."""
+        """Return sines and cosines, ``[pos, rotary_dim]`` each; layers with equal tables share them."""
         key = f"{fingerprint(attn.rotary_sin)} {fingerprint(attn.rotary_cos)}"
         if key not in self._rotations:
             i = len(self._rotations)
@@ -277,7 +278,7 @@ class Parts:
         return self._rotations[key]
 
     def mlp(self, layer: int, x: str) -> str:
-        """An MLP of normalised inputs ``[..., d_model]``."""
+        """Apply an MLP to normalised inputs ``[..., d_model]``."""
         build, mlp, name = self.build, self.inner.blocks[layer].mlp, f"blocks.{layer}.mlp"
         used = self.precision.format_of("mlp", layer)
         x = self.rounding.activation(x, used, None)
@@ -309,10 +310,10 @@ class Parts:
 
 
 def alibi_slopes(attn: Any, n_heads: int) -> torch.Tensor:
-    """What each head's distances are multiplied with, ``[head]``."""
+    """Return the ALiBi slope of each head, ``[head]``."""
     return attn.create_alibi_multipliers(n_heads).float()
 
 
 def _flip(attn: Any, width: int) -> torch.Tensor:
-    """The signed permutation that `rotate_every_two` is, ``[rotary_dim, rotary_dim]``."""
+    """Return `rotate_every_two` as a signed permutation matrix, ``[rotary_dim, rotary_dim]``."""
     return attn.rotate_every_two(torch.eye(width, device=attn.rotary_sin.device)).float().cpu()

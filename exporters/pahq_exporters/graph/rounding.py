@@ -1,7 +1,7 @@
-"""Weights and activations of a part as its format holds them.
+"""Round the weights and activations of a part to its format.
 
-Weights are stored in few bits. Activations stay as they are unless the precision asks for them in few
-bits, too; then ``QuantizeLinear`` and ``DequantizeLinear`` round them, with scales found at run time.
+Weights are stored in low precision. Activations stay in FP32 unless the precision asks for low ones;
+then ``QuantizeLinear`` and ``DequantizeLinear`` round them, with scales computed at run time.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from pahq_plugin.precision.formats import SCALE_FLOOR, NumberFormat
 
 
 class Rounding:
-    """What a precision does to operands of products in one graph."""
+    """Rounds operands of matrix products in one graph, as a precision asks."""
 
     def __init__(self, build: Builder, precision: PrecisionConfig) -> None:
         self._build = build
         self._precision = precision
 
     def weight(self, name: str, master: Tensor, part: NumberFormat) -> str:
-        """A weight of a part in format ``part``, stored, as the FP32 value to compute with."""
+        """Store a weight of a part in format ``part``; returns the FP32 value to compute with."""
         return store(self._build, name, master, self._held(part), self._precision.scale)
 
     def _held(self, part: NumberFormat) -> NumberFormat:
         return self._precision.weight_format(part)
 
     def activation(self, x: str, part: NumberFormat, head_axis: int | None) -> str:
-        """An operand ``[..., summed over]`` of a product with a weight of that part.
+        """Round an operand of a product with a weight of that part.
 
         Args:
-            x: the value.
+            x: the value, ``[..., contracted axis]``.
             part: format of the part.
-            head_axis: the axis of heads, which must be 0, or ``None``.
+            head_axis: the head axis, which must be 0, or ``None``.
         """
         used = self._precision.activation_format(part)
         if not used.is_low:
@@ -49,7 +49,7 @@ class Rounding:
         return build.op("Reshape", build.op("DequantizeLinear", codes, scale, axis=0), shape)
 
     def _by_scale(self, x: str, head_axis: int | None) -> str:
-        """``[scales, entries]``: one row for all entries that share a scale."""
+        """Reshape to ``[scale, entry]``: one row for all entries that share a scale."""
         build, kind = self._build, self._precision.scale
         if kind == "row":
             width = build.dimension(x, -1)
@@ -59,7 +59,7 @@ class Rounding:
         return build.reshape(x, 1, -1)
 
     def _scale(self, flat: str, used: NumberFormat) -> str:
-        """The scale of each row, ``[scales]``."""
+        """Return the scale of each row, ``[scale]``."""
         build = self._build
         if self._precision.scale == "none":
             return build.constant([1.0])
@@ -68,7 +68,7 @@ class Rounding:
         return build.op("Max", scale, build.constant(SCALE_FLOOR))
 
     def _codes(self, flat: str, scale: str, used: NumberFormat) -> str:
-        """Codes. The clamp of an unscaled format comes first; a scaled one needs none."""
+        """Quantise to codes; only an unscaled format must be clamped first."""
         build = self._build
         if self._precision.scale == "none":
             limit = build.constant(used.largest)

@@ -1,4 +1,4 @@
-"""The sweep graph: single edges into one destination, everything else clean.
+"""The sweep graph: single patched edges into one destination, everything else clean.
 
 =============  ===========================  ========================================================
 input          shape                        ..
@@ -16,12 +16,12 @@ input          shape                        ..
                                             not in graphs without low heads
 =============  ===========================  ========================================================
 
-Outputs are ``logits [edge, batch, (pos,) vocab]`` and ``sources [src, batch, pos, d_model]``, what every
-source gave before the destination; ask for those with ``dest_slot`` = -1.
+Outputs are ``logits [edge, batch, (pos,) vocab]`` and ``sources [src, batch, pos, d_model]``, the
+outputs of sources, clean before the destination; with ``dest_slot`` = -1 all are clean.
 
-Up to the destination all edges share one run; the residual stream has one row ``[1, batch, pos,
-d_model]`` there and one per edge behind it. In each block an ``If`` finds the destination: the head
-under test is computed alone from its patched input, all other heads once for all edges.
+Up to the destination all edges share one run: the residual stream is ``[1, batch, pos, d_model]`` there,
+and has one row per edge after it. An ``If`` in each block finds the destination. The head under test is
+computed alone from its patched input, and all other heads once for all edges.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pahq_plugin.host import PatchableModel
 
 
 class Sweep:
-    """Builds the sweep graph of one model; arguments as those of `dense.Dense`."""
+    """Builds the sweep graph of one model; arguments as in `dense.Dense`."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Sweep:
         self.start_layer, self.n_earlier, self.positions = start_layer, n_earlier, positions
         self.cfg = model.cfg
         self._seen = 0
-        self._given = ""  # [edge or 1, batch, pos, d_model], what each edge's source gave
+        self._given = ""  # [edge or 1, batch, pos, d_model], output of each edge's source
         self._sources: list[str] = []
 
     def fill(self) -> dict[str, str]:
@@ -99,7 +99,7 @@ class Sweep:
             return build.op("Add", attended, out)
 
     def _is_destination(self, layer: int, slot: str) -> str:
-        """Whether the destination is an input of that kind in that block."""
+        """Return whether the destination is an input of that kind in that block."""
         build = self.build
         here = build.op("Equal", "dest_layer", build.scalar(layer))
         number = build.scalar(SLOTS.index(slot))
@@ -113,13 +113,13 @@ class Sweep:
         return build.op("And", here, kind)
 
     def _moved(self, x: str, given: str) -> str:
-        """A destination's input, ``x`` with each edge's source replaced, ``[edge, batch, pos,
+        """Return a destination's input: ``x`` with each edge's source replaced, ``[edge, batch, pos,
         d_model]``."""
         build = self.build
         return build.op("Add", x, build.op("Sub", "corrupt", given))
 
     def _attention(self, layer: int, residual: str) -> str:
-        """What attention adds, ``[edge or 1, batch, pos, d_model]``."""
+        """Return the output of attention, ``[edge or 1, batch, pos, d_model]``."""
         build, block, cfg = self.build, self.model.blocks[layer], self.cfg
         attn, name = block.attn, f"blocks.{layer}.attn"
         used = self.parts.precision.format_of("qkv", layer)
@@ -144,7 +144,7 @@ class Sweep:
             self.parts.precision.weight_format(self.parts.precision.format_of("output", layer)),
             self.parts.precision.scale,
         )
-        given = self._given  # as it is before this block's heads
+        given = self._given  # before this block's heads
         self._add_heads(layer, z, output)
         written = build.branch(
             self._is_destination(layer, "attn"),
@@ -154,15 +154,15 @@ class Sweep:
         return build.op("Add", written, build.tensor(f"{name}.b_O", attn.b_O.float()))
 
     def _bias(self, layer: int, letter: str) -> str:
-        """``[head, 1, 1, 1, d_head]``."""
+        """Return a bias of all heads, ``[head, 1, 1, 1, d_head]``."""
         attn = self.model.blocks[layer].attn
         bias = getattr(attn, f"b_{letter}").float()
         value = self.build.tensor(f"blocks.{layer}.attn.b_{letter}", bias)
         return self.build.reshape(value, -1, 1, 1, 1, self.cfg.d_head)
 
     def _written(self, layer: int, z: str, output: str) -> str:
-        """Value mixes ``[head, edge, batch, pos, d_head]`` through the output projection, summed over
-        heads, ``[edge, batch, pos, d_model]``."""
+        """Project attended values ``[head, edge, batch, pos, d_head]`` and sum over heads, ``[edge,
+        batch, pos, d_model]``."""
         build, cfg = self.build, self.cfg
         z = self.parts.rounding.activation(z, self.parts.precision.format_of("output", layer), 0)
         flat = build.op("Transpose", z, perm=[1, 2, 3, 0, 4])
@@ -170,10 +170,9 @@ class Sweep:
         return build.op("MatMul", flat, output)
 
     def _with_tested_head(self, layer: int, residual: str, given: str, z: str, output: str) -> str:
-        """What attention writes where the head under test reads patched inputs.
+        """Return the output of attention if the head under test reads patched inputs.
 
-        All other heads are as they were: the tested one's share is taken out of their sum and its own
-        for each edge put in.
+        The other heads are unchanged: the tested head's output is replaced in the sum, for each edge.
         """
         build, _cfg = self.build, self.cfg
         weights, head = self._tested_weights(layer)
@@ -195,7 +194,7 @@ class Sweep:
         return build.op("Add", self._written(layer, others, output), own)
 
     def _tested_weights(self, layer: int) -> tuple[list[str], str]:
-        """Weights of the head under test: fed, or those in the file where these are FP32."""
+        """Return the weights of the head under test: those fed, or the file's if they are FP32."""
         build, cfg = self.build, self.cfg
         if self.high.kind == "input":
             return self.high.fed_weights()
@@ -214,7 +213,7 @@ class Sweep:
         return [*weights, build.op("Transpose", out, perm=[1, 0])], head
 
     def _add_heads(self, layer: int, z: str, output: str) -> None:
-        """Take note of what this block's heads give, for the edges that have them as their source."""
+        """Record the outputs of this block's heads, for edges that have them as source."""
         build, cfg = self.build, self.cfg
         first, given = self._seen, self._given
         by_head = build.reshape(output, cfg.n_heads, cfg.d_head, cfg.d_model)
@@ -230,7 +229,7 @@ class Sweep:
             which = build.op("Clip", index, build.scalar(0), build.scalar(cfg.n_heads - 1))
             clean = build.slice(
                 z, 1, 0, 1
-            )  # sources lie before the destination, where edges share a run
+            )  # sources are before the destination, where edges share a run
             own = build.op("Squeeze", build.op("Gather", clean, which, axis=0), build.integers(1))
             own = self.parts.rounding.activation(own, used, None)
             weights = build.op(
@@ -247,7 +246,7 @@ class Sweep:
         self._seen += cfg.n_heads
 
     def _add_mlp(self, out: str) -> None:
-        """Take note of what an MLP gives."""
+        """Record the output of an MLP, for edges that have it as source."""
         build = self.build
         clean = build.slice(out, 0, 0, 1)
         is_source = build.op("Equal", "src", build.scalar(self._seen))
@@ -257,7 +256,7 @@ class Sweep:
         self._seen += 1
 
     def _end(self, residual: str) -> str:
-        """Logits ``[edge, batch, (pos,) vocab]``."""
+        """Return logits ``[edge, batch, (pos,) vocab]``."""
         build = self.build
         here = self._is_destination(self.cfg.n_layers, "output")
         x = build.branch(here, lambda: [self._moved(residual, self._given)], lambda: [residual])[0]

@@ -1,8 +1,8 @@
-"""Weights as the file holds them: codes of one byte with their scales, or FP32.
+"""Store weights in the file: one-byte codes with scales, or FP32.
 
-``DequantizeLinear`` is kept by ONNX Runtime where a ``Cast`` would be folded into FP32 at load. Scales
-are written per column of each head: a weight ``[head, d_in, d_out]`` is stored as
-``[head * d_in, d_out]`` in blocks of ``d_in`` rows, one scale per block and column.
+ONNX Runtime keeps ``DequantizeLinear``, whereas it would fold a ``Cast`` into FP32 at load. There is one
+scale per column of each head: a weight ``[head, d_in, d_out]`` is stored as ``[head * d_in, d_out]`` in
+blocks of ``d_in`` rows, with one scale per block and column.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pahq_plugin.precision.formats import Granularity, NumberFormat, Quantised
 def store(
     build: Builder, name: str, weight: Tensor, number_format: NumberFormat, scale: Granularity
 ) -> str:
-    """Put a weight into the graph.
+    """Add a weight to the graph.
 
     Args:
         build: the graph.
-        name: of its initialisers, such as ``"blocks.0.attn.W_Q"``.
+        name: name of its initialisers, such as ``"blocks.0.attn.W_Q"``.
         weight: ``[head, d_in, d_out]`` or ``[d_in, d_out]``.
-        number_format: that it is held in.
+        number_format: format to store it in.
         scale: which entries share a scale.
 
     Returns:
-        The FP32 value of the same shape that the graph computes with.
+        The FP32 value that the graph computes with, in the same shape.
     """
     plain = weight.detach().float()
     if not number_format.is_low:
@@ -47,9 +47,9 @@ def store(
 def store_side_by_side(
     build: Builder, name: str, weights: list[Tensor], number_format: NumberFormat, scale: Granularity
 ) -> str:
-    """Weights ``[head, d_model, d_head]`` that read one input, as one ``[d_model, n * head * d_head]``.
+    """Add weights ``[head, d_model, d_head]`` of one input as one ``[d_model, n * head * d_head]``.
 
-    Each keeps the scales that it has alone.
+    Each weight keeps its own scales.
     """
     plain = [weight.detach().float() for weight in weights]
     if not number_format.is_low:
@@ -65,19 +65,19 @@ def store_side_by_side(
 def store_stacked(
     build: Builder, name: str, weight: Tensor, number_format: NumberFormat, scale: Granularity
 ) -> str:
-    """A weight ``[head, d_head, d_model]`` whose results are added, as ``[head * d_head, d_model]``."""
+    """Add a weight ``[head, d_head, d_model]`` as ``[head * d_head, d_model]``: it sums over heads."""
     if not number_format.is_low:
         return build.tensor(name, weight.detach().float().flatten(0, 1))
     return build.reshape(store(build, name, weight, number_format, scale), -1, weight.shape[-1])
 
 
 def _beside(weights: list[Tensor]) -> Tensor:
-    """``[head, d_in, d_out]`` each, as ``[d_in, n * head * d_out]``."""
+    """Join weights ``[head, d_in, d_out]`` to ``[d_in, n * head * d_out]``."""
     return torch.cat([weight.transpose(0, 1).flatten(1) for weight in weights], dim=1)
 
 
 def _columns(made: Quantised) -> Tensor:
-    """One scale per head and column, ``[(head,) d_out]``."""
+    """Return one scale per head and column, ``[(head,) d_out]``."""
     shape = (*made.codes.shape[:-2], 1, made.codes.shape[-1])
     return made.scale.expand(shape).squeeze(-2).contiguous()
 

@@ -1,8 +1,8 @@
-"""A graph made from a host model and written, if what is to accept it does.
+"""Build a graph from a host model, and write it if a check accepts it.
 
-1. Check the model, the precision and the options; nothing is written before that.
+1. Check the model, the precision and the options before anything is written.
 2. Build the graph (`pahq_exporters.graph.dense`, `pahq_exporters.graph.sweep`).
-3. Write to a temporary folder near the target, compare, then rename all files into place or none.
+3. Write to a temporary folder near the target, check, then rename all files into place or none.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     import onnx
 
 DEFAULT = PrecisionConfig(low="fp8_e4m3", mlp="fp8_e4m3", activations="high")
-"""Weights of one byte, activations as they are."""
+"""One-byte weights, FP32 activations."""
 
 EXTERNAL_FROM = 2**31 - 2**24
-"""A protobuf file holds 2 GiB at most; weights of larger graphs go into a file beside it."""
+"""Bytes from which weights go into a separate file: a protobuf file holds at most 2 GiB."""
 
 
 def export_if(
@@ -50,9 +50,10 @@ def export_if(
     positions: str = "all",
     external_data: bool | None = None,
 ) -> Path:
-    """Write a graph; arguments and errors as those of `pahq_exporters.export.export_onnx`.
+    """Write a graph; arguments and errors as in `pahq_exporters.export.export_onnx`.
 
-    ``accept`` sees the written graph first; if it raises an error, all files stay as they were.
+    ``accept`` is called with the new file before it replaces the old one; if it raises, all files stay
+    as they were.
     """
     require("onnx")
     from pahq_exporters.graph.parts import check_exportable
@@ -73,7 +74,7 @@ def export_if(
         raise ConfigError(f'positions={positions!r} must be "all" or "model"')
     if model.seq_len is not None and graph == "sweep":
         raise ConfigError(
-            f"graph='sweep' patches all positions, but the model has edges of single ones "
+            f"graph='sweep' patches all positions, but the model has edges of single positions "
             f"(seq_len={model.seq_len}); use graph='dense'"
         )
     if head is not None and graph == "sweep":
@@ -92,20 +93,18 @@ def export_if(
 
 
 def _check_target(target: Path) -> None:
-    """
-    Raises:
-        ExportError: a folder, or a name that does not end in ``.onnx``.
-    """
+    """Refuse a folder, or a name that does not end in ``.onnx``."""
     if target.is_dir():
         raise ExportError(f"{target} is a folder; name a file, such as {target / 'graph.onnx'}")
     if target.suffix != ".onnx":
-        raise ExportError(f"{target}: name a file that ends in .onnx")
+        raise ExportError(f"{target}: the name of a graph must end in .onnx")
 
 
 def require(package: str) -> None:
-    """
+    """Refuse to export without a package.
+
     Raises:
-        ExportError: the package is not installed; says how to install it.
+        ExportError: the package is not installed; the message says how to install it.
     """
     from importlib.util import find_spec
 
@@ -116,9 +115,10 @@ def require(package: str) -> None:
 
 
 def check_formats(precision: PrecisionConfig, model: PatchableModel) -> None:
-    """
+    """Refuse a precision with formats that graphs do not support.
+
     Raises:
-        ConfigError: a format or part that graphs do not have.
+        ConfigError: int4 weights, low scores or values, or a hybrid policy without formats.
     """
     if precision.weights is not None:
         raise ConfigError("weights='int4': graphs hold weights in one byte; leave it out")
@@ -142,10 +142,10 @@ def describe(
     positions: str,
     target: Path,
 ) -> Description:
-    """What the graph will be.
+    """Describe the graph to build.
 
     Raises:
-        GraphError: ``head`` is no head of the graph.
+        GraphError: the graph has no such ``head``.
     """
     cfg = model.cfg
     dests = _destinations(model)
@@ -183,7 +183,7 @@ def describe(
 
 
 def _destinations(model: PatchableModel) -> list[Destination]:
-    """All destinations as a forward comes by them."""
+    """Return all destinations in the order of a forward pass."""
     reads = {dest: 0 for dest in model.dests}
     for edge in model.edges:
         reads[edge.dest] = max(reads[edge.dest], edge.src.src_idx + 1)
@@ -204,7 +204,7 @@ def _destinations(model: PatchableModel) -> list[Destination]:
 def _chosen_by(
     graph: GraphKind, precision: PrecisionConfig, layers: range, head: tuple[int, int] | None
 ) -> HighKind:
-    """What makes a head high: an input of the graph, nothing, or the graph itself for ever."""
+    """Return how the FP32 head is chosen: by an input, at export, or not at all."""
     if head is not None:
         return "fixed"
     low_heads = not precision.is_exact and any(
@@ -219,15 +219,15 @@ def _digest(described: Description) -> str:
 
 
 def _earlier(dests: list[Destination], start_layer: int) -> int:
-    """How many sources lie before a block: those that its heads read."""
+    """Return the number of sources before a block, which its heads read."""
     return next(dest.reads for dest in dests if dest.layer == start_layer)
 
 
 def output_positions(model: PatchableModel) -> str:
-    """Where the model's output slice looks, as in `Description.positions`.
+    """Return the positions of the model's output slice, as in `Description.positions`.
 
     Raises:
-        ExportError: an output slice that graphs do not have.
+        ExportError: graphs do not support the output slice.
     """
     if len(model.out_slice) == 1:
         return "all"
@@ -240,7 +240,7 @@ def output_positions(model: PatchableModel) -> str:
 
 
 def build(model: PatchableModel, described: Description, precision: PrecisionConfig) -> onnx.ModelProto:
-    """The ONNX model."""
+    """Build the ONNX model."""
     from pahq_exporters.graph.builder import Builder, value_info
     from pahq_exporters.graph.dense import Dense
     from pahq_exporters.graph.high import HighHead
@@ -297,8 +297,8 @@ def _write(
 
 
 def _put_in_place(names: Sequence[str], new: Path, place: Path, old: Path) -> None:
-    """Move the files of those names from ``new`` to ``place``, in order, and those that were there to
-    ``old``; if one cannot be moved, all are as they were."""
+    """Move the named files from ``new`` to ``place``, in order, and existing ones to ``old``; if a move
+    fails, undo all."""
     made = {name for name in names if (new / name).exists()}
     try:
         for name in names:
@@ -316,21 +316,21 @@ def _put_in_place(names: Sequence[str], new: Path, place: Path, old: Path) -> No
 
 
 def heads_name(target: Path) -> str:
-    """Name of the file of FP32 heads beside a graph."""
+    """Return the name of the file of FP32 heads beside a graph."""
     return f"{target.stem}.heads.safetensors"
 
 
 @contextmanager
 def _folder_near(target: Path) -> Iterator[Path]:
-    """A temporary folder on the same file system, gone afterwards; it is beside the target, or where
-    that folder will be made."""
+    """Make a temporary folder on the target's file system, in its nearest existing parent; delete it
+    afterwards."""
     there = next(parent for parent in target.absolute().parents if parent.exists())
     with tempfile.TemporaryDirectory(dir=there, prefix=".pahq-export-") as folder:
         yield Path(folder)
 
 
 def read_precision(described: Description) -> PrecisionConfig | None:
-    """The precision that a graph was exported with; ``None`` for FP32."""
+    """Return the precision that a graph was exported with; ``None`` for FP32."""
     if described.precision is None:
         return None
     return PrecisionConfig.from_record(described.precision)

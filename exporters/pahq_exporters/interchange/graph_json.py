@@ -1,21 +1,22 @@
-"""Circuits as the JSON graphs of EAP-IG and of the MIB circuit track, written and read.
+"""Write and read circuits as the JSON graphs of EAP-IG and the MIB circuit track.
 
-Both tools keep a circuit as ``Graph.to_json`` of hannamw/EAP-IG (``src/eap/graph.py``) writes it::
+Both tools store a circuit as ``Graph.to_json`` of hannamw/EAP-IG (``src/eap/graph.py``) writes it::
 
     {"cfg": {"n_layers": 12, "n_heads": 12, "parallel_attn_mlp": false, "d_model": 768},
      "nodes": {"input": {"in_graph": true}, "a0.h1": {...}, "m0": {...}, ..., "logits": {...}},
      "edges": {"input->a0.h1<q>": {"score": 0.1, "in_graph": true}, "a0.h1->m0": {...}, ...}}
 
-To both a circuit of n edges is the n of largest ``abs(score)`` (``apply_topn``; MIB also scores the n
-of largest score, ``absolute=False``). What is written is therefore not the effect (an edge whose removal
-helps has a large negative one, and is not in the circuit) but the prune score, in FP32 as in their
-tensors: their top ``len(circuit)`` are exactly the edges marked ``in_graph``. When they evaluate a graph
-they first drop edges on no path from ``input`` to ``logits``: under patching, those change no output.
+For both, a circuit of n edges is the n edges of largest ``abs(score)`` (``apply_topn``; MIB also
+evaluates the n of largest score, ``absolute=False``). The score written is therefore the prune score,
+not the effect: an edge whose removal helps has a large negative effect but is not in the circuit. Scores
+are FP32, as in their tensors, and their top ``len(circuit)`` are exactly the edges marked ``in_graph``.
+When they evaluate a graph they first drop edges that are on no path from ``input`` to ``logits``: with
+patching, those change no output.
 
-Their ``input`` is the token embedding, ours the residual stream before the first block: the same where
-clean and corrupt prompts are patched position by position. Their graph has an MLP in every block; for a
-model of attention alone those are written with score 0, outside the graph, and read as nothing. Their
-edges into heads are always query, key and value apart, and hold for all positions at once.
+Their ``input`` is the token embedding, ours the residual stream before the first block: the same if
+clean and corrupt prompts are patched position by position. Their graph has an MLP in every block; for an
+attention-only model those are written with score 0, outside the graph, and ignored when read. Their
+edges into heads always separate query, key and value, and are for all positions at once.
 """
 
 from __future__ import annotations
@@ -38,23 +39,23 @@ from pahq_plugin.results.result import Discovery, Stats
 from pahq_plugin.system.files import write_text
 
 LARGEST = float(torch.finfo(torch.float32).max)
-"""Of the scores: their graphs hold them in FP32."""
+"""The largest score: their graphs hold scores in FP32."""
 
 BASE_BYTES, BYTES_PER_EDGE = 2**20, 2**10
-"""A file larger than this is not read: an edge takes about 70 bytes."""
+"""Larger files are not read; an edge takes about 70 bytes."""
 
 
 SETTINGS: dict[str, Any] = {"method": "graph-json", "scored": True, "ablation": "unknown", "seed": 0}
-"""Of a result that was made from a file: the file does not say how it was found."""
+"""Settings of a result made from a file, which does not say how the circuit was found."""
 
 
 @dataclass(frozen=True)
 class GraphJson:
-    """What a JSON graph says of the edges of a model.
+    """The content of a JSON graph, as edges of a model.
 
     Attributes:
         circuit: the host edges marked ``in_graph``.
-        scores: the score of every edge of the model, in canonical order; 0 where the file has none.
+        scores: the score of every edge of the model, in canonical order; 0 if the file has none.
     """
 
     circuit: frozenset[Edge]
@@ -62,22 +63,22 @@ class GraphJson:
 
     @property
     def values(self) -> Mapping[Edge, float]:
-        """`scores`; where the file has none (or only zeros), 1 for the edges of the circuit."""
+        """`scores`; if all are 0, 1 for edges of the circuit and 0 for others."""
         if any(self.scores.values()):
             return self.scores
         return {edge: float(edge in self.circuit) for edge in self.scores}
 
     def prune_scores(self, model: PatchableModel) -> PruneScores:
-        """Host prune scores with these `values`, FP32 (FP64 for an FP64 model).
+        """Return `values` as host prune scores, FP32 (FP64 for an FP64 model).
 
-        In a file that we wrote the top ``len(circuit)`` by magnitude are the circuit; in one of another
-        tool they are if the circuit was chosen by ``apply_topn``.
+        In a file of this package the top ``len(circuit)`` by magnitude are the circuit; in a file of
+        another tool they are if the circuit was chosen by ``apply_topn``.
 
         Args:
-            model: the one that the file was read for.
+            model: the model that the file was read for.
 
         Returns:
-            One tensor for each destination module: ``[head src]`` into heads, ``[src]`` elsewhere.
+            One tensor per destination module: ``[head, src]`` into heads, ``[src]`` elsewhere.
         """
         scores = model.new_prune_scores()
         dtype = torch.promote_types(next(iter(scores.values())).dtype, torch.float32)
@@ -87,18 +88,18 @@ class GraphJson:
         return scores
 
     def discovery(self, model: PatchableModel, n_edges: int | None = None) -> Discovery:
-        """The file as a result of ours: it can be saved, shown, compared and run.
+        """Return the file as a result, which can be saved, shown, compared and run.
 
-        Its decisions are ranked by magnitude of their `values`; the circuit is whichever edges the file
-        marks, also where edges of larger scores were pruned because they lie on no path.
+        Its decisions are ranked by the magnitude of their `values`. The circuit is the edges that the
+        file marks, even if edges of larger scores were pruned because they are on no path.
 
         Args:
-            model: the one that the file was read for.
-            n_edges: take the edges with the largest magnitudes (and whatever ties with the last) in
-                place of those marked ``in_graph``. Files of scores alone mark none, or all.
+            model: the model that the file was read for.
+            n_edges: take the edges of largest magnitude (and those that tie with the last) instead of
+                those marked ``in_graph``. Files that hold only scores mark no edge, or every edge.
 
         Raises:
-            ConfigError: ``n_edges`` is no number of edges of the model.
+            ConfigError: ``n_edges`` is not between 1 and the model's number of edges.
         """
         if n_edges is not None and not 1 <= n_edges <= len(self.scores):
             raise ConfigError(
@@ -116,17 +117,18 @@ class GraphJson:
 def write_graph_json(result: Discovery, path: str | Path) -> Path:
     """Write a circuit as a JSON graph that ``eap.graph.Graph.from_json`` reads, and return the path.
 
-    Edges have their prune score (see the module) and are ``in_graph`` if they were kept; nodes are if
-    a kept edge touches them, and ``logits`` always, as in their graphs. Equal results give equal bytes;
-    whatever goes wrong, ``path`` holds the old file or the new one.
+    Edges have their prune score (see the module) and are ``in_graph`` if they were kept. Nodes are
+    ``in_graph`` if a kept edge touches them, and ``logits`` always, as in their graphs. Equal results
+    give equal bytes, and the file is replaced atomically.
 
     Args:
-        result: its model a transformer with ``separate_qkv=True`` and edges for all positions at once.
+        result: found in a transformer with ``separate_qkv=True`` and edges for all positions at once.
         path: the file; folders are made as needed.
 
     Raises:
-        ModelError: the format cannot hold the model's edges.
-        ResultError: an effect is not finite, not every edge was decided once, or ``path`` is a folder.
+        ModelError: the format cannot represent the model's edges.
+        ResultError: an effect is not finite, an edge was not decided exactly once, or ``path`` is a
+            folder.
     """
     file, model = Path(path), result.model
     cfg, edges = graph_config(model), host_edges(model)
@@ -145,21 +147,21 @@ def write_graph_json(result: Discovery, path: str | Path) -> Path:
 
 
 def read_graph_json(path: str | Path, model: PatchableModel) -> GraphJson:
-    """Read a JSON graph of ours, of EAP-IG (today's or the first version's) or of the MIB circuit track.
+    """Read a JSON graph of this package, EAP-IG (current or first version) or the MIB circuit track.
 
-    The edges decide, as they do in those tools: an edge that the file leaves out has score 0 and is not
-    in the graph, one without a score (or with ``null``) has score 0, and nodes have only their names
-    and types checked. Keys that do not concern edges are passed over.
+    As in those tools, only edges count. An edge missing from the file has score 0 and is not in the
+    graph, and an edge without a score (or with ``null``) has score 0. Of nodes, only names and types are
+    checked. Other keys are ignored.
 
     Args:
         path: the file.
-        model: the one that the graph belongs to; edges are looked up in it.
+        model: the model that the graph belongs to; edges are looked up in it.
 
     Raises:
-        ModelError: the format cannot hold the model's edges.
+        ModelError: the format cannot represent the model's edges.
         GraphError: a node or an edge that the model does not have.
-        ResultError: no such file, a damaged one, one of a model of another shape, or one that chooses
-            single neurons.
+        ResultError: no such file, a damaged file, a model of another shape, or a choice of single
+            neurons.
     """
     file = Path(path)
     cfg, edges = graph_config(model), host_edges(model)
@@ -190,14 +192,11 @@ def read_graph_json(path: str | Path, model: PatchableModel) -> GraphJson:
 
 
 def _check_decisions(result: Discovery) -> None:
-    """
-    Raises:
-        ResultError: an effect is not finite, or not every edge was decided once.
-    """
+    """Refuse effects that are not finite, and edges that were not decided exactly once."""
     for decision in result.decisions:
         if not math.isfinite(decision.effect):
             raise ResultError(
-                f"the effect of {decision.edge} is {decision.effect}; expected a finite one"
+                f"the effect of {decision.edge} is {decision.effect}; expected a finite number"
             )
     decided = {decision.edge for decision in result.decisions}
     if decided != result.model.edges or len(decided) != len(result.decisions):
@@ -208,9 +207,9 @@ def _check_decisions(result: Discovery) -> None:
 
 
 def _fp32_scores(result: Discovery) -> dict[Edge, float]:
-    """FP32 prune scores whose top ``len(circuit)`` by magnitude are the circuit.
+    """Return FP32 prune scores whose top ``len(circuit)`` by magnitude are the circuit.
 
-    Of an FP64 model they are rounded: kept edges stay above 0, removed ones below the weakest kept one.
+    Those of an FP64 model are rounded so that kept edges stay above 0 and removed ones below them.
     """
     prune_scores, decisions = result.prune_scores, result.decisions
     exact = torch.stack([d.edge.prune_score(prune_scores) for d in decisions]).cpu()  # edge
@@ -225,7 +224,7 @@ def _fp32_scores(result: Discovery) -> dict[Edge, float]:
 
 
 def _lines(key: str, entries: Mapping[str, Any]) -> str:
-    """A JSON object under its key, one entry a line."""
+    """Format a JSON object under its key, one entry per line."""
     lines = (f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items())
     return f' "{key}": {{\n' + ",\n".join(lines) + "\n }"
 
@@ -234,10 +233,10 @@ def _lines(key: str, entries: Mapping[str, Any]) -> str:
 
 
 def _parsed(file: Path, n_edges: int) -> dict[str, Any]:
-    """The outermost object of a file.
+    """Parse a file to its outermost object.
 
     Raises:
-        ResultError: there is none, or it is too large for a graph of so many edges.
+        ResultError: no such object, or the file is too large for a graph of so many edges.
     """
     if not file.is_file():
         raise ResultError(f"no file at {file}; expected JSON as EAP-IG's Graph.to_json writes it")
@@ -248,10 +247,10 @@ def _parsed(file: Path, n_edges: int) -> dict[str, Any]:
             raise ResultError(
                 f"{file} holds {size:,} bytes; a graph of {n_edges:,} edges has at most {largest:,}"
             )
-        # Not `files.read_json`: NaN may stand in what does not concern edges.
+        # Not `files.read_json`: values that do not concern edges may be NaN.
         graph = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except (OSError, ValueError, RecursionError) as error:
-        raise ResultError(f"{file} is no readable JSON: {error}") from error
+        raise ResultError(f"{file} is not readable JSON: {error}") from error
     if not isinstance(graph, dict):
         raise ResultError(f"{file} holds {_shown(graph)}; expected an object with cfg, nodes and edges")
     _check_no_neurons(file, graph, "")
@@ -262,28 +261,22 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"key {_shown(key)} stands twice in one object")
+            raise ValueError(f"key {_shown(key)} appears twice in one object")
         found[key] = value
     return found
 
 
 def _check_no_neurons(file: Path, entry: Mapping[str, Any], where: str) -> None:
-    """
-    Raises:
-        ResultError: it chooses among the neurons of a node, which host edges cannot.
-    """
+    """Refuse a graph that chooses single neurons of a node, which host edges cannot."""
     for key in ("neurons", "neurons_scores"):
         if key in entry:
             raise ResultError(f"{file}: {where}{key} chooses single neurons; expected a graph of edges")
 
 
 def _check_cfg(file: Path, found: Mapping[str, Any], cfg: Mapping[str, int]) -> None:
-    """
-    Raises:
-        ResultError: it is not that of the model; only ``d_model`` may be missing.
-    """
+    """Refuse a ``cfg`` that is not the model's; only ``d_model`` may be missing."""
     for key, right in cfg.items():
-        if key not in found and key == "d_model":  # the first version had none
+        if key not in found and key == "d_model":  # absent in the first version
             continue
         if key not in found:
             raise ResultError(f"{file}: cfg lacks {key}; this model's is {_shown(right)}")
@@ -299,11 +292,7 @@ def _check_cfg(file: Path, found: Mapping[str, Any], cfg: Mapping[str, int]) -> 
 
 
 def _check_nodes(file: Path, nodes: Mapping[str, Any], names: Iterable[str]) -> None:
-    """
-    Raises:
-        GraphError: an unknown node.
-        ResultError: an entry that is no ``{"in_graph": bool}`` nor, as in the first version, a bool.
-    """
+    """Refuse unknown nodes, and entries other than ``{"in_graph": bool}`` or (first version) a bool."""
     _check_known(file, "node", nodes, names)
     for name, value in nodes.items():
         if not isinstance(value, bool):
@@ -314,10 +303,7 @@ def _check_nodes(file: Path, nodes: Mapping[str, Any], names: Iterable[str]) -> 
 
 
 def _check_known(file: Path, what: str, entries: Iterable[str], names: Iterable[str]) -> None:
-    """
-    Raises:
-        GraphError: an entry that is none of ``names``.
-    """
+    """Refuse an entry that is not in ``names``."""
     known = dict.fromkeys(names)
     for name in entries:
         if name not in known:
@@ -354,7 +340,7 @@ def _score(file: Path, entry: Mapping[str, Any], where: str) -> float:
 
 
 def _shown(value: object) -> str:
-    """A JSON value in one short line."""
+    """Format a JSON value in one short line."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "a list"
     text = json.dumps(value)

@@ -1,7 +1,7 @@
-"""Names of nodes and edges in the graphs of EAP-IG, and the host edges that they stand for.
+"""Names of nodes and edges in graphs of EAP-IG, and the corresponding host edges.
 
-A node is ``input``, ``a0.h1`` (block 0, head 1), ``m0`` or ``logits``; an edge ``a0.h1->m0``, or into a
-head ``input->a0.h1<q>`` with one of ``q``, ``k``, ``v`` (hannamw/EAP-IG, ``src/eap/graph.py``).
+Nodes are ``input``, ``a0.h1`` (block 0, head 1), ``m0`` and ``logits``. Edges are named ``a0.h1->m0``,
+or ``input->a0.h1<q>`` into ``q``, ``k`` or ``v`` of a head (hannamw/EAP-IG, ``src/eap/graph.py``).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pahq_plugin.host.graph import block, kind, slot
 
 
 def graph_config(model: PatchableModel) -> dict[str, int | bool]:
-    """What the ``cfg`` of a graph says of a model: all that names of nodes and edges follow from.
+    """Return a graph's ``cfg`` for a model: everything that determines names of nodes and edges.
 
     Raises:
-        ModelError: the graphs have no such edges; the message says what would be right.
+        ModelError: JSON graphs cannot represent the model's edges.
     """
     if not isinstance(model, PatchableModel):
         raise ModelError(
@@ -25,7 +25,7 @@ def graph_config(model: PatchableModel) -> dict[str, int | bool]:
             "wrap it with auto_circuit.utils.graph_utils.patchable_model(...)"
         )
     if not model.is_transformer:
-        raise ModelError("model is no transformer; JSON graphs have edges of heads and MLPs only")
+        raise ModelError("model is not a transformer; JSON graphs have edges of heads and MLPs only")
     if not model.is_factorized:
         raise ModelError("model is not factorized; call patchable_model(..., factorized=True)")
     if not model.separate_qkv:
@@ -35,8 +35,8 @@ def graph_config(model: PatchableModel) -> dict[str, int | bool]:
         )
     if model.seq_len is not None:
         raise ModelError(
-            f"edges are those of single positions (seq_len={model.seq_len}), and a JSON graph has one "
-            "for all positions; call patchable_model(..., seq_len=None)"
+            f"the model has edges of single positions (seq_len={model.seq_len}), but JSON graphs have "
+            "edges for all positions; call patchable_model(..., seq_len=None)"
         )
     cfg = model.cfg
     return {
@@ -48,7 +48,7 @@ def graph_config(model: PatchableModel) -> dict[str, int | bool]:
 
 
 def node_names(cfg: Mapping[str, int]) -> list[str]:
-    """Names of all nodes of a graph, in its order."""
+    """Return the names of all nodes, in the order of a graph."""
     names = ["input"]
     for layer in range(cfg["n_layers"]):
         names += [*_heads(cfg, layer), f"m{layer}"]
@@ -56,11 +56,11 @@ def node_names(cfg: Mapping[str, int]) -> list[str]:
 
 
 def edge_names(cfg: Mapping[str, int], *, mlps: bool = True) -> list[str]:
-    """Names of all edges of a graph, in its order: block by block, then by source.
+    """Return the names of all edges, in the order of a graph: block by block, then by source.
 
     Args:
-        cfg: of the graph.
-        mlps: whether to name the edges into and out of MLPs, too. Their graphs always have them.
+        cfg: the graph's ``cfg``.
+        mlps: whether to include edges into and out of MLPs, which their graphs always have.
     """
     names: list[str] = []
     before = ["input"]
@@ -75,7 +75,7 @@ def edge_names(cfg: Mapping[str, int], *, mlps: bool = True) -> list[str]:
 
 
 def node_name(node: Node) -> str:
-    """The name of a host node; of one that the graphs do not have, the host's."""
+    """Return the name of a host node; for a node that the graphs do not have, the host's name."""
     which = kind(node)
     if which == "head":
         return f"a{block(node)}.h{node.head_idx}"
@@ -85,10 +85,10 @@ def node_name(node: Node) -> str:
 
 
 def host_edges(model: PatchableModel) -> dict[str, Edge]:
-    """The model's edges by their names in a graph.
+    """Return name in a graph -> host edge, for all edges of the model.
 
     Raises:
-        ModelError: they are not those of a plain transformer (of one with autoencoders, say).
+        ModelError: the edges are not those of a plain transformer, for example with autoencoders.
     """
     edges = {_edge_name(edge): edge for edge in model.edges}
     names = edge_names(graph_config(model), mlps=not model.cfg.attn_only)

@@ -1,1 +1,1 @@
-"""Run an exported graph with numpy and ONNX Runtime alone."""
+"""Run an exported graph with only numpy and ONNX Runtime."""

@@ -1,4 +1,4 @@
-"""Arrays that users give: checked, and as a graph wants them. Only numpy is used."""
+"""Check arrays from users and convert them for a graph; imports only numpy."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Array = np.ndarray[Any, Any]
 
 
 def as_array(values: Any, name: str, error: type[PahqError] = PromptError) -> Array:
-    """``values`` as they are.
+    """Return ``values`` as an array.
 
     Raises:
-        PahqError: of the kind ``error``: rows of different lengths, a tensor that needs gradients, ...
+        PahqError: of type ``error``: rows of different lengths, a tensor that needs gradients, ...
     """
     try:
         return np.asarray(values)
@@ -24,10 +24,10 @@ def as_array(values: Any, name: str, error: type[PahqError] = PromptError) -> Ar
 
 
 def token_ids(values: Any, name: str, n_ctx: int, d_vocab: int, seq_len: int | None = None) -> Array:
-    """Token ids ``[batch, pos]`` of int64.
+    """Check and return token ids ``[batch, pos]``, int64.
 
     Raises:
-        PromptError: another shape or type, tokens outside the vocabulary, too many of them.
+        PromptError: a wrong shape or type, ids outside the vocabulary, or too many tokens.
     """
     ids = as_array(values, name)
     if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
@@ -43,9 +43,10 @@ def token_ids(values: Any, name: str, n_ctx: int, d_vocab: int, seq_len: int | N
 
 
 def check_length(name: str, length: int, n_ctx: int, seq_len: int | None) -> None:
-    """
+    """Refuse prompts of a length that the graph cannot run.
+
     Raises:
-        PromptError: more tokens than the model takes, or not as many as the graph has positions.
+        PromptError: longer than the context, or not the graph's ``seq_len``.
     """
     if length > n_ctx:
         raise PromptError(f"{name}: {length} tokens exceed the model's context of {n_ctx}")
@@ -54,10 +55,10 @@ def check_length(name: str, length: int, n_ctx: int, seq_len: int | None) -> Non
 
 
 def floats(values: Any, name: str, shape: tuple[int | None, ...]) -> Array:
-    """Finite numbers of a shape, in which ``None`` is any size but 0, as float32.
+    """Check and return finite numbers as float32; ``None`` in ``shape`` means any size but 0.
 
     Raises:
-        PromptError: another shape or type, or numbers that float32 does not have.
+        PromptError: a wrong shape or type, or numbers beyond float32.
     """
     array = as_array(values, name)
     wanted = ["any" if size is None else size for size in shape]
@@ -74,10 +75,10 @@ def floats(values: Any, name: str, shape: tuple[int | None, ...]) -> Array:
 
 
 def masks(values: Any, one: tuple[int, ...]) -> Array:
-    """A mask of the shape ``one``, ``[(pos,) dest, src]``, or several, as float32.
+    """Check and return a mask of shape ``one``, ``[(pos,) dest, src]``, or several, as float32.
 
     Raises:
-        ConfigError: another shape or type.
+        ConfigError: a wrong shape or type, or numbers beyond float32.
     """
     array = as_array(values, "mask", ConfigError)
     if array.shape not in (one, (*array.shape[:1], *one)) or not array.size:
@@ -91,4 +92,4 @@ def masks(values: Any, one: tuple[int, ...]) -> Array:
 
 
 def _fit_float32(array: Array) -> bool:
-    return bool((np.abs(array) <= np.finfo(np.float32).max).all())  # false for NaN, too
+    return bool((np.abs(array) <= np.finfo(np.float32).max).all())  # also false for NaN

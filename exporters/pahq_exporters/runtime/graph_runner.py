@@ -1,4 +1,4 @@
-"""A loaded graph: what it is, and one output of it from inputs by name."""
+"""Load a graph, and compute one of its outputs from named inputs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pahq_exporters.session import SILENT, default_threads, open_session
 from pahq_plugin.errors import ExportError, one_line
 
 TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
-"""ONNX Runtime's names of types."""
+"""ONNX Runtime's name of a type -> numpy's."""
 
 
 class GraphRunner:
-    """Runs a graph in ONNX Runtime; buffers of outputs are used again while their shapes stay.
+    """Runs a graph in ONNX Runtime; output buffers are reused while their shapes stay the same.
 
     Attributes:
-        description: what the graph is.
-        providers: the execution providers that it really runs on.
+        description: the graph's description.
+        providers: the execution providers in use.
 
     Args:
         path: the graph.
-        providers, mode, level: as of `pahq_exporters.session.open_session`.
-        threads: of one operation; ``None`` for ``OMP_NUM_THREADS``, or else ONNX Runtime's choice.
+        providers, mode, level: as in `pahq_exporters.session.open_session`.
+        threads: threads per operation; ``None`` for ``OMP_NUM_THREADS``, or else ONNX Runtime's choice.
 
     Raises:
         ExportError: a missing, damaged or foreign file, or ONNX Runtime is not installed.
@@ -53,10 +53,7 @@ class GraphRunner:
         self._outputs: dict[tuple[str, tuple[int, ...]], Any] = {}
 
     def _check_inputs(self) -> None:
-        """
-        Raises:
-            ExportError: the inputs are not those of the description.
-        """
+        """Refuse a graph whose inputs do not match its description."""
         found = {
             each.name: (TYPES.get(str(each.type), str(each.type)), each.shape)
             for each in self._session.get_inputs()
@@ -66,7 +63,7 @@ class GraphRunner:
             raise ExportError(f"{self._path} does not fit its description: {misfit[0]}; export it again")
 
     def run(self, output: str, inputs: dict[str, Any], shape: tuple[int, ...]) -> Array:
-        """One output of the graph, of that shape. Only what it depends on is computed.
+        """Compute one output of that shape, float32, and nothing that it does not depend on.
 
         Raises:
             ExportError: the graph cannot be run, or gives numbers that are not finite.
@@ -87,7 +84,7 @@ class GraphRunner:
         options.log_severity_level = SILENT
         try:
             self._session.run_with_iobinding(binding, options)
-        except Exception as error:  # of several kinds, all from ONNX Runtime's own errors
+        except Exception as error:  # several types, all ONNX Runtime's own
             raise ExportError(f"{self._path} cannot be run ({one_line(error)})") from None
         found = np.array(buffer.numpy())
         if not np.isfinite(found).all():
@@ -98,6 +95,6 @@ class GraphRunner:
 
 
 def typed(value: Any) -> Array:
-    """As a graph wants it: integers of 64 bits, rows one behind the other."""
+    """Convert to a contiguous array, with integers as int64."""
     array = np.asarray(value, order="C")
     return array.astype(np.int64) if array.dtype.kind in "iu" else array

@@ -1,7 +1,7 @@
 """The file of FP32 heads beside a graph: ``w_hi`` for every head, in safetensors.
 
-It is read with numpy alone, one head at a time from a memory map, so that a deployment needs neither
-PyTorch nor memory for all of them.
+It is read with numpy, one head at a time from a memory map, so that a deployment needs neither PyTorch
+nor memory for all heads.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from pahq_plugin.host import PatchableModel
 
 HEADER_LIMIT = 100_000_000
-"""Bytes; safetensors refuses larger headers, too."""
+"""Largest header in bytes, as in safetensors."""
 
 
 def write_heads(model: PatchableModel, described: Description, path: Path) -> None:
     """Write ``w_hi`` ``[head, 4, d_model, d_head]`` of every block of the graph.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     import torch
     from safetensors import SafetensorError
@@ -43,8 +43,8 @@ def write_heads(model: PatchableModel, described: Description, path: Path) -> No
     }
     try:
         save_file(tensors, str(path), metadata={"id": described.id})
-        path.chmod(0o644)  # as the graph beside it
-    except SafetensorError as error:  # of a full disk, too
+        path.chmod(0o644)  # same as the graph
+    except SafetensorError as error:  # also for a full disk
         raise OSError(one_line(error)) from None
 
 
@@ -77,12 +77,12 @@ class Heads:
             layers = range(described.start_layer, described.n_layers)
             self._offsets = {layer: start + self._offset(header, start, layer) for layer in layers}
             if len(set(self._offsets.values())) != len(layers):
-                raise ValueError("two blocks are at one place")
+                raise ValueError("two blocks have the same offset")
         except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
             raise ExportError(f"{path} is damaged ({one_line(error)})") from None
 
     def _header(self) -> tuple[dict[str, Any], int]:
-        """The header, and where it ends."""
+        """Read the header; returns it and the offset of its end, in bytes."""
         with self._path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             if not 0 < size <= min(HEADER_LIMIT, self._size - 8):
@@ -90,7 +90,7 @@ class Heads:
             return parse_json(file.read(size)), 8 + size
 
     def _offset(self, header: dict[str, Any], start: int, layer: int) -> int:
-        """Where the heads of a block begin, behind the header."""
+        """Return the offset of a block's heads from the end of the header, in bytes."""
         name = f"blocks.{layer}"
         if name not in header:
             raise ValueError(f"no {name}")
@@ -105,10 +105,10 @@ class Heads:
         return first
 
     def weights(self, layer: int, head: int) -> Array:
-        """``w_hi`` of one head, ``[4, d_model, d_head]`` of float32.
+        """Read ``w_hi`` of one head, float32 ``[4, d_model, d_head]``.
 
         Raises:
-            ExportError: the file is damaged, or gone.
+            ExportError: the file is damaged or missing.
         """
         try:
             whole = np.memmap(self._path, np.float32, "r", self._offsets[layer], self._shape)

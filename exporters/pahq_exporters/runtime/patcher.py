@@ -1,6 +1,6 @@
-"""``OnnxPatcher``: patching runs on an exported graph, with numpy and ONNX Runtime alone.
+"""``OnnxPatcher``: patched runs of an exported graph, with only numpy and ONNX Runtime.
 
-Edges are named as in the host. The head that an edge leads into is the investigated one: its FP32
+Edges are named as in the host. The head that an edge leads into is the investigated head: its FP32
 weights are read from the file beside the graph and fed in.
 """
 
@@ -24,18 +24,19 @@ from pahq_plugin.errors import ConfigError, GraphError, PromptError
 Head = tuple[int, int]
 
 ROWS = 64
-"""Prompts times candidates of one call, unless a single candidate has more."""
+"""Most prompts times candidates of one call, unless a single candidate has more."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts that a patcher has checked, and what patched edges carry on them.
+    """Prompts that a patcher has checked, and the values that patched edges carry on them.
 
     Attributes:
-        graph: the id of the graph that they were checked for.
-        inputs: values of the graph's inputs by name, as ONNX Runtime holds them on its device.
+        graph: id of the graph that they were checked for.
+        inputs: input of the graph -> array.
         corrupt: ``[src, batch, pos, d_model]``; ``None`` for runs without patches.
-        batch: prompts; ``length``: their tokens.
+        batch: number of prompts.
+        length: tokens per prompt.
     """
 
     graph: str
@@ -49,16 +50,16 @@ class OnnxPatcher:
     """A loaded graph.
 
     Attributes:
-        description: what the graph is.
-        providers: the execution providers that it really runs on.
+        description: the graph's description.
+        providers: the execution providers in use.
 
     Args:
         path: the graph.
         providers: ``["cuda"]``, ``["tensorrt", "cuda"]``, ...; ``None`` for the CPU.
-        mode: ``"speed"``, or ``"memory"`` to keep one byte a weight, see `pahq_exporters.session`.
-        threads: of one operation; ``None`` for ``OMP_NUM_THREADS``, or else ONNX Runtime's choice.
-        level: of graph optimisation: ``"disable"``, ``"basic"``, ``"extended"`` or ``"all"``; by default
-            the last for speed, the first for memory.
+        mode: ``"speed"``, or ``"memory"`` to keep one byte per weight, see `pahq_exporters.session`.
+        threads: threads per operation; ``None`` for ``OMP_NUM_THREADS``, or else ONNX Runtime's choice.
+        level: graph optimisation: ``"disable"``, ``"basic"``, ``"extended"`` or ``"all"``; by default
+            ``"all"`` for speed, ``"disable"`` for memory.
 
     Raises:
         ExportError: a missing, damaged or foreign file, or ONNX Runtime is not installed.
@@ -90,18 +91,19 @@ class OnnxPatcher:
         residual: Any = None,
         earlier: Any = None,
     ) -> Prompts:
-        """Check prompts and put them where the graph runs; worth while before several runs.
+        """Check prompts once for several runs.
 
         Args:
             tokens: ids ``[batch, pos]``.
-            corrupt: what patched edges carry: ids ``[batch, pos]`` of corrupt prompts, or outputs of
-                sources ``[src, batch, pos, d_model]``; ``None`` if nothing will be patched.
+            corrupt: values that patched edges carry: ids ``[batch, pos]`` of corrupt prompts, or outputs
+                of sources ``[src, batch, pos, d_model]``; ``None`` if nothing will be patched.
             residual: for graphs that start at a later block: the residual stream before it, ``[batch,
                 pos, d_model]``.
-            earlier: for those, outputs of the sources before it, ``[src, batch, pos, d_model]``.
+            earlier: for those graphs: outputs of the sources before the block, ``[src, batch, pos,
+                d_model]``.
 
         Raises:
-            PromptError: another shape or type, tokens outside the vocabulary, too many of them.
+            PromptError: a wrong shape or type, ids outside the vocabulary, or too many tokens.
         """
         if self.description.start_layer:
             inputs = self._later_start(tokens, residual, earlier)
@@ -149,11 +151,12 @@ class OnnxPatcher:
         return floats(corrupt, "corrupt", shape)
 
     def sources(self, tokens: Any) -> Array:
-        """What every source gives on prompts ``[batch, pos]``, ``[src, batch, pos, d_model]``; no head
-        is in FP32 unless that is fixed.
+        """Return the outputs of all sources on prompts ``[batch, pos]``, ``[src, batch, pos, d_model]``.
+
+        No head is in FP32, except one fixed at export.
 
         Raises:
-            PromptError: tokens that do not fit, or a graph that starts at a later block.
+            PromptError: invalid tokens, or a graph that starts at a later block.
         """
         known = self.description
         if known.start_layer:
@@ -180,24 +183,23 @@ class OnnxPatcher:
         mask: Any = None,
         head: Head | Literal["auto"] | None = "auto",
     ) -> Array:
-        """Logits with some edges patched.
+        """Return logits with some edges patched.
 
         Args:
-            tokens: ids ``[batch, pos]``, or what `prompts` returned.
+            tokens: ids ``[batch, pos]``, or the result of `prompts`.
             corrupt: see `prompts`.
-            edges: names of edges, or host ``Edge`` objects; they are patched together. A sweep graph
-                takes one.
-            mask: instead of ``edges``, what `mask` returns, or several such, ``[candidate, ...]``,
-                for as many sets of edges in one run; dense graphs only.
-            head: the head in FP32: ``"auto"`` for the one that all edges lead into, if there is one.
+            edges: names of edges, or host ``Edge`` objects, patched together. A sweep graph takes one.
+            mask: instead of ``edges``, the result of `mask`, or several, ``[candidate, ...]``, to run
+                several sets of edges at once; dense graphs only.
+            head: the head in FP32; ``"auto"`` for the one that all edges lead into, if there is one.
 
         Returns:
-            ``[batch, (pos,) vocab]``, with an axis of candidates before it if ``mask`` has one.
+            ``[batch, (pos,) vocab]``, after a candidate axis if ``mask`` has one.
 
         Raises:
             GraphError: no such edge or head.
-            PromptError: prompts that do not fit, or nothing to patch with.
-            ConfigError: a mask of another shape, or one for a sweep graph.
+            PromptError: invalid prompts, or nothing to patch with.
+            ConfigError: a mask of the wrong shape, or a mask for a sweep graph.
         """
         prompts, chosen = self._checked(tokens, corrupt), _listed(edges)
         if self.description.graph == "sweep":
@@ -226,9 +228,9 @@ class OnnxPatcher:
         edges: Iterable[Any] = (),
         head: Head | Literal["auto"] | None = "auto",
     ) -> Array:
-        """Logits with each edge patched alone, ``[edge, batch, (pos,) vocab]``; arguments as of `run`.
+        """Return logits with each edge patched alone, ``[edge, batch, (pos,) vocab]``; see `run`.
 
-        Edges into one head share a call, so give edges of one destination together.
+        Consecutive edges into one destination share a call, so keep them together.
         """
         prompts, chosen = self._checked(tokens, corrupt), _listed(edges)
         found = self.description.indices(chosen)
@@ -243,7 +245,7 @@ class OnnxPatcher:
         return np.concatenate(parts)
 
     def _together(self, found: list[tuple[int, ...]], start: int, most: int) -> int:
-        """How many edges from ``start`` on one call can take: those into one destination."""
+        """Return how many edges from ``start`` on fit into one call: those into one destination."""
         size = 1
         while size < most and start + size < len(found) and found[start + size][-2] == found[start][-2]:
             size += 1
@@ -256,15 +258,16 @@ class OnnxPatcher:
         *,
         head: Head | Literal["auto"] | None = "auto",
     ) -> dict[str, Array]:
-        """The graph's inputs, by name, for edges into one destination, each patched alone.
+        """Return the graph's inputs, by name, for edges into one destination, each patched alone.
 
         Raises:
             ConfigError: no edge, or edges into several destinations.
+            PromptError: the prompts have no corrupt values.
         """
         prompts = self._checked(prompts, None)
         indices = self.description.indices(_listed(edges))
         if len({index[-2] for index in indices}) != 1:
-            raise ConfigError("give edges into one destination, at least one")
+            raise ConfigError("give one or more edges into one destination")
         if prompts.corrupt is None:
             raise PromptError("nothing to patch with; give corrupt prompts or outputs")
         if self.description.graph == "dense":
@@ -283,7 +286,7 @@ class OnnxPatcher:
         indices: list[tuple[int, ...]],
         head: Head | Literal["auto"] | None,
     ) -> dict[str, Any]:
-        """Inputs of a sweep graph for edges into one destination."""
+        """Return the inputs of a sweep graph for edges into one destination."""
         dest = self.description.destinations[indices[0][0]]
         own = (dest.layer, dest.head) if dest.head >= 0 else None
         asked = _chosen(head, own)
@@ -294,8 +297,8 @@ class OnnxPatcher:
         return chosen | {"dest_slot": SLOTS.index(dest.slot)} | self._high(own)
 
     def mask(self, edges: Iterable[Any]) -> Array:
-        """1 for some edges, 0 for all others, ``[dest, src]``; ``[pos, dest, src]`` for edges of single
-        positions.
+        """Return 1 for ``edges`` and 0 for all others, float32 ``[dest, src]``; ``[pos, dest, src]`` for
+        edges of single positions.
 
         Raises:
             GraphError: no such edge.
@@ -308,14 +311,18 @@ class OnnxPatcher:
     def _checked(self, tokens: Any, corrupt: Any) -> Prompts:
         if isinstance(tokens, Prompts):
             if corrupt is not None:
-                raise ConfigError("corrupt belongs to patcher.prompts(...), whose result this is")
+                raise ConfigError(
+                    "these prompts were checked already; pass corrupt to patcher.prompts(...)"
+                )
             if tokens.graph != self.description.id:
-                raise PromptError("these prompts were checked for another graph; call prompts() here")
+                raise PromptError(
+                    "these prompts were checked for another graph; call this patcher's prompts()"
+                )
             return tokens
         return self.prompts(tokens, corrupt)
 
     def head_of(self, *edges: Any) -> Head | None:
-        """The head that all of these edges lead into and that can be in FP32; ``None`` if there is none.
+        """Return the head that all edges lead into; ``None`` if there is none that can be in FP32.
 
         Raises:
             GraphError: no such edge.
@@ -328,7 +335,7 @@ class OnnxPatcher:
         return None if head < 0 else (layer, head)
 
     def _candidates(self, prompts: Prompts, masks: Array, head: Head | None) -> Array:
-        """Logits under each mask ``[candidate, dest, src]``, with one head in FP32."""
+        """Return logits under each mask ``[candidate, dest, src]``, with one head in FP32."""
         corrupt = prompts.corrupt
         if corrupt is None:
             if masks.any():
@@ -341,7 +348,7 @@ class OnnxPatcher:
         return np.concatenate([self.feed(inputs | {"mask": part}) for part in parts])
 
     def _high(self, head: Head | None) -> dict[str, Any]:
-        """The inputs that choose the head in FP32."""
+        """Return the inputs that choose the head in FP32."""
         known = self.description
         if head is not None:
             head = known.check_head(head)
@@ -349,8 +356,8 @@ class OnnxPatcher:
             if known.graph == "sweep":
                 return {"hi_head": 0 if head is None else head[1]}
             if head is not None and head != known.fixed_head:
-                fixed = "has none" if known.fixed_head is None else f"is fixed to {known.fixed_head}"
-                raise ConfigError(f"head={head}: the head in FP32 of this graph {fixed}")
+                fixed = "no head" if known.fixed_head is None else f"only head {known.fixed_head}"
+                raise ConfigError(f"head={head}: this graph has {fixed} in FP32")
             return {}
         assert self._heads is not None
         layer, index = (-1, 0) if head is None else head
@@ -360,10 +367,10 @@ class OnnxPatcher:
         return chosen | ({"hi_layer": layer} if known.graph == "dense" else {})
 
     def feed(self, inputs: dict[str, Any]) -> Array:
-        """Logits from the graph's inputs by name, ``[candidate or edge, batch, (pos,) vocab]``.
+        """Return logits for named inputs of the graph, ``[candidate or edge, batch, (pos,) vocab]``.
 
         Raises:
-            ConfigError: inputs of other names or shapes.
+            ConfigError: wrong names, types or shapes of inputs.
         """
         known = self.description
         inputs = {k: typed(as_array(value, k, ConfigError)) for k, value in inputs.items()}
@@ -377,15 +384,12 @@ class OnnxPatcher:
 
 
 def _listed(edges: Any) -> list[Any]:
-    """
-    Raises:
-        GraphError: a single edge, or nothing that edges could be in.
-    """
+    """Return edges as a list, or refuse a single edge and values that are not iterable."""
     if isinstance(edges, (str, bytes)) or not isinstance(edges, Iterable):
         raise GraphError(f"edges={edges!r} must be a list of edges")
     return list(edges)
 
 
 def _chosen(head: Head | Literal["auto"] | None, auto: Head | None) -> Head | None:
-    """``head``, or what it stands for."""
+    """Return ``head``, or ``auto`` if it is ``"auto"``."""
     return auto if isinstance(head, str) and head == "auto" else head

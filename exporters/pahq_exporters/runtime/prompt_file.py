@@ -1,4 +1,4 @@
-"""Prompt files in the host's JSON format, read without PyTorch: token ids only."""
+"""Read token ids from prompt files in the host's JSON format, without PyTorch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pahq_plugin.system.files import read_json
 
 @dataclass(frozen=True)
 class PromptFile:
-    """Token ids of clean and corrupt prompts ``[batch, pos]``, and of right and wrong answers, which may
-    be empty, ``[batch, answer]``."""
+    """Token ids of clean and corrupt prompts, ``[batch, pos]``, and of right and wrong answers,
+    ``[batch, answer]``, which may be empty."""
 
     clean: list[list[int]]
     corrupt: list[list[int]]
@@ -22,12 +22,12 @@ class PromptFile:
 
 
 def read_prompts(path: Path, limit: int | None = None) -> PromptFile:
-    """The first ``limit`` prompts of a file.
+    """Read the first ``limit`` prompts of a file.
 
     Raises:
         PromptError: no such file, not the host's format, text instead of token ids, or prompts of
             different lengths.
-        ConfigError: ``limit`` is no number above 0.
+        ConfigError: ``limit`` is not an integer above 0.
     """
     if limit is not None and (type(limit) is not int or limit < 1):
         raise ConfigError(f"limit={limit!r} must be an integer above 0")
@@ -48,7 +48,7 @@ def read_prompts(path: Path, limit: int | None = None) -> PromptFile:
     )
     lengths = sorted({len(ids) for ids in [*read.clean, *read.corrupt]})
     if len(lengths) > 1:
-        raise PromptError(f"{path}: prompts have {lengths} tokens; all must have as many")
+        raise PromptError(f"{path}: prompts have {lengths} tokens; all must have the same length")
     return read
 
 

@@ -1,10 +1,10 @@
-/* What part of the pictures is seen: zoom and pan, the same in all panels. */
+/* The visible part of the drawings: zoom and pan, the same in all panels. */
 
-const LARGEST_SCALE = 1.25; // pixels a unit in the fitted view: small circuits stay of a readable size
-const SMALLEST_SCALE = 0.6; // tall circuits rather make the picture tall than the names tiny
+const LARGEST_SCALE = 1.25; // pixels per unit in the fitted view, so that small circuits are not blown up
+const SMALLEST_SCALE = 0.6; // tall circuits get a tall drawing rather than tiny names
 const MOST_ZOOM = 12;
 const STEP = 1.3;
-const LEGIBLE_SCALE = 0.75; // below it the smallest letters are left out
+const LEGIBLE_SCALE = 0.75; // below it the smallest letters are hidden
 
 class Camera {
   constructor(svgs) {
@@ -17,7 +17,7 @@ class Camera {
     this.watcher.observe(svgs[0]);
   }
 
-  /** Shows the whole of `box`, and makes the panels high enough for it. */
+  /** Shows all of `box`, and makes the panels high enough for it. */
   fit(box = this.box) {
     this.box = box;
     const width = this.svgs[0].clientWidth || 800;
@@ -48,12 +48,12 @@ class Camera {
     }
   }
 
-  /** On touch screens, a finger moves the picture only where there is more of it to see. */
+  /** On touch screens, dragging moves the drawing only when it is zoomed in. */
   mark() {
     for (const svg of this.svgs) svg.classList.toggle("zoomed", this.zoomed);
   }
 
-  /** Zooms about a point of the picture, by default the middle of what is seen. */
+  /** Zooms about a point of the drawing, by default the middle of the view. */
   zoom(factor, point = this.middle()) {
     const wanted = this.view.width / factor;
     const width = Math.min(Math.max(wanted, this.whole.width / MOST_ZOOM), this.whole.width * 1.5);
@@ -75,7 +75,7 @@ class Camera {
     this.look({ ...this.view, x: this.view.x + right, y: this.view.y + down });
   }
 
-  /** Moves as little as brings a point into view. */
+  /** Moves just enough to bring a point into view. */
   reveal({ x, y }) {
     const { view } = this;
     const [marginX, marginY] = [view.width * 0.1, view.height * 0.1];

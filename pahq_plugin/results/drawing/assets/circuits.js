@@ -1,4 +1,4 @@
-/* Circuits as data: which edges a filter leaves, and what two circuits have in common. */
+/* Circuits as data: edges that pass a filter, and edges that two circuits share. */
 
 class Circuit {
   constructor(data) {
@@ -15,7 +15,7 @@ class Circuit {
     return this.parts.slice(0, strongest).filter((part) => Math.abs(part.effect) >= least);
   }
 
-  /** Whether two pictures can lie side by side: the same nodes in the same places. */
+  /** Whether two drawings can be compared side by side: the same nodes in the same places. */
   fits(other) {
     const nodes = other.data.nodes;
     return nodes.length === this.nodes.size && nodes.every(({ name, x, y }) => {
@@ -25,7 +25,7 @@ class Circuit {
   }
 }
 
-/** Counts of the edges of two circuits. Two empty ones are equal: their Jaccard index is 1. */
+/** Counts the edges that two circuits share. Two empty circuits are equal: their Jaccard index is 1. */
 function common(first, second) {
   const both = first.parts.filter((part) => second.labels.has(part.label)).length;
   const onlyA = first.parts.length - both;
@@ -34,7 +34,7 @@ function common(first, second) {
   return { both, onlyA, onlyB, jaccard: all ? both / all : 1 };
 }
 
-/** Maps the steps of a slider to sizes of effects: 0 to 0, the others evenly on a logarithmic scale. */
+/** Maps steps of a slider to magnitudes of effects: 0 to 0, the others evenly on a logarithmic scale. */
 class SizeScale {
   constructor(circuits, steps) {
     const sizes = circuits.flatMap(({ parts }) => parts.map(({ effect }) => Math.abs(effect))).filter(Boolean);

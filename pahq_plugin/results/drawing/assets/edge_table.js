@@ -1,9 +1,9 @@
-/* The edges shown as a table that can be sorted: what the picture says, in words and numbers. */
+/* The shown edges as a sortable table: the content of the drawing in words and numbers. */
 
 const ORDER = new Intl.Collator("en", { numeric: true });
 
 class EdgeTable {
-  /** `onPoint` is told the label of the edge that is pointed at, or null; `onPick` of one clicked. */
+  /** `onPoint` gets the label of the edge under the pointer, or null; `onPick` that of a clicked edge. */
   constructor(details, onPoint, onPick) {
     this.details = details;
     this.table = details.querySelector("table");
@@ -20,14 +20,14 @@ class EdgeTable {
     });
   }
 
-  /** `rows` in the order of `listed`; `columns` from `columnsOf`. */
+  /** Takes `rows` from `listed` and `columns` from `columnsOf`. */
   fill(rows, columns) {
     this.rows = rows;
     this.columns = columns;
     this.draw();
   }
 
-  /** A closed table costs nothing. */
+  /** Draws the table only while it is open. */
   draw() {
     if (!this.details.open || !this.rows) return;
     const column = this.columns.find(({ key }) => key === this.sorted.column) ?? this.columns[0];
@@ -72,7 +72,7 @@ function inOrder(a, b) {
   return typeof a === "number" ? a - b : ORDER.compare(a, b);
 }
 
-/** The edges shown in one or two panels, each once, with the part of it in each panel. */
+/** The edges shown in one or two panels, each once, with its entry of each panel. */
 function listed(panels) {
   const rows = new Map();
   panels.forEach((parts, index) => {
@@ -84,7 +84,7 @@ function listed(panels) {
   return [...rows.values()];
 }
 
-/** The columns that the rows need. */
+/** The columns that have values in these rows. */
 function columnsOf(rows, circuits, membership) {
   const column = (key, title, text, value = text, number = false) => ({ key, title, text, value, number });
   const into = (row) => (row.slot ? `${row.destination}.${row.slot}` : row.destination);

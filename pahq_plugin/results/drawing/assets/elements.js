@@ -1,4 +1,4 @@
-/* Elements, numbers and words. Text only ever becomes text: nothing here reads markup. */
+/* Elements, numbers and words. Text is always inserted as text, never as markup. */
 
 const SVG_NAMESPACE = "http://www.w3.org/2000/svg";
 
@@ -16,7 +16,7 @@ function filled(made, attributes, children) {
   return made;
 }
 
-/** A number in three digits, as in the tables of the terminal. */
+/** A number with three significant digits, as in the terminal's tables. */
 function digits(number) {
   return String(Number(number.toPrecision(3))).replace("-", "−");
 }

@@ -1,4 +1,4 @@
-/* What colours, widths, dashes and outlines mean. */
+/* The legend: meaning of colours, widths, dashes and outlines. */
 
 function legendOf(circuits, counts) {
   return [...(counts ? membershipLegend(counts) : effectLegend(circuits[0].data)), nodeLegend(circuits)];
@@ -17,7 +17,7 @@ function effectLegend({ measure, legend, negative }) {
 
 function membershipLegend({ both, onlyA, onlyB }) {
   const entry = (kind, text) => [lineSample(`var(--${kind})`, 3, DASHES[kind]), text];
-  return [legendGroup("Edges, wider for a larger effect in their circuit", [
+  return [legendGroup("Edges, wider for larger effects", [
     entry("both", `in both (${whole(both)})`),
     entry("only-a", `only in A (${whole(onlyA)})`),
     entry("only-b", `only in B (${whole(onlyB)})`),

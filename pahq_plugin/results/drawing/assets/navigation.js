@@ -1,4 +1,4 @@
-/* The keyboard in a picture: one tab stop, arrow keys between nodes and between a node's edges. */
+/* Keyboard navigation of a drawing: one tab stop, arrow keys between nodes and between a node's edges. */
 
 const DIRECTIONS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -12,7 +12,7 @@ class Navigation {
     picture.svg.addEventListener("focusin", ({ target }) => target.target && this.stopAt(target));
   }
 
-  /** Gives the tab stop to a node that is seen, if the one that has it is not. */
+  /** Moves the tab stop to a visible node if its present element is hidden. */
   refresh() {
     const seen = [...this.picture.nodes.values()].map(({ drawn }) => drawn).filter((drawn) => !drawn.hasAttribute("hidden"));
     const kept = this.stop?.isConnected && !this.stop.hasAttribute("hidden");
@@ -20,7 +20,7 @@ class Navigation {
   }
 
   stopAt(drawn) {
-    if (drawn === this.stop) return; // without its tab stop for a moment it would lose the focus
+    if (drawn === this.stop) return; // removing the tab stop, even briefly, would lose the focus
     this.stop?.removeAttribute("tabindex");
     this.stop = drawn;
     drawn.setAttribute("tabindex", "0");
@@ -33,7 +33,7 @@ class Navigation {
     this.camera.reveal(target.node ?? this.picture.nodes.get(target.destination).node);
   }
 
-  /** Whether a key meant something here. */
+  /** Handles a key; returns whether it had a meaning here. */
   pressed({ key, shiftKey, target, ctrlKey, altKey, metaKey }) {
     if (ctrlKey || altKey || metaKey) return false;
     const direction = DIRECTIONS[key];
@@ -69,7 +69,7 @@ class Navigation {
     return true;
   }
 
-  /** The nearest node in a direction: in the same row, or in the next row that has one. */
+  /** The nearest node in a direction: in the same row, or in the nearest row with a visible node. */
   neighbour(from, [right, down]) {
     const distance = ({ node }) => (right ? Math.abs(node.x - from.x) : Math.abs(node.y - from.y) * 1e6 + Math.abs(node.x - from.x));
     return [...this.picture.nodes.values()]

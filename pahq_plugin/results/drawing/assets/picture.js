@@ -1,11 +1,11 @@
-/* One circuit drawn into one svg element: nodes, edges, and what is lit up. */
+/* One circuit drawn into one svg element: nodes, edges, and highlights. */
 
 const NODE_HEIGHT = 30;
-const PORTS = { Q: -0.28, K: 0, V: 0.28 }; // where inputs enter a head, in widths from its middle
+const PORTS = { Q: -0.28, K: 0, V: 0.28 }; // where inputs enter a head, in widths from its centre
 const DASHES = { both: "none", "only-a": "9 4", "only-b": "2 4" };
 const NEGATIVE_DASH = "6 4";
 const LEAST_HALF = 120; // half the width of narrow circuits, so that edges have room to bow
-const CROWDED = 250; // edges from which lines become translucent
+const CROWDED = 250; // number of edges above which lines are translucent
 
 class Picture {
   constructor(svg) {
@@ -15,8 +15,8 @@ class Picture {
   }
 
   /**
-   * Builds every node and edge of a circuit; `show` then says which of them are seen.
-   * `membership` tells, for two circuits side by side, the class of an edge by its label.
+   * Builds every node and edge of a circuit; `show` then makes some of them visible.
+   * `membership` maps an edge's label to its class when two circuits are compared.
    */
   build(circuit, membership) {
     this.circuit = circuit;
@@ -57,7 +57,7 @@ class Picture {
     return built;
   }
 
-  /** Draws the given parts of edges, and the nodes at their ends. */
+  /** Shows the given parts of edges, and the nodes at their ends. */
   show(parts, allNodes) {
     const chosen = new Set(parts);
     for (const { incoming, outgoing } of this.nodes.values()) incoming.length = outgoing.length = 0;
@@ -79,7 +79,7 @@ class Picture {
     this.light([]);
   }
 
-  /** Names what is shown for screen readers. */
+  /** Labels what is shown, for screen readers. */
   name() {
     const shown = this.edges.filter((edge) => edge.shown.length);
     for (const target of [...this.nodes.values(), ...shown]) {
@@ -87,7 +87,7 @@ class Picture {
     }
   }
 
-  /** Gives an edge the looks of the strongest of its parts that are shown. */
+  /** Gives an edge the look of its strongest shown part. */
   restyle(edge) {
     const [strongest] = edge.shown;
     const path = curve(this.nodes.get(edge.source).node, this.nodes.get(edge.destination).node, edge.shown);
@@ -99,14 +99,14 @@ class Picture {
     edge.line.setAttribute("stroke-dasharray", dash);
   }
 
-  /** Sets off some nodes and edges from the others, which fade. */
+  /** Highlights some nodes and edges, and fades the others. */
   light(targets, fade = targets.length > 0) {
     for (const drawn of this.svg.querySelectorAll(".lit")) drawn.classList.remove("lit");
     this.svg.classList.toggle("lighting", fade);
     for (const target of targets) for (const drawn of this.around(target)) drawn.classList.add("lit");
   }
 
-  /** What belongs to a node or an edge: a node's edges and neighbours, an edge's ends. */
+  /** Elements to highlight with a node (its edges and neighbours) or with an edge (its ends). */
   around(target) {
     const edges = target.node ? [...target.incoming, ...target.outgoing] : [target];
     const ends = edges.flatMap(({ source, destination }) => [source, destination]);
@@ -114,7 +114,7 @@ class Picture {
     return [...(target.node ? [target.drawn] : []), ...nodes, ...edges.map(({ drawn }) => drawn)];
   }
 
-  /** The node or edges here that show what `target`, perhaps of another picture, shows. */
+  /** The node or edges here that correspond to `target`, which may be in another drawing. */
   counterparts(target) {
     if (target.node) return this.nodes.has(target.node.name) ? [this.nodes.get(target.node.name)] : [];
     return this.edges.filter((edge) => edge.shown.length
@@ -127,7 +127,7 @@ class Picture {
   }
 }
 
-/** Parts between the same nodes, and of the same membership, as one line; strongest first. */
+/** Groups parts with the same nodes and membership into one line each; strongest first. */
 function groups(parts, membership) {
   const found = new Map();
   for (const part of parts) {
@@ -166,11 +166,11 @@ function bands(nodes, box) {
   ]);
 }
 
-/** The outline of a node, a different one for each kind. */
+/** The outline of a node, different for each kind. */
 function nodeShape(kind, width) {
   const [x, y] = [width / 2, NODE_HEIGHT / 2];
   if (kind === "input" || kind === "output") {
-    const tip = kind === "input" ? y : -y; // a house on its roof, or upright
+    const tip = kind === "input" ? y : -y; // a house, upside down or upright
     const slope = x - 12;
     return svgElement("path", {
       class: "shape",
@@ -183,7 +183,7 @@ function nodeShape(kind, width) {
 
 /**
  * The path of an edge from the top of its source to the bottom of its destination, into the slots of
- * its parts. What skips rows on its way straight up bows to a side, around the nodes in between.
+ * its parts. A steep edge that skips rows bows to one side, around the nodes in between.
  */
 function curve(source, destination, parts) {
   const drift = destination.x - source.x;
@@ -195,7 +195,7 @@ function curve(source, destination, parts) {
   const endY = destination.y + NODE_HEIGHT / 2;
   const rise = startY - endY;
   const steep = Math.abs(drift) < 45;
-  const skips = steep && rise > (drift ? 3 : 5) * NODE_HEIGHT; // between two MLPs nothing is in the way
+  const skips = steep && rise > (drift ? 3 : 5) * NODE_HEIGHT; // no nodes between two MLPs
   const side = source.kind === "head" ? Math.sign(source.x || -1) : source.block % 2 ? 1 : -1;
   const bow = skips ? side * Math.min(36 + rise * 0.16, 150) : 0;
   const pull = Math.max(rise * 0.45, 20);

@@ -1,4 +1,4 @@
-/* The pictures as they are seen now, as one SVG file that needs no style sheet. */
+/* Save the drawings as shown, as one SVG file without a style sheet. */
 
 const KEPT_STYLES = [
   "fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linecap", "opacity", "display",
@@ -24,7 +24,7 @@ function savedPicture(svgs, titles) {
   return new XMLSerializer().serializeToString(whole);
 }
 
-/** A copy of what is visible, each element with the style that it has on the page. */
+/** A copy of the visible elements, each with its computed style. */
 function styledCopy(svg) {
   const copy = svg.cloneNode(true);
   const originals = svg.querySelectorAll("*");

@@ -1,11 +1,11 @@
-/* Names and numbers of a node or an edge: in a box beside it, and as its name for screen readers. */
+/* Names and numbers of a node or an edge: in a box beside it, and as its label for screen readers. */
 
 const LONGEST_LIST = 8;
 const KINDS = {
   head: "attention head", mlp: "MLP", input: "input", output: "output", other: "node",
 };
 
-/** What is said of a node or an edge: a heading and rows of cells. */
+/** Describes a node or an edge: a heading and rows of cells. */
 function described(target, measure) {
   return target.node ? describedNode(target, measure) : describedEdge(target, measure);
 }
@@ -18,7 +18,7 @@ function describedEdge(edge, measure) {
   return { heading, rows: shortened(rows) };
 }
 
-/** Scores are estimates, not decisions: nothing is said of them. */
+/** What an edge was decided on; nothing for scores, which are estimates, not decisions. */
 function decidedOn(part, measure) {
   return measure === "score" ? [] : [part.exact ? "decided on FP32" : "screened"];
 }

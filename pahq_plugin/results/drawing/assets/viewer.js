@@ -1,6 +1,6 @@
-/* A viewer: its controls, one or two pictures, legend and table, and what they tell one another. */
+/* A viewer: connects its controls, one or two drawings, legend and table. */
 
-const LARGE = 300; // edges from which a circuit starts with a filter
+const LARGE = 300; // number of edges above which a circuit is filtered at first
 const STRONGEST_OF_LARGE = 200;
 
 class Viewer {
@@ -28,7 +28,7 @@ class Viewer {
     if (compare && this.part.second.querySelector("option[value='1']")) this.part.second.value = "1";
   }
 
-  /** Offers to compare with the other circuits of the same nodes. */
+  /** Offers to compare with other circuits that have the same nodes. */
   offerSecond() {
     const wanted = this.part.second.value;
     const first = Number(this.part.first.value);
@@ -61,7 +61,7 @@ class Viewer {
     });
   }
 
-  /** Draws the chosen circuits anew. */
+  /** Redraws the chosen circuits. */
   choose() {
     const { part } = this;
     this.chosen = [part.first.value, part.second.value].filter((value) => value !== "").map((value) => this.circuits[value]);
@@ -88,10 +88,10 @@ class Viewer {
     const name = (this.counts ? `${"AB"[index]}: ` : "") + circuit.data.name;
     figure.querySelector("[data-part='name']").textContent = name;
     figure.querySelector("[data-part='subtitle']").textContent = circuit.data.subtitle;
-    figure.querySelector("svg").setAttribute("aria-label", `Picture of the circuit ${name}`);
+    figure.querySelector("svg").setAttribute("aria-label", `Drawing of the circuit ${name}`);
   }
 
-  /** Says of an edge's label whether it is in both circuits; nothing where there is one circuit. */
+  /** Returns a function from an edge's label to which circuits contain it; "" for one circuit. */
   membership() {
     const [first, second] = this.chosen;
     if (!second) return () => "";
@@ -103,10 +103,10 @@ class Viewer {
     if (!this.counts) return;
     const { both, onlyA, onlyB, jaccard } = this.counts;
     this.part.comparison.textContent = `${counted(both, "edge")} in both, ${whole(onlyA)} only in A, `
-      + `${whole(onlyB)} only in B: Jaccard index ${jaccard.toFixed(2)}, the share of all these edges that is in both.`;
+      + `${whole(onlyB)} only in B: Jaccard index ${jaccard.toFixed(2)} (edges in both over edges in either).`;
   }
 
-  /** Filters once a frame, however fast a slider is moved. */
+  /** Filters at most once per frame, however fast a slider moves. */
   filterSoon() {
     this.waiting ??= requestAnimationFrame(() => this.filter());
   }
@@ -135,11 +135,11 @@ class Viewer {
       return `${whole(parts.length)} of ${counted(this.chosen[index].parts.length, "edge")}${of}`;
     });
     const hint = this.most > LARGE && Number(this.part.strongest.value) === STRONGEST_OF_LARGE
-      ? ` A circuit of this size starts with its strongest ${STRONGEST_OF_LARGE}; “Show all” adds the rest.` : "";
+      ? ` Large circuits start with their strongest ${STRONGEST_OF_LARGE} edges; “Show all” adds the rest.` : "";
     return `Showing ${counts.join(" and ")}.${hint}`;
   }
 
-  /** Lights up what the mouse or the keyboard is at, in every panel, and says what it is. */
+  /** Highlights the element under the pointer or with the focus in every panel, and describes it. */
   pointed(index, drawn, place) {
     const target = drawn?.closest(".node, .edge")?.target;
     this.pictures.forEach((picture, other) => {
