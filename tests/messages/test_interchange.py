@@ -51,7 +51,7 @@ def test_files_of_graphs(tmp_path: Path) -> None:
         read_graph_json(file, one_block())
     with refused(ResultError, "theirs.json holds 2,000,002 bytes; a graph of 8 edges has at most "):
         read_text(" " * 2_000_000 + "{}", tmp_path)
-    with refused(ResultError, 'is not readable JSON: key "a" stands twice in one object'):
+    with refused(ResultError, 'is not readable JSON: key "a" appears twice in one object'):
         read_text('{"a": 1, "a": 1}', tmp_path)
     with refused(
         ResultError, "takes part, but this model has no MLPs; expected score 0 and in_graph fal"
