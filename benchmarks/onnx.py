@@ -94,7 +94,9 @@ def measure(case: Case, repeat: int, threads: int, device: str, folder: Path) ->
     outputs = source_outputs(model, batch.corrupt.to(device))
     edge = middle_edge(model)
     files = {
-        (graph, name): export_onnx(model, folder / f"{graph}-{name}.onnx", graph, precision)  # type: ignore[arg-type]
+        (graph, name): export_onnx(
+            model, folder / f"{graph}-{name}.onnx", graph=graph, precision=precision
+        )  # type: ignore[arg-type]
         for graph in ("dense", "sweep")
         for name, precision in PRECISIONS.items()
     }

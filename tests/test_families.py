@@ -155,7 +155,7 @@ def test_graphs_are_the_host_or_refused_by_name(family: str, tmp_path: Path) -> 
     batch = next(iter(family_loader()))
     outputs = src_ablations(model, batch.corrupt)
     for graph in ("dense", "sweep"):
-        path = export_onnx(model, tmp_path / f"{graph}.onnx", graph, FULL)  # type: ignore[arg-type]
+        path = export_onnx(model, tmp_path / f"{graph}.onnx", graph=graph, precision=FULL)  # type: ignore[arg-type]
         patcher = OnnxPatcher(path, threads=1)
         for edge in random.Random(0).sample(canonical_edges(model), 5):
             ours = patcher.run(batch.clean.numpy(), outputs.numpy(), edges=[edge])

@@ -180,10 +180,10 @@ Orders = Callable[[list[Edge]], list[Any]]
         pytest.param(lambda edges: [edges[1], *edges[1:]], ("twice",), id="doubled and missing"),
         pytest.param(
             lambda edges: [*edges[:-1], dataclasses.replace(edges[-1], seq_idx=1)],
-            ("@1", "no edge of this model"),
+            ("@1", "not an edge of this model"),
             id="foreign",
         ),
-        pytest.param(lambda edges: [e.name for e in edges], ("no edge of this model",), id="names"),
+        pytest.param(lambda edges: [e.name for e in edges], ("not an edge of this model",), id="names"),
         pytest.param(lambda edges: [], ("0 of 110",), id="none"),
     ],
 )

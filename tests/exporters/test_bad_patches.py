@@ -212,7 +212,7 @@ def test_edges_of_one_call(graphs: Graphs) -> None:
                 patcher.inputs_for(prompts, edges)
     for edges in ([], [EDGE, INTO_HEAD], [EDGE, EDGE]):
         with refused(ConfigError, "one edge at a time", str(len(edges)), "dense"):
-            graphs.sweep.run(CLEAN, CORRUPT, edges)
+            graphs.sweep.run(CLEAN, CORRUPT, edges=edges)
 
 
 HEADS = [(0, 4), (2, 0), (-1, 0), (0, -1), (0,), (0, 1, 2), (0.0, 1), (True, 0), "1.2", "none", 3, {}]

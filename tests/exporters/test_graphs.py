@@ -99,7 +99,9 @@ def test_an_fp32_export_is_the_host(
     graph: Any, problem: pahq.Problem, prompts: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
 ) -> None:
     model, (tokens, outputs) = problem.model, prompts
-    patcher = OnnxPatcher(export_onnx(model, tmp_path / "g.onnx", graph, FULL), threads=1)
+    patcher = OnnxPatcher(
+        export_onnx(model, tmp_path / "g.onnx", graph=graph, precision=FULL), threads=1
+    )
     assert patcher.description.heads_file is None
     bound = patcher.prompts(tokens.numpy(), outputs.numpy())
     assert np.abs(patcher.sources(tokens.numpy()) - src_ablations(model, tokens).numpy()).max() < 1e-5
@@ -117,7 +119,9 @@ def compare(model: PatchableModel, batch: Any, precision: pahq.PrecisionConfig, 
     singles = draw.sample(edges, min(6, len(edges)))
     sets = [set(draw.sample(edges, draw.randint(0, len(edges)))) for _ in range(3)]
     patchers = {
-        graph: OnnxPatcher(export_onnx(model, path / f"{graph}.onnx", graph, precision), threads=1)  # type: ignore[arg-type]
+        graph: OnnxPatcher(
+            export_onnx(model, path / f"{graph}.onnx", graph=graph, precision=precision), threads=1
+        )  # type: ignore[arg-type]
         for graph in (("dense", "sweep") if model.seq_len is None else ("dense",))
     }
     given = batch.clean.numpy(), outputs.numpy()
@@ -161,7 +165,7 @@ def test_kinds_of_models(changes: dict[str, Any], tmp_path: Path) -> None:
         compare(model, next(iter(loader())), WEIGHT_ONLY[0], tmp_path)
     for graph in ("dense", "sweep"):
         for precision in (FULL, WEIGHT_ONLY[2]):
-            path = export_onnx(model, tmp_path / "checked.onnx", graph, precision)  # type: ignore[arg-type]
+            path = export_onnx(model, tmp_path / "checked.onnx", graph=graph, precision=precision)  # type: ignore[arg-type]
             lines = check(path, model, loader())
             assert len(lines) == 5 and "relative" in lines[-1]
 
@@ -188,7 +192,7 @@ def test_a_later_start(problem: pahq.Problem, tmp_path: Path) -> None:
     residual = cache["blocks.2.hook_resid_pre"].detach()
     late = [e for e in canonical_edges(model) if e.dest.module_name.split(".")[1] in "23"]
     for graph in ("dense", "sweep"):
-        path = export_onnx(model, tmp_path / "late.onnx", graph, FULL, start_layer=2)  # type: ignore[arg-type]
+        path = export_onnx(model, tmp_path / "late.onnx", graph=graph, precision=FULL, start_layer=2)  # type: ignore[arg-type]
         patcher = OnnxPatcher(path, threads=1)
         assert set(patcher.description.edges()) == {edge.name for edge in late}
         earlier = clean[: patcher.description.n_earlier]
@@ -216,7 +220,9 @@ def test_a_head_fixed_at_export(
 def test_any_batch_and_length_from_one_file(graph: Any, tmp_path: Path) -> None:
     """Batches of 1 to 16 prompts, 1 token to the whole context."""
     model = small_model()
-    patcher = OnnxPatcher(export_onnx(model, tmp_path / "g.onnx", graph, FULL), threads=1)
+    patcher = OnnxPatcher(
+        export_onnx(model, tmp_path / "g.onnx", graph=graph, precision=FULL), threads=1
+    )
     context, draw = model.cfg.n_ctx, torch.Generator().manual_seed(0)
     edge = canonical_edges(model)[5]
     for batch, length in [(1, 1), (1, context), (16, 1), (16, context), (3, 7), (7, 3), (2, 2)]:

@@ -206,10 +206,13 @@ TEXTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nested score": (TODAYS.replace("-0.5", "[" * 400 + "]" * 400), ("score is a list",)),
     "long number": (TODAYS.replace("-0.5", "9" * 5_000), ("not readable JSON", "digits")),
     "large": (" " * (2**20 + 2**10 * 8 + 1), ("1,056,769 bytes", "8 edges", "1,056,768")),
-    "edge twice": (TODAYS.replace("<k>", "<q>"), ('"input->a0.h0<q>" stands twice',)),
-    "node twice": (TODAYS.replace('"m0":', '"a0.h0":'), ('"a0.h0" stands twice',)),
-    "score twice": (TODAYS.replace('"score": 1.0', '"score": 1, "score": 1'), ('"score" stands twice',)),
-    "cfg twice": (TODAYS.replace('{"cfg":', '{"edges": {}, "cfg":'), ('"edges" stands twice',)),
+    "edge twice": (TODAYS.replace("<k>", "<q>"), ('"input->a0.h0<q>" appears twice',)),
+    "node twice": (TODAYS.replace('"m0":', '"a0.h0":'), ('"a0.h0" appears twice',)),
+    "score twice": (
+        TODAYS.replace('"score": 1.0', '"score": 1, "score": 1'),
+        ('"score" appears twice',),
+    ),
+    "cfg twice": (TODAYS.replace('{"cfg":', '{"edges": {}, "cfg":'), ('"edges" appears twice',)),
 }
 
 

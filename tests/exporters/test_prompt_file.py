@@ -67,8 +67,8 @@ BAD = {
     "not a number": ('{"prompts": [{"clean": [NaN], "corrupt": [1]}]}', "NaN"),
     "answers are text": (prompts(answers=" Mary"), "prompts[1]['answers'] is text"),
     "answers are a number": (prompts(answers=5), "prompts[1]['answers']", "token ids"),
-    "ragged": (prompts(clean=[1, 2, 3]), "[2, 3] tokens", "as many"),
-    "a short corrupt one": (prompts(corrupt=[1]), "[1, 2] tokens", "as many"),
+    "ragged": (prompts(clean=[1, 2, 3]), "[2, 3] tokens", "the same length"),
+    "a short corrupt one": (prompts(corrupt=[1]), "[1, 2] tokens", "the same length"),
 }
 
 

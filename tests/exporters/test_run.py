@@ -33,8 +33,8 @@ def files(problem: pahq.Problem, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """Graphs, and the prompts of the first batch."""
     folder, batch = tmp_path_factory.mktemp("run"), next(iter(problem.train_loader))
     for graph in ("dense", "sweep"):
-        export_onnx(problem.model, folder / f"{graph}.onnx", graph, FULL)  # type: ignore[arg-type]
-        export_onnx(problem.model, folder / f"{graph}8.onnx", graph)  # type: ignore[arg-type]
+        export_onnx(problem.model, folder / f"{graph}.onnx", graph=graph, precision=FULL)  # type: ignore[arg-type]
+        export_onnx(problem.model, folder / f"{graph}8.onnx", graph=graph)  # type: ignore[arg-type]
     columns = (batch.clean, batch.corrupt, batch.answers, batch.wrong_answers)
     prompts = [
         {

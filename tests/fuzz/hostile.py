@@ -21,7 +21,7 @@ class Raw:
 
 @dataclass(frozen=True)
 class Twice:
-    """The value of a key that stands twice in its object."""
+    """The value of a key that appears twice in its object."""
 
     first: Any
     second: Any

@@ -121,7 +121,7 @@ def test_what_a_conversion_would_lose_is_refused_by_name(case: str, dtype: torch
     name, edit, said = CASES[case]
     model = hf_model(name, dtype=dtype)
     edit(model)
-    with pytest.raises(ModelError, match="not what its configuration describes") as error:
+    with pytest.raises(ModelError, match="differs from what its configuration describes") as error:
         pahq.from_hugging_face(model)
     assert said in str(error.value)
 
