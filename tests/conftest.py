@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network; without it, each try waits
 torch.set_num_threads(1)  # the tests run side by side, and their models are tiny
 
 
