@@ -1,19 +1,19 @@
-"""ACDC (Conmy et al. 2023, arXiv 2304.14997), with many candidates measured at a time.
+"""Run ACDC (Conmy et al. 2023, arXiv 2304.14997), measuring many candidates at a time.
 
-Edges are taken in order. Of each the effect is measured, the change of the loss when it is removed:
+Edges are tested in order. The effect of an edge is the change of the loss when it is removed:
 
-1. ``effect < threshold``: the edge is removed, for good; otherwise it is kept.
-2. The engine measures the next candidates together, each as if those before it had gone as predicted.
-   Effects behind a decision that was not predicted assumed the other one: they are thrown away, and only
-   serve to predict the next decisions.
+1. If ``effect < threshold``, the edge is removed permanently; otherwise it is kept.
+2. The engine measures the next candidates together, each on the assumption that the decisions before
+   it turn out as predicted. Effects after a mispredicted decision are discarded; they serve only to
+   predict the next decisions.
 
-So the decisions are those of the sequential algorithm, whatever the engine measured ahead. `Screening`
-is a collaborator that may be absent: it has effects measured in few bits first, and in FP32 where that
-is not certain; then the sweep may have to go back.
+The decisions are therefore those of the sequential algorithm, whatever the engine measured ahead. With
+`Screening`, which is optional, effects are measured in low precision first and in FP32 where the
+decision is uncertain; the sweep may then have to go back.
 
-Rounding of FP32 depends on how the present state was reached. Every now and then the sweep therefore
-lets the engine start afresh from the edges that are gone, and shows a `Snapshot`: a sweep that starts
-from it goes on exactly as this one does.
+FP32 rounding depends on how the current state was reached. At intervals the sweep therefore restarts
+the engine from the removed edges and emits a `Snapshot`: a sweep resumed from it continues exactly as
+this one does.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from pahq_plugin.results.decision import Decision
 from pahq_plugin.results.result import Stats
 
 Progress = Callable[[int, int], None]
-"""Called with (edges decided, edges kept) as the search goes."""
+"""Called with (edges decided, edges kept) as the search proceeds."""
 
 SNAPSHOT_EVERY = 1024
-"""Rows of passes between two fresh starts of the engine, each of which costs about two forwards. An
-engine whose rows cost more asks for fewer: its ``snapshot_every``."""
+"""Rows between two restarts of the engine, each of which costs about two forwards. An engine with
+costlier rows sets a smaller number, ``snapshot_every``."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a sweep needs to go on, at a moment at which the engine has started afresh.
+    """Everything a sweep needs to continue, taken when the engine has just restarted.
 
     Attributes:
         decisions: taken so far, in order.
         predicted: whether each of the next candidates is expected to be kept.
-        recent: whether each of the last decisions needed FP32, see `Screening`.
-        audits: indices in the order of edges that are decided in FP32 whatever their effect.
-        guard: the band's width, see `GuardBand.state`; ``None`` without one.
+        recent: whether each of the latest decisions needed FP32, see `Screening`.
+        audits: indices of the edges that are always decided in FP32.
+        guard: width of the guard band, see `GuardBand.state`; ``None`` without a band.
         evaluations, re_evaluations: so far.
     """
 
@@ -64,10 +64,10 @@ class Sweep:
         engine: measures effects; no edge is removed yet.
         order: all edges, in the order in which they are tested.
         threshold: an edge is removed if and only if its effect is below this.
-        screening: says which effects to measure again in FP32; ``None`` where all are.
-        progress: told how far the search is.
-        start: goes on from there; the screening was made of it, too.
-        show: told every snapshot, the last one behind the last decision.
+        screening: selects the effects to measure again in FP32; ``None`` if all are measured in FP32.
+        progress: called after each step.
+        start: snapshot to continue from; the screening must come from the same snapshot.
+        show: called with every snapshot, the last one after the last decision.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Sweep:
             self._resume(start)
 
     def run(self) -> list[Decision]:
-        """Decide every edge; returns one decision per edge, in order."""
+        """Decide every edge and return one decision per edge, in order."""
         while not self._is_over:
             self._step()
             if self._progress is not None:
@@ -106,7 +106,7 @@ class Sweep:
         return self.decisions
 
     def _step(self) -> None:
-        """Take the decisions that one call of the engine allows."""
+        """Take the decisions that one call of the engine permits."""
         at, engine, screening = len(self.decisions), self._engine, self._screening
         candidates = self._order[at : at + engine.lookahead]
         predicted = (self._predicted + [False] * len(candidates))[: len(candidates)]
@@ -127,7 +127,7 @@ class Sweep:
         taken = self.decisions[at:]
         self._kept += sum(decision.kept for decision in taken)
         engine.remove([decision.edge for decision in taken if not decision.kept])
-        # Effects behind a wrong prediction are not valid, but they say which edges will be kept.
+        # Effects after a wrong prediction are invalid, but still predict which edges will be kept.
         self._predicted = [effect >= self._threshold for effect in effects[len(taken) :]]
         if screening is not None:
             screening.remember(taken)
@@ -138,7 +138,7 @@ class Sweep:
                 self._go_back(screening.first_doubted(self.decisions))
 
     def _valid(self, effects: Sequence[float], predicted: Sequence[bool]) -> int:
-        """How many effects assume nothing that the ones before deny."""
+        """Return how many leading effects rest on predictions that held."""
         for i, (effect, kept) in enumerate(zip(effects, predicted, strict=False)):
             if (effect >= self._threshold) != kept:
                 return i + 1
@@ -147,8 +147,7 @@ class Sweep:
     # Going back, when screening was wrong --------------------------------------------------------
 
     def _went_back(self) -> bool:
-        """Whether the FP32 loss, as far as it is known, put screened decisions in question, which are
-        taken back then."""
+        """Withdraw screened decisions that the FP32 loss contradicts; return whether there were any."""
         if self._screening is None:
             return False
         at = self._screening.first_in_question(self.decisions)
@@ -156,7 +155,7 @@ class Sweep:
         return at is not None
 
     def _go_back(self, at: int | None) -> None:
-        """Forget the decisions since ``at``, if there is one."""
+        """Withdraw the decisions from index ``at`` on; ``None`` withdraws none."""
         if at is not None:
             self._kept -= sum(decision.kept for decision in self.decisions[at:])
             del self.decisions[at:]
@@ -164,7 +163,7 @@ class Sweep:
             self._start_from_decisions()
 
     def _start_from_decisions(self) -> None:
-        """Let the engine forget how its present state came about."""
+        """Rebuild the engine's state from the decisions alone."""
         self._engine.restore([decision.edge for decision in self.decisions if not decision.kept])
         if self._screening is not None:
             self._screening.confirmed = len(self.decisions), self._engine.present_loss
@@ -176,12 +175,12 @@ class Sweep:
         return len(self.decisions) == len(self._order)
 
     def _snapshot_if_due(self) -> None:
-        """At the end, and after every `SNAPSHOT_EVERY` rows or fewer, confirm what is decided; then
-        start the engine afresh and show a snapshot."""
+        """At the end and every `SNAPSHOT_EVERY` rows, confirm the decisions, restart the engine and
+        emit a snapshot."""
         if not self._is_over and self._engine.evaluations - self._marked < self._every:
             return
         self._engine.catch_up()
-        if self._went_back():  # and so it is due again behind the next step
+        if self._went_back():  # the snapshot is due again after the next step
             return
         if not self._is_over:
             self._start_afresh()

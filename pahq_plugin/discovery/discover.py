@@ -1,7 +1,7 @@
-"""``discover``: one call from a model and prompts to a circuit, by any method.
+"""Find a circuit in one call, by any method.
 
-1. Check everything before anything changes.
-2. Borrow the model and have the method answer the `Question`.
+1. Check all arguments before anything changes.
+2. Borrow the model and run the method on the `Question`.
 3. Give the model back and return a `Discovery`.
 """
 
@@ -69,45 +69,47 @@ def discover(
     Args:
         model: a factorized host model.
         loader: clean and corrupt prompts of that behaviour.
-        method: one of `methods`, or a `Method` of your own: a host algorithm with other options.
+        method: one of `methods`, ``"module:attribute"``, or a `Method`, such as a `ScoringMethod` or a
+            `HostAlgorithm` with other options.
         threshold: a searched edge is removed if and only if its effect is below this (> 0).
         metric: ``"kl_div"`` (default; ``"mse"`` for a model with one output), ``"mse"``,
             ``"logit_diff"``, or a callable ``(logits, clean_logits, batch) -> [prompt]``.
         ablation: what a patched edge carries: a host ``AblationType`` or its name.
-        precision: formats and policy of ``"pahq"``; ``None`` chooses for the device.
+        precision: number formats and policy of ``"pahq"``; ``None`` chooses by device.
         engine: ``"incremental"`` (recomputes only what an edge can change), ``"host"`` (one host
-            forward per edge), ``"auto"``: the first where it applies, else the second; or one that
-            another package adds, such as ``"onnx"``.
-        batches: how many batches of the loader count; ``None`` for all.
+            forward per edge), ``"auto"`` (the first if it supports the model, else the second), or an
+            engine of another package, such as ``"onnx"``.
+        batches: number of batches to use from the loader; ``None`` for all.
         order: all edges in the order in which to test them; ``None`` for the canonical order.
         true_edges: the official circuit, for host algorithms that need it.
-        n_edges: circuit size for methods that score edges: the top ``n_edges`` by magnitude and
-            whatever ties with the last; ``None`` for every edge whose score is not 0, and with the
-            host's ACDC for every edge that none of its thresholds removes.
-        checkpoint: a file to which a search writes how far it is, and from which it goes on if the
-            file is there: to the same decisions, bit for bit, at equal settings and threads.
+        n_edges: circuit size for methods that score edges: the top ``n_edges`` by magnitude, and any
+            that tie with the last. ``None`` takes every edge with a nonzero score; with the host's
+            ACDC, every edge that none of its thresholds removes.
+        checkpoint: file in which a search saves its progress. If the file exists, the search resumes
+            from it, to bitwise the same decisions at equal settings and threads.
         progress: show a progress bar when a terminal is attached.
-        seed: seeds the watch on the guard band and algorithms that draw random numbers. Python's and
-            torch's generators, which all threads share, are seeded meanwhile and put back.
-        checkpoint_every: seconds between two writes; one more is made when the run is interrupted.
-        max_memory: bytes, or a text such as ``"8GB"``, that weights, caches and passes of a search may
-            take on the device of the prompts, above what the process holds without the model's
-            weights. What does not fit comes from disk (on a GPU: from host memory) when it is needed.
-            ``None`` for no limit. Give the model on the CPU (`open_model`), the prompts on the device.
+        seed: seeds the monitoring of the guard band and algorithms that draw random numbers. Python's
+            and torch's global generators are seeded during the run and restored afterwards.
+        checkpoint_every: seconds between two writes; an interrupted run writes once more.
+        max_memory: bytes, or a string such as ``"8GB"``: the most that weights, caches and passes of a
+            search may take on the device of the prompts, beyond what the process holds without the
+            model's weights. What does not fit is read from disk (for a GPU, from host memory) when
+            needed. ``None`` for no limit. Pass the model on the CPU (`open_model`) and the prompts on
+            the device.
 
     Returns:
-        The circuit, its decisions and prune scores. The model is given back as it was.
+        The circuit, its decisions and prune scores. The model is left as it was.
 
     Raises:
-        ConfigError: an unknown name, a value out of range, an argument the method cannot use, or a
-            model that a `mixed_precision` block holds.
-        ModelError: a model whose edges cannot be patched truthfully.
+        ConfigError: an unknown name, a value out of range, an argument the method does not use, or a
+            model inside a `mixed_precision` block.
+        ModelError: a model whose edges cannot be patched faithfully.
         PromptError: no prompts, or prompts that do not fit the model.
-        GraphError: an ``order`` that is no permutation of the model's edges.
-        CheckpointError: a checkpoint that is damaged, of another run, or in use.
-        DistributedError: inside a group of processes, what these cannot share, or one that is gone.
-        MetricError: an unknown metric, or one that returns another shape than ``[prompt]`` or
-            values that are not finite.
+        GraphError: ``order`` is not a permutation of the model's edges.
+        CheckpointError: the checkpoint is damaged, in use, or of another run.
+        DistributedError: in a group of processes, a run that they cannot share, or a lost process.
+        MetricError: an unknown metric, or one whose values are not finite or not of shape
+            ``[prompt]``.
     """
     chosen = method if isinstance(method, Method) else get_method(method)
     check_numbers(threshold=threshold, batches=batches, seed=seed)
@@ -182,7 +184,7 @@ def discover(
 
 
 def _warn_of_no_effect(decisions: Sequence[Decision], ablation: AblationType) -> None:
-    """Say what may be the cause where patching changes nothing at all."""
+    """Warn, with a likely cause, if no patch changes the loss."""
     if not decisions or any(decision.effect for decision in decisions):
         return
     cause = "clean and corrupt prompts may be the same"

@@ -1,4 +1,4 @@
-"""Algorithms of the host, by their keys in its ``PRUNE_ALGO_DICT``."""
+"""Run algorithms of the host, named by their keys in its ``PRUNE_ALGO_DICT``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class HostAlgorithm(ScoringMethod):
     """An algorithm of the host.
 
     Attributes:
-        key: in the host's ``PRUNE_ALGO_DICT``; ``None`` for the method's name.
-        options: arguments of the host's function to change, such as its number of epochs.
+        key: its key in ``PRUNE_ALGO_DICT``; by default the method's name.
+        options: arguments of the host's function to override, such as the number of epochs.
     """
 
     key: str = ""
@@ -39,7 +39,7 @@ class HostAlgorithm(ScoringMethod):
         return host_function(self.key, self.options)(question.model, drawn, question.true_edges)
 
     def run(self, question: Question, stats: Stats) -> Found:
-        """See `Method.run`. Where the host sweeps thresholds, the circuit is what none of them
+        """See `Method.run`. If the host sweeps thresholds, the circuit is the edges that none of them
         removes."""
         scores, n_edges = self.scored(question, stats), question.n_edges
         more: dict[str, Any] = {"n_edges": n_edges}

@@ -1,7 +1,7 @@
-"""What a method is: a value that runs itself.
+"""Define methods as values that run themselves.
 
-A method that scores all edges at once is a `ScoringMethod`: a name and a function. `Search` (in
-`search`) tests edge after edge.
+A `ScoringMethod` scores all edges at once: a name and a function. `Search` (in `search`) tests one edge
+after another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pahq_plugin.results.decision import Decision
 from pahq_plugin.results.result import Stats
 
 Found = tuple[list[Decision], dict[str, Any]]
-"""Decisions, and settings that are known only after the run."""
+"""Decisions, and settings known only after the run."""
 
 SCORING = frozenset({"ablation", "batches", "n_edges"})
 """Arguments of ``discover`` that a method that scores edges can use."""
@@ -31,18 +31,18 @@ SCORING = frozenset({"ablation", "batches", "n_edges"})
 
 @dataclass(frozen=True)
 class Method:
-    """A way to find a circuit. Derive from `ScoringMethod` rather than from this.
+    """A way to find a circuit. Derive from `ScoringMethod` rather than from this class.
 
     Attributes:
-        name: what ``method=`` calls it.
-        title: a few words for tables.
+        name: its name in ``method=``.
+        title: short description for tables.
     """
 
     name: str
     title: str = ""
 
     uses = frozenset[str]()
-    """Arguments of `discover` that it can use; the others are refused."""
+    """Arguments of `discover` that the method uses; all others are refused."""
 
     searches = False
     """Whether it tests edges against a threshold; otherwise it scores all edges at once."""
@@ -51,39 +51,38 @@ class Method:
     """Whether it works on transformers only."""
 
     reads_answers = False
-    """Whether it differentiates the logits of the prompts' answers, which must then be token ids."""
+    """Whether it differentiates the logits of the answers, which must then be token ids."""
 
     key = ""
-    """Of an algorithm of the host: its key in ``PRUNE_ALGO_DICT``."""
+    """Key of a host algorithm in ``PRUNE_ALGO_DICT``."""
 
     options = MappingProxyType[str, Any]({})
-    """Of an algorithm of the host: arguments of its function that are changed."""
+    """Arguments of a host algorithm's function to override."""
 
     draws = True
-    """Whether it draws random numbers, so that nothing else may run in another thread meanwhile."""
+    """Whether it draws random numbers; no other run may then draw from the global generators."""
 
     @property
     def fixed_precision(self) -> Any:
-        """The `PrecisionConfig` that it always runs in; ``None`` where the user or the device
-        chooses."""
+        """The `PrecisionConfig` it always runs in; ``None`` if the user or the device chooses."""
         return None
 
     def check_without_true_edges(self) -> None:
-        """Refuse to run where no official circuit is given.
+        """Raise if the method cannot run without an official circuit.
 
         Raises:
             ConfigError: it needs one.
         """
 
     def run(self, question: Question, stats: Stats) -> Found:
-        """Answer a question.
+        """Find the circuit.
 
         Args:
-            question: checked; its model is borrowed.
-            stats: added to.
+            question: already checked; its model is borrowed.
+            stats: the cost is added here.
 
         Returns:
-            One decision for each edge, and settings that are known only now.
+            One decision per edge, and settings known only after the run.
         """
         raise NotImplementedError
 
@@ -93,9 +92,9 @@ class ScoringMethod(Method):
     """A method that scores all edges at once; the circuit is the edges of largest magnitude.
 
     Attributes:
-        scores: from a question to host prune scores, one tensor for each destination module, of the
-            shape of its patch mask.
-        reads_answers: whether it differentiates the logits of the prompts' answers.
+        scores: maps a `Question` to host prune scores, one tensor per destination module with the shape
+            of its patch mask.
+        reads_answers: whether it differentiates the logits of the answers.
         needs_heads: whether it works on transformers only.
     """
 
@@ -122,7 +121,7 @@ class ScoringMethod(Method):
     @torch.inference_mode(False)
     @torch.enable_grad()
     def scored(self, question: Question, stats: Stats) -> PruneScores:
-        """Scores of all edges; adds what they cost to ``stats``."""
+        """Score all edges and add the cost to ``stats``."""
         prompts = question.prompts
         with measured(stats, prompts[0].clean.device):
             scores = self.measure(question)

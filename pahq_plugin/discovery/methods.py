@@ -1,4 +1,4 @@
-"""The methods that ``method=`` takes, by name. A new one of ours is one line here."""
+"""List the methods that ``method=`` accepts by name. A new built-in method is one line here."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ OWN_METHODS: dict[str, Method] = {
 
 
 def methods() -> tuple[str, ...]:
-    """Names that ``method=`` takes: ours, then every key of the host's ``PRUNE_ALGO_DICT``."""
+    """Return the names that ``method=`` accepts: ours, then every key of ``PRUNE_ALGO_DICT``."""
     return (*OWN_METHODS, *(key for key in host_keys() if key not in OWN_METHODS))
 
 
 def get_method(name: str) -> Method:
-    """The method of that name.
+    """Return the method with this name.
 
     Args:
-        name: one of `methods`, or ``"module:attribute"`` where a `Method` of your own is.
+        name: one of `methods`, or ``"module:attribute"`` of a `Method` of your own.
 
     Raises:
         ConfigError: no such method; the message lists the known ones.

@@ -1,14 +1,14 @@
-"""Effects measured in few bits first, and in FP32 where that is not certain.
+"""Measure effects in low precision first, and in FP32 where the decision is uncertain.
 
-1. An effect screened in few bits is measured again in FP32 and decided on that if the guard band doubts
-   it, or if it would keep the edge: no edge is in the circuit on a screened effect. One FP32 pass does
-   that for all candidates of a screened pass (`Engine.settle`).
-2. Where most edges would be decided again, they are measured in FP32 at once.
-3. Edges removed on screened effects are confirmed together, whenever the engine knows the FP32 loss: if
-   its change leaves room for one of them to reach the threshold, they are all decided again in FP32; if
-   it shows that rows are noisier than the band allows for, those now in doubt are.
-4. Every edge that is decided in FP32 shows how far its screened effect was off. Where that widens the
-   band, the search goes back to the first decision that the wider band puts in doubt.
+1. A screened effect, measured in low precision, is measured again in FP32 if it lies within the guard
+   band or would keep the edge: no edge enters the circuit on a screened effect. One FP32 pass does this
+   for all candidates of a screened pass (`Engine.settle`).
+2. If most edges would need FP32 anyway, they are measured in FP32 directly.
+3. Edges removed on screened effects are confirmed together whenever the engine knows the FP32 loss. If
+   its change leaves room for one of them to reach the threshold, all are decided again in FP32; if it
+   shows that rows are noisier than the band allows, those now within the band are.
+4. Every edge decided in FP32 reveals the error of its screened effect. If that widens the band, the
+   search goes back to the first decision that falls within the wider band.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from pahq_plugin.host import Edge
 from pahq_plugin.results.decision import Decision
 
 RECENT = 16
-"""Decisions that say whether screening is worth while for the next ones."""
+"""Number of latest decisions that determine whether screening pays off for the next ones."""
 
 TOO_MANY_IN_DOUBT = 0.25
-"""A share of them, from which on it is not: a pass in few bits takes about half as long as one in full
-precision, and wrong predictions waste part of it."""
+"""Share of them in doubt from which screening no longer pays off: a low-precision pass takes about half
+the time of an FP32 pass, and wrong predictions waste part of it."""
 
 
 class Screening:
-    """What a sweep asks of effects that were measured in few bits.
+    """Decide which screened effects of a sweep need FP32.
 
     Args:
-        engine: of the sweep; it screens.
+        engine: the sweep's engine, which screens.
         order: all edges, in the order in which they are tested.
         threshold: of the search.
         guard: band around the threshold; ``None`` trusts every screened effect.
-        seed: chooses the edges that are decided in FP32 to watch the band.
+        seed: selects the edges that are always decided in FP32, to monitor the band.
 
     Attributes:
-        confirmed: how many decisions the FP32 loss has confirmed, and that loss, if it was known.
+        confirmed: the number of decisions confirmed by the FP32 loss, and that loss if known.
         re_evaluations: edges decided again in FP32 so far.
-        recent: whether each of the last decisions needed FP32.
+        recent: whether each of the latest decisions needed FP32.
     """
 
     def __init__(
@@ -65,23 +65,23 @@ class Screening:
 
     @property
     def fails(self) -> bool:
-        """Whether of late so many edges had to be decided in FP32 that to screen the next ones first
-        would cost more than it saves."""
+        """Whether so many of the latest decisions needed FP32 that screening the next ones would cost
+        more than it saves."""
         return sum(self.recent) >= TOO_MANY_IN_DOUBT * RECENT
 
     def settle(
         self, candidates: Sequence[Edge], predicted: Sequence[bool], effects: Sequence[float]
     ) -> tuple[dict[int, float], int]:
-        """Measure in FP32 what is in doubt.
+        """Measure uncertain effects in FP32.
 
         Args:
-            candidates: of the screened pass.
+            candidates: those of the screened pass.
             predicted: whether each is expected to be kept.
-            effects: screened, of the first candidates.
+            effects: screened effects of the first candidates.
 
         Returns:
-            FP32 effects of the candidates that are in doubt, by index, and how many candidates can be
-            decided with them.
+            FP32 effects of the uncertain candidates by index, and the number of candidates that can be
+            decided.
         """
         size = len(effects)
         doubted = [self._doubts(*pair) for pair in zip(candidates, effects, strict=False)]
@@ -98,27 +98,27 @@ class Screening:
         )
 
     def remember(self, taken: Iterable[Decision]) -> None:
-        """Take in which of the last decisions needed FP32."""
+        """Record which of these decisions needed FP32."""
         if self._guard is not None:
             self.recent.extend(d.kept or self._guard.doubts(d.effect) for d in taken)
 
     def widened_by(self, pairs: Iterable[tuple[float, float]]) -> bool:
-        """Whether pairs of screened and FP32 effects widen the band; each is taken in."""
+        """Feed pairs of screened and FP32 effects to the band; return whether one of them widened it."""
         guard = self._guard
         return guard is not None and any([guard.watch(*pair) for pair in pairs])
 
     def first_doubted(self, decisions: Sequence[Decision]) -> int | None:
-        """The first screened decision that the band doubts by now; ``None`` if it doubts none."""
+        """Return the index of the first screened decision that now lies within the band, or ``None``."""
         guard = self._guard
         assert guard is not None
         doubted = (i for i, d in enumerate(decisions) if not d.exact and guard.doubts(d.effect))
         return next(doubted, None)
 
     def first_in_question(self, decisions: Sequence[Decision]) -> int | None:
-        """The first decision since the FP32 loss was last known that its change since then does not
-        confirm; ``None`` where it confirms all, or is not known now.
+        """Return the index of the first decision that the change of the FP32 loss does not confirm.
 
-        Those that it does not confirm are decided in FP32 when they come again.
+        ``None`` if it confirms all of them, or if the loss is unknown now. Unconfirmed edges are decided
+        in FP32 when their turn comes again.
         """
         (at, before), after = self.confirmed, self._engine.present_loss
         if self._guard is None or before is None or after is None:
@@ -131,12 +131,12 @@ class Screening:
         return None
 
     def _in_question(self, guard: GuardBand, batch: Sequence[Decision], change: float) -> Sequence[int]:
-        """Which decisions of a batch a ``change`` of the FP32 loss does not confirm.
+        """Return the indices of the decisions that a ``change`` of the FP32 loss does not confirm.
 
-        The screened effects of the removed edges add up to about the change of the loss. For one of
-        them to be wrong alone, the sum has to be off by what that effect lacks of the threshold. An
-        error of one row enters two effects with opposite signs and cancels in the sum, but what the
-        sum is off by is the last row's error, and so shows how wide the band has to be for the others.
+        The screened effects of the removed edges add up to roughly the change of the loss. If one of
+        them alone were wrong, the sum would be off by at least the distance of that effect from the
+        threshold. The error of one row enters two effects with opposite signs and cancels in the sum;
+        what remains is the error of the last row, which shows how wide the band must be for the others.
         """
         gone = list(accumulate(0.0 if d.kept else abs(d.effect) for d in batch))
         screened = [i for i, d in enumerate(batch) if not d.exact]
@@ -151,20 +151,20 @@ class Screening:
     # Snapshots and stats --------------------------------------------------------------------------
 
     def resume(self, recent: Iterable[bool], audits: set[Edge]) -> None:
-        """Go on as a snapshot says; the guard was made of it already."""
+        """Continue from a snapshot, from which the guard was already restored."""
         self.recent.extend(recent)
         self._audits = audits
 
     def audit_indices(self, order: Sequence[Edge]) -> tuple[int, ...]:
-        """Where the edges stand that are decided in FP32 whatever their effect."""
+        """Return the indices of the edges that are always decided in FP32."""
         return tuple(i for i, edge in enumerate(order) if edge in self._audits)
 
     def guard_state(self) -> dict[str, float] | None:
-        """What the band has learnt; ``None`` without one."""
+        """Return the state of the band; ``None`` without one."""
         return None if self._guard is None else self._guard.state()
 
     def guard_record(self) -> dict[str, float]:
-        """The band as `Stats` shows it; empty without one."""
+        """Return the band as recorded in `Stats`; empty without one."""
         guard = self._guard
         if guard is None:
             return {}

@@ -1,4 +1,4 @@
-"""A search as a method: the engine made, the guard calibrated, the sweep run or gone on with."""
+"""Run a search: make the engine, calibrate the guard band, run or resume the sweep."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ SEARCHING = frozenset(
 
 @dataclass(frozen=True)
 class Search(Method):
-    """ACDC: edge after edge is tested against a threshold.
+    """ACDC: test one edge after another against a threshold.
 
     Attributes:
-        precision: in which it always screens; ``None`` where the user or the device chooses.
+        precision: the precision it always screens in; ``None`` if the user or the device chooses.
     """
 
     precision: PrecisionConfig | None = None
@@ -58,7 +58,7 @@ class Search(Method):
         return self.precision
 
     def run(self, question: Question, stats: Stats) -> Found:
-        """Search within the budget of memory, going on from a checkpoint if there is one."""
+        """Search within the memory budget, resuming from a checkpoint if there is one."""
         model, engine = question.model, question.engine
         everyone = question.everyone or question.prompts
         precision = self.precision or question.precision or engine_precision(engine, model)
@@ -90,7 +90,7 @@ class Search(Method):
         }
 
     def _checkpoint(self, question: Question, precision: PrecisionConfig) -> Checkpoint | None:
-        """The file to go on from, in the first process; all processes agree on what is searched."""
+        """Return the checkpoint in the first process; check that all processes search the same."""
         world = question.world
         if question.checkpoint is None and world.size == 1:
             return None
@@ -117,17 +117,17 @@ def swept(
     start: Snapshot | None = None,
     show: Callable[[Snapshot], None] | None = None,
 ) -> tuple[list[Decision], PrecisionConfig, str]:
-    """Run one ACDC sweep, from ``start`` if there is one; its cost is added to ``stats``.
+    """Run one ACDC sweep.
 
     Args:
-        question: what is searched.
-        precision: to screen in.
-        stats: added to.
-        start: go on from there.
-        show: told how far the search is.
+        question: what to search.
+        precision: the precision to screen in.
+        stats: the cost is added here.
+        start: snapshot to resume from.
+        show: called with every snapshot.
 
     Returns:
-        The decisions, and precision and engine used.
+        The decisions, the precision and the name of the engine used.
     """
     edges, threshold = question.edges, question.threshold
     with ExitStack() as stack:
@@ -147,7 +147,7 @@ def swept(
 def _screening(
     engine: Engine, question: Question, precision: PrecisionConfig, start: Snapshot | None
 ) -> Screening | None:
-    """What is asked of screened effects; ``None`` where the engine measures all of them in FP32."""
+    """Make the screening; ``None`` if the engine measures every effect in FP32."""
     edges, threshold, seed = question.edges, question.threshold, question.seed
     if start is not None:
         guard = GuardBand.from_state(threshold, start.guard) if start.guard else None
@@ -159,7 +159,7 @@ def _screening(
 def _calibrated(
     engine: Engine, question: Question, precision: PrecisionConfig, stats: Stats
 ) -> PrecisionConfig:
-    """The formats that the hybrid policy chooses; adds the parts' sensitivities to ``stats``."""
+    """Return the formats chosen by the hybrid policy; add the sensitivities to ``stats``."""
     cfg = question.model.cfg
     with progress_bar("parts", len(configured(precision, cfg)), question.progress) as bar:
         chosen, assignment = calibrate(

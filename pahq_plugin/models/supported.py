@@ -1,7 +1,7 @@
-"""What each engine, format and export supports of a model, in one table.
+"""Tabulate what each engine, number format and export supports in a model.
 
 Names are TransformerLens': kinds of positions (``cfg.positional_embedding_type``), classes of modules,
-keys of activation functions. ``docs/models.md`` says which families of models that makes.
+keys of activation functions. ``docs/models.md`` lists the families of models this covers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Supported:
-    """What one way to run a model can do.
+    """What one way of running a model supports.
 
     Attributes:
         positions: kinds of positional embedding.
@@ -38,7 +38,7 @@ class Supported:
 
 FULL = (torch.float32, torch.float64)
 COMPUTED = ("standard", "rotary", "alibi")
-"""Positions whose arithmetic is written out: learned ones, rotary ones, ALiBi's slopes."""
+"""Positions computed here: learned, rotary and ALiBi."""
 
 INCREMENTAL = Supported(positions=COMPUTED, dtypes=FULL)
 """The incremental engine, in full precision."""

@@ -1,4 +1,4 @@
-"""What a discovery found: decisions, circuit, prune scores, and their files.
+"""Hold the result of a discovery: decisions, circuit and prune scores; save and load it.
 
 A result is a folder with two files. ``result.json`` holds the settings, the model's digest and the
 decisions in the order taken, and no timings, so that equal runs give equal bytes. ``run.json`` holds
@@ -57,22 +57,21 @@ PACKAGES = ("pahq-plugin", "auto-circuit", "transformer-lens", "torch", "numpy")
 
 
 SHOWN = 20
-"""Edges of a table where nothing else is said."""
+"""Default number of edges in a table."""
 
 
 @dataclass(frozen=True, repr=False)
 class Discovery:
     """A circuit and how it was found.
 
-    It shows itself as one line; as a table where rich prints it (``rich.print(result)``) and in
-    notebooks.
+    Its repr is one line; ``rich.print(result)`` and notebooks show a table.
 
     Attributes:
         decisions: one per edge, in the order taken.
         settings: method, threshold, metric, ablation, precision and so on, as JSON values.
-        stats: what the run cost.
+        stats: the cost of the run.
         model: the model the edges belong to.
-        searched: which model that was when it was searched; ``None`` for as it is now.
+        searched: identity of the model when it was searched; ``None`` for its identity now.
     """
 
     decisions: tuple[Decision, ...]
@@ -91,8 +90,8 @@ class Discovery:
         """Host prune scores whose top ``len(circuit)`` by magnitude are the circuit.
 
         For a search, ``max(effect, 0)``; for a method that scores edges, its scores. FP32 (FP64 for
-        an FP64 model), always finite and not 0 for a kept edge. Where rounding to that dtype would tie
-        a removed edge with the weakest kept one, the removed edge gets the next smaller number.
+        an FP64 model), always finite, and nonzero for kept edges. If rounding would tie a removed edge
+        with the weakest kept one, the removed edge gets the next smaller number.
         """
         scores = self.model.new_prune_scores()
         dtype = torch.promote_types(next(iter(scores.values())).dtype, torch.float32)
@@ -125,19 +124,19 @@ class Discovery:
         return result_html(self._shown(), asdict(self.stats), SHOWN)
 
     def top(self, count: int = SHOWN) -> tuple[Decision, ...]:
-        """The strongest kept edges, the largest effect (or score) by magnitude first.
+        """Return the strongest kept edges, the largest effect (or score) by magnitude first.
 
-        These are the rows of the table that ``pahq show`` prints, and in the same order.
+        ``pahq show`` prints the same edges in the same order.
 
         Raises:
-            ConfigError: ``count`` is no number of edges.
+            ConfigError: ``count`` is not an integer of at least 0.
         """
         if type(count) is not int or count < 0:
             raise ConfigError(f"top({count!r}): count must be an integer of at least 0")
         return tuple(strongest(self.decisions)[:count])
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A table with a row an edge, in the order decided.
+        """Return a table with one row per edge, in the order decided.
 
         Columns: ``edge``, its ``src`` and ``dest`` nodes, ``seq_idx`` (missing where edges have no
         position), ``effect``, ``kept``, ``exact``, and ``score``, the prune score.
@@ -145,24 +144,24 @@ class Discovery:
         return data_frame(self.decisions, self._scores())
 
     def to_networkx(self, whole: bool = False) -> networkx.MultiDiGraph[str]:
-        """The circuit as a directed graph of heads, MLPs, input and output.
+        """Return the circuit as a directed graph of heads, MLPs, input and output.
 
-        Q, K and V of a head are inputs of one node, as in ``pahq show``, so that paths lead through
-        it; several edges may therefore join two nodes. Nodes have the attributes ``kind`` (head, mlp,
-        input, output, other), ``block`` and ``head``; edges ``edge``, ``slot`` (Q, K or V),
-        ``seq_idx``, ``effect``, ``kept``, ``exact`` and ``score``, and the edge's label as their key.
-        An attribute that does not apply is left out.
+        Q, K and V of a head are inputs of one node, as in ``pahq show``, so that paths pass through
+        it; several edges may therefore join the same two nodes. Nodes have the attributes ``kind``
+        (head, mlp, input, output, other), ``block`` and ``head``; edges have ``edge``, ``slot`` (Q, K
+        or V), ``seq_idx``, ``effect``, ``kept``, ``exact`` and ``score``, and the edge's label as their
+        key. Attributes that do not apply are omitted.
 
         Args:
-            whole: whether removed edges are in the graph, too.
+            whole: whether to include removed edges.
         """
         return node_graph(self.decisions, self._scores(), self.settings, whole)
 
     def diff(self, other: Discovery) -> Difference:
-        """What this result and another one of the same graph have in common and what not.
+        """Compare this result with another one on the same graph.
 
         Raises:
-            ConfigError: ``other`` is no result.
+            ConfigError: ``other`` is not a `Discovery`.
             ResultError: the results are of different graphs.
         """
         if not isinstance(other, Discovery):
@@ -170,7 +169,7 @@ class Discovery:
         return difference(self.decisions, other.decisions, (self.settings, other.settings))
 
     def _shown(self) -> dict[str, Any]:
-        """The part of `record` that is shown; the digest, which reads every weight, is left out."""
+        """Return the shown part of `record`, without the digest, which reads every weight."""
         return {
             "model": {"name": model_name(self.model)},
             "settings": self.settings,
@@ -178,7 +177,7 @@ class Discovery:
         }
 
     def _scores(self) -> list[float]:
-        """The prune score of each decision's edge."""
+        """Return the prune score of each decision's edge."""
         scores = self.prune_scores
         return [float(decision.edge.prune_score(scores)) for decision in self.decisions]
 
@@ -186,11 +185,11 @@ class Discovery:
         """Write ``result.json`` and ``run.json`` into the folder ``path`` and return it.
 
         Args:
-            path: the folder; one that holds this result already is written again.
-            force: whether another result that is there is replaced.
+            path: the folder; if it already holds this result, its files are rewritten.
+            force: whether to replace another result.
 
         Raises:
-            ResultError: the folder holds another result, or one that cannot be read, or is a file.
+            ResultError: ``path`` is a file, or holds another result or an unreadable one.
         """
         folder, text = Path(path), record_text(self.record())
         _check_place(folder, text, force)
@@ -212,18 +211,18 @@ class Discovery:
     ) -> Path:
         """Write ``README.md``, a Hugging Face model card, beside the saved result and return its path.
 
-        A folder that holds no result yet gets this one, so that it can be uploaded as it is.
+        The result is saved, too, if the folder holds none yet, so that the folder can be uploaded.
 
         Args:
             path: the folder.
-            measures: numbers that judge the circuit, such as ``{"faithfulness": 0.96}``, by name.
-            license: of the result, as the hub names it, such as ``mit``; ``None`` leaves it open.
-            base_model: name on the hub of the model; ``None`` for the model's own, if it is one.
-            force: whether a result and a ``README.md`` that are there are replaced.
+            measures: evaluation of the circuit by name, such as ``{"faithfulness": 0.96}``.
+            license: the hub's name of the result's license, such as ``mit``; ``None`` leaves it open.
+            base_model: the model's name on the hub; ``None`` for the model's own name if it is one.
+            force: whether to replace an existing result and ``README.md``.
 
         Raises:
-            ConfigError: there is a ``README.md``, or an argument that no card can hold.
-            ResultError: the folder holds another result, or one that cannot be read, or is a file.
+            ConfigError: ``README.md`` exists, or an argument does not fit into a card.
+            ResultError: ``path`` is a file, or holds another result or an unreadable one.
         """
         folder, own = Path(path), self.record()
         text = record_text(own)
@@ -240,12 +239,12 @@ class Discovery:
 
         Args:
             path: the folder, or its ``result.json``.
-            model: the model it was found on; edges are looked up in it.
+            model: the model it was found on.
 
         Raises:
-            ResultError: no such file, a damaged one, or one of another model: of other weights or edges,
-                or of the same weights in another configuration (told by ``run.json``).
-            ModelError: ``model`` is none whose edges can be patched.
+            ResultError: the file is missing or damaged, or belongs to another model: other weights or
+                edges, or the same weights in another configuration (according to ``run.json``).
+            ModelError: the edges of ``model`` cannot be patched.
         """
         check_patchable(model)
         file = result_file(path)
@@ -270,7 +269,7 @@ class Discovery:
         return Discovery(decisions, record["settings"], _stats(file.parent), model, searched)
 
     def record(self) -> dict[str, Any]:
-        """The content of ``result.json``: settings, model and decisions as JSON values."""
+        """Return the content of ``result.json``: settings, model and decisions as JSON values."""
         searched = self.searched or Searched.of(self.model)
         return {
             "schema": SCHEMA,
@@ -301,10 +300,7 @@ def _stats(folder: Path) -> Stats:
 
 
 def _check_place(folder: Path, text: str, force: bool) -> None:
-    """
-    Raises:
-        ResultError: a file, or a folder with another result or one that cannot be read.
-    """
+    """Refuse to overwrite a file or another result, with a `ResultError`."""
     if folder.exists() and not folder.is_dir():
         raise ResultError(f"{folder} is a file; a result is saved as a folder")
     there = folder / RESULT_FILE

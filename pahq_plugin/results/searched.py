@@ -1,4 +1,4 @@
-"""Which model a result is of."""
+"""Identify the model of a result."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pahq_plugin.models.checks import configuration_digest, model_digest
 
 @dataclass(frozen=True)
 class Searched:
-    """Which model a result is of, as it was when it was searched.
+    """Identity of a model at the time it was searched.
 
     Attributes:
         name: see `model_name`.
-        digest: of its edges and weights.
-        edges: how many it has.
-        configuration: digest of all else that decides its output; ``None`` where that is not known.
+        digest: digest of its edges and weights.
+        edges: number of edges.
+        configuration: digest of everything else that determines its output; ``None`` if unknown.
     """
 
     name: str
@@ -26,14 +26,14 @@ class Searched:
 
     @staticmethod
     def of(model: PatchableModel) -> Searched:
-        """The model as it is now; reads every weight."""
+        """Identify a model as it is now; this reads every weight."""
         return Searched(
             model_name(model), model_digest(model), len(model.edges), configuration_digest(model)
         )
 
 
 def model_name(model: PatchableModel) -> str:
-    """The configured name of a transformer, else the class of the wrapped model."""
+    """Return the configured name of a transformer, or the class of any other wrapped model."""
     return (
         getattr(getattr(model.wrapped_model, "cfg", None), "model_name", None)
         or type(model.wrapped_model).__name__

@@ -1,4 +1,4 @@
-"""What a run cost."""
+"""Record the cost of a run."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Stats:
-    """What a run cost.
+    """The cost of a run.
 
     Attributes:
-        evaluations: patched model evaluations, one per row of a batch of candidates.
-        re_evaluations: edges decided again in FP32 because of the guard band or the watch on it.
+        evaluations: patched forwards, one per row of a batch of candidates.
+        re_evaluations: edges decided again in FP32 because of the guard band or its monitoring.
         seconds: wall-clock time of the search, without loading the model.
         peak_bytes: peak memory: of the GPU's allocator, or resident memory of the process.
         forward_equivalents: ``seconds`` over the time of one plain forward of the same prompts, in the
             model's own precision.
-        guard: relative width, floor and number of widenings of the guard band; empty without one.
+        guard: relative width, floor and number of widenings of the guard band; empty without a band.
         sensitivity: of the hybrid policy, the error of each part in its configured format
             (`pahq_plugin.discovery.hybrid`); empty without one.
-        memory: under ``max_memory``, in bytes: the budget, what the search took of it at its peak,
-            weights, those that stayed, and what was read from disk or copied to the GPU; else empty.
+        memory: with ``max_memory``, in bytes: the budget, the peak use, all weights, resident weights,
+            and weights read from disk or copied to the GPU; empty otherwise.
     """
 
     evaluations: int = 0
