@@ -229,7 +229,7 @@ def test_another_result_is_not_replaced_unasked(
     assert Discovery.load(tmp_path, model) == other
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(
-        ResultError, match=r"no readable JSON.*; name another folder, or replace it with"
+        ResultError, match=r"not readable JSON.*; name another folder, or replace it with"
     ):
         other.save(tmp_path)
     assert (tmp_path / "result.json").read_text() == "{"
