@@ -71,7 +71,7 @@ class Baseline:
         if not options:
             return method
         if not isinstance(method, HostAlgorithm):
-            raise ConfigError(f"{self.name} is no algorithm of the host and takes no options")
+            raise ConfigError(f"{self.name} is not an algorithm of the host and takes no options")
         return replace(method, options={**method.options, **options})
 
     @property

@@ -75,7 +75,7 @@ def test_files_of_plans(tmp_path: Path) -> None:
 def test_baselines_that_do_not_fit() -> None:
     with refused(ConfigError, "eap-ig differentiates logits of answers; these are numbers"):
         get_baseline("eap-ig").fitted("mse", None, False, {})
-    with refused(ConfigError, "acdc is no algorithm of the host and takes no options"):
+    with refused(ConfigError, "acdc is not an algorithm of the host and takes no options"):
         get_baseline("acdc").fitted("mse", 0.1, True, {"steps": 3})
 
 
