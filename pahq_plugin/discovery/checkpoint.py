@@ -39,7 +39,9 @@ from pahq_plugin.system.warn import warn
 SCHEMA = "pahq-checkpoint/1"
 METADATA = "pahq"
 
-STATE_KEYS = {"recent", "audits", "guard", "evaluations", "re_evaluations"}
+STATE_KEYS = ("recent", "audits", "guard", "evaluations", "re_evaluations")
+"""Fields of a `Snapshot` that are stored as JSON."""
+
 TENSORS = {"effects": np.float64, "kept": np.bool_, "exact": np.bool_, "predicted": np.bool_}
 
 
@@ -169,11 +171,7 @@ def unpacked(content: Packed, order: Sequence[Edge]) -> Snapshot:
     return Snapshot(
         decisions=tuple(Decision(edge, *values) for edge, *values in taken),
         predicted=tuple(tensors["predicted"].tolist()),
-        recent=tuple(state["recent"]),
-        audits=tuple(state["audits"]),
-        guard=state["guard"],
-        evaluations=state["evaluations"],
-        re_evaluations=state["re_evaluations"],
+        **state | {name: tuple(state[name]) for name in ("recent", "audits")},
     )
 
 
@@ -202,7 +200,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[An
 
 def _is_whole(document: dict[str, Any], tensors: dict[str, np.ndarray[Any, Any]]) -> bool:
     state = document.get("state")
-    if not isinstance(state, dict) or state.keys() != STATE_KEYS:
+    if not isinstance(state, dict) or state.keys() != set(STATE_KEYS):
         return False
     if not isinstance(document.get("identity"), dict) or tensors.keys() != TENSORS.keys():
         return False
@@ -235,13 +233,8 @@ def _tensors(snapshot: Snapshot) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _state(snapshot: Snapshot) -> dict[str, Any]:
-    return {
-        "recent": list(snapshot.recent),
-        "audits": list(snapshot.audits),
-        "guard": snapshot.guard,
-        "evaluations": snapshot.evaluations,
-        "re_evaluations": snapshot.re_evaluations,
-    }
+    state = {name: getattr(snapshot, name) for name in STATE_KEYS}
+    return state | {name: list(state[name]) for name in ("recent", "audits")}
 
 
 def _digest(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:

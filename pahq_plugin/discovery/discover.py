@@ -164,13 +164,6 @@ def discover(
         seed=seed,
         progress=progress and world.is_first,
     )
-    settings = {
-        "method": chosen.name,
-        "scored": not chosen.searches,
-        "ablation": kind.name.lower(),
-        "batches": batches,
-        "seed": seed,
-    }
     stats, searched = Stats(), Searched.of(model)
     draws = chosen.draws or kind.mean_over_dataset  # the method, or the loader again
     with seeded(seed, alone=draws), borrowed(model), memory_shortage_named():
@@ -180,7 +173,7 @@ def discover(
         decisions, more = chosen.run(question, stats)
     if world.is_first and not chosen.draws:
         _warn_of_no_effect(decisions, kind)
-    return Discovery(tuple(decisions), settings | more, stats, model, searched)
+    return Discovery(tuple(decisions), chosen.settings(question) | more, stats, model, searched)
 
 
 def _warn_of_no_effect(decisions: Sequence[Decision], ablation: AblationType) -> None:

@@ -29,23 +29,15 @@ from pahq_plugin.engines.protocol import Engine
 from pahq_plugin.host import Edge
 
 RELATIVE = 0.3
-
-
 FLOOR_MULTIPLE = 8.0
-
 
 DRIFTS = 4.0
 """An effect is the difference of two rows, and each row's error may be twice the measured one."""
 
-
 STATE = ("relative", "floor", "fixed", "widened", "drift")
 
-
 SAMPLE = 12
-
-
 AUDIT_EVERY = 128
-
 
 FLOOR_OF_FP32 = 1e-7
 """Rounding error of a loss near 1 in FP32: no screened effect is more precise than this."""

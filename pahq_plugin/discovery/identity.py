@@ -10,19 +10,12 @@ import torch
 
 from pahq_plugin.engines.choose import objection_to
 from pahq_plugin.engines.question import Question
-from pahq_plugin.host import (
-    PatchableModel,
-    PromptPairBatch,
-)
-from pahq_plugin.host.prompts import (
-    prompts_digest,
-)
+from pahq_plugin.host import PatchableModel, PromptPairBatch
+from pahq_plugin.host.prompts import prompts_digest
 from pahq_plugin.labels import edge_label
 from pahq_plugin.metrics import row_losses
 from pahq_plugin.models.checks import configuration_digest, model_digest
-from pahq_plugin.precision.config import (
-    PrecisionConfig,
-)
+from pahq_plugin.precision.config import PrecisionConfig
 from pahq_plugin.system.files import installed_version
 from pahq_plugin.system.fingerprint import fingerprint, function_digest
 from pahq_plugin.system.processes import MEASURED, World

@@ -94,14 +94,7 @@ class Search(Method):
         world = question.world
         if question.checkpoint is None and world.size == 1:
             return None
-        settings = {
-            "method": self.name,
-            "scored": False,
-            "ablation": question.ablation.name.lower(),
-            "batches": question.batches,
-            "seed": question.seed,
-        }
-        identity = settings | run_identity(question, precision)
+        identity = self.settings(question) | run_identity(question, precision)
         world.agree(identity | {"max_memory": question.max_memory})
         if question.checkpoint is None or not world.is_first:
             return None

@@ -13,21 +13,13 @@ from pahq_plugin.engines.protocol import Engine, engine_factory
 from pahq_plugin.engines.question import Question
 from pahq_plugin.engines.whole_forward import HostEngine
 from pahq_plugin.errors import ConfigError, DistributedError
-from pahq_plugin.host import (
-    PatchableModel,
-)
+from pahq_plugin.host import PatchableModel
 from pahq_plugin.host.patching import prepare
-from pahq_plugin.host.prompts import (
-    past_length,
-)
+from pahq_plugin.host.prompts import past_length
 from pahq_plugin.models.blocks import unsupported
 from pahq_plugin.models.checks import model_device
 from pahq_plugin.precision.backend import mixed_precision
-from pahq_plugin.precision.config import (
-    FULL_PRECISION,
-    PrecisionConfig,
-    default_precision,
-)
+from pahq_plugin.precision.config import FULL_PRECISION, PrecisionConfig, default_precision
 from pahq_plugin.system.processes import World
 from pahq_plugin.system.warn import warn
 

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import torch
 
 from pahq_plugin.engines.question import Question
 from pahq_plugin.host import Edge
 from pahq_plugin.precision.config import PrecisionConfig
 from pahq_plugin.system.plugins import ENGINES, is_reference, load, referred
-
-if TYPE_CHECKING:
-    import torch
-
-    from pahq_plugin.precision.config import PrecisionConfig
 
 
 class Engine(Protocol):

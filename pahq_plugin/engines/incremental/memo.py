@@ -112,21 +112,12 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Base:
-    """A residual stream that destinations start from, ``[batch, pos, d_model]``."""
+class Versioned:
+    """Tensors by name, computed from a version of something that changes.
 
-    x: Tensor
-    version: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor."""
-        return self.x.nbytes
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """The present hidden layer of an MLP before its activation, by weight ``[1, n, d_mlp]``."""
+    Either the residual stream that destinations start from, ``"x" [batch, pos, d_model]``; or the
+    present hidden layer of an MLP before its activation, by weight ``[1, n, d_mlp]``.
+    """
 
     entries: dict[str, Tensor]
     version: int

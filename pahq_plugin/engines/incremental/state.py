@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pahq_plugin.engines.incremental.kept_graph import KeptGraph, Place, Stage
-from pahq_plugin.engines.incremental.memo import Base, Held, Hidden, Memo
+from pahq_plugin.engines.incremental.memo import Held, Memo, Versioned
 from pahq_plugin.engines.incremental.positions import Ints, Positions
 from pahq_plugin.engines.incremental.products import OwnProducts, Products, RowFunction
 from pahq_plugin.engines.incremental.source_outputs import Sources
@@ -67,8 +67,8 @@ class BatchState:
         ]
         self._source_versions = np.zeros(graph.n_sources, dtype=np.int64)
         self._held: Memo[Held] = Memo(memo_bytes)
-        self._bases: Memo[Base] = Memo(memo_bytes // 4)
-        self._hidden: Memo[Hidden] = Memo(memo_bytes // 2)
+        self._bases: Memo[Versioned] = Memo(memo_bytes // 4)
+        self._hidden: Memo[Versioned] = Memo(memo_bytes // 2)
         self._input_versions: defaultdict[Place, int] = defaultdict(int)
         self._active = np.arange(graph.shape.length) >= first_changes[:, None]
         self._tokens: dict[int, Tensor | None] = {}
@@ -340,7 +340,7 @@ class BatchState:
         found = self._hidden.get(key)
         if found is None or found.version != version:
             entries = {name: entry.bfloat16() for name, entry in make().items()}
-            found = Hidden(entries, version)
+            found = Versioned(entries, version)
             self._hidden.put(key, found)
         return {name: entry.to(self.model.cfg.dtype) for name, entry in found.entries.items()}
 
@@ -348,21 +348,19 @@ class BatchState:
 
     def ablated_base(self, at: int) -> Tensor:
         """Return the input of a stage with every source ablated, ``[batch, pos, d_model]``."""
-        base = self._bases.get(("ablated", at))
-        if base is None:
-            base = Base(self._residual(self.ablated, self.graph.stages[at]), 0)
-            self._bases.put(("ablated", at), base)
-        return base.x
+        return self._base("ablated", at, self.ablated, version=0)
 
     def current_base(self, at: int) -> Tensor:
         """Return the input of a stage with every edge kept and sources as they are now."""
-        stage = self.graph.stages[at]
-        version = int(self._source_versions[: stage.n_sources].sum())
-        base = self._bases.get(("now", at))
+        version = int(self._source_versions[: self.graph.stages[at].n_sources].sum())
+        return self._base("now", at, self.now, version)
+
+    def _base(self, which: str, at: int, sources: Sources, version: int) -> Tensor:
+        base = self._bases.get((which, at))
         if base is None or base.version != version:
-            base = Base(self._residual(self.now, stage), version)
-            self._bases.put(("now", at), base)
-        return base.x
+            base = Versioned({"x": self._residual(sources, self.graph.stages[at])}, version)
+            self._bases.put((which, at), base)
+        return base.entries["x"]
 
     def _residual(self, sources: Sources, stage: Stage) -> Tensor:
         """Sum the outputs of the sources before ``stage`` to a residual stream."""

@@ -29,24 +29,19 @@ from pahq_plugin.precision.config import PrecisionConfig
 WINDOW = 3
 """Attention layers or MLPs that fit in the window; a product reads the weights of two at a time."""
 
-
 SCALES = 1.02
 """Scales and padding enlarge low copies at most by this factor, with one scale per row."""
 
-
 LEAST_PASSES = 13 * 2**19
 """The least bytes that passes take, on any device: an eighth of the usual on a CPU."""
-
 
 EDGE_BYTES, BASE_BYTES = 1000, 16_000_000
 """Bytes of Python objects for each edge (measured: 600), and bytes of everything else that a search
 adds to the process: objects (3,000,000), and code that runs for the first time."""
 
-
 GPU_BYTES = 2**26
 """Bytes that products take on a GPU besides operands and results: workspaces of cuBLAS and cuBLASLt, at
 most 32 MiB each."""
-
 
 RESERVE = 0.03
 """Fraction of the budget reserved for what is not counted: tiny tensors, and allocators' overhead."""
