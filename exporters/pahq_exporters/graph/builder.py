@@ -116,16 +116,21 @@ class Builder:
         end = {} if axis == -1 else {"end": axis + 1}
         return self.op("Shape", x, start=axis, **end)
 
-    def slice(self, x: str, axis: int, first: int, last: int, step: int = 1) -> str:
+    def slice(self, x: str, axis: int, first: int, last: int) -> str:
         """Return a slice of one axis."""
-        return self.op(
-            "Slice",
-            x,
-            self.integers(first),
-            self.integers(last),
-            self.integers(axis),
-            self.integers(step),
-        )
+        return self.op("Slice", x, *(self.integers(number) for number in (first, last, axis, 1)))
+
+    def unsqueeze(self, x: str, axis: int) -> str:
+        """Insert an axis of size 1."""
+        return self.op("Unsqueeze", x, self.integers(axis))
+
+    def squeeze(self, x: str, axis: int) -> str:
+        """Remove an axis of size 1."""
+        return self.op("Squeeze", x, self.integers(axis))
+
+    def swap_last(self, x: str, rank: int = 2) -> str:
+        """Transpose the last two of ``rank`` axes."""
+        return self.op("Transpose", x, perm=[*range(rank - 2), rank - 1, rank - 2])
 
     def branch(
         self, condition: str, then: Callable[[], Sequence[str]], other: Callable[[], Sequence[str]]
@@ -134,19 +139,17 @@ class Builder:
 
         Each adds its nodes to a subgraph and may read any value made before.
         """
-        branches = {"then_branch": self._subgraph(then), "else_branch": self._subgraph(other)}
-        count = len(branches["then_branch"].output)
-        return self.ops("If", count, condition, **branches)
+        first, second = self._subgraph(then), self._subgraph(other)
+        return self.ops("If", len(first.output), condition, then_branch=first, else_branch=second)
 
     def _subgraph(self, fill: Callable[[], Sequence[str]]) -> onnx.GraphProto:
         outer, self._nodes = self._nodes, []
-        try:
-            # The subgraph itself must produce its outputs.
-            outputs = [self.op("Identity", value) for value in fill()]
-            infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
-            return helper.make_graph(self._nodes, self.name("branch"), [], infos)
-        finally:
-            self._nodes = outer
+        # The subgraph itself must produce its outputs.
+        outputs = [self.op("Identity", value) for value in fill()]
+        infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+        made = helper.make_graph(self._nodes, self.name("branch"), [], infos)
+        self._nodes = outer
+        return made
 
     def model(
         self,
@@ -156,9 +159,7 @@ class Builder:
         metadata: dict[str, str],
     ) -> onnx.ModelProto:
         """Return the finished model."""
-        graph = helper.make_graph(
-            self._nodes, name, list(inputs), list(outputs), list(self.initialisers.values())
-        )
+        graph = helper.make_graph(self._nodes, name, inputs, outputs, [*self.initialisers.values()])
         model = helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid("", OPSET)],

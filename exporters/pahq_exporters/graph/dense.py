@@ -26,42 +26,32 @@ Candidates, prompts and positions are flattened into rows, ``[candidate * batch 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from pahq_exporters.description import Description
 from pahq_exporters.graph.builder import Builder
-from pahq_exporters.graph.high import HighHead, K, O, Q, V
+from pahq_exporters.graph.high import fed_weights, packed_weights
 from pahq_exporters.graph.parts import Parts
 from pahq_plugin.host import PatchableModel
+from pahq_plugin.precision.config import PrecisionConfig
 
 
-class Dense:
-    """Builds the dense graph of one model.
-
-    Args:
-        build: the graph.
-        model: the exported model.
-        parts: the model's parts in this graph.
-        high: how the investigated head is chosen.
-        start_layer: the first block.
-        n_earlier: number of sources before it.
-        positions: positions of the logits, see `pahq_exporters.description`.
-    """
+class Dense(Parts):
+    """Builds the dense graph of one model."""
 
     def __init__(
-        self,
-        build: Builder,
-        model: PatchableModel,
-        parts: Parts,
-        high: HighHead,
-        start_layer: int,
-        n_earlier: int,
-        positions: str,
+        self, build: Builder, model: PatchableModel, described: Description, precision: PrecisionConfig
     ) -> None:
-        self.build, self.model, self.parts, self.high = build, model, parts, high
-        self.start_layer, self.n_earlier, self.positions = start_layer, n_earlier, positions
-        self.cfg = model.cfg
+        super().__init__(build, model, described, precision)
         self.slots = 3 if model.separate_qkv else 1
-        self.by_position = model.seq_len is not None
+        self._batch = build.dimension(self.first_input, 0)
+        self._pos = build.dimension(self.first_input, 1)
+        self._candidates = build.dimension("mask", 0)
+        rows, cfg = build.op("Mul", self._candidates, self._batch), self.cfg
+        self._split_shape = build.shape(cfg.n_heads, -1, self._pos, cfg.d_head)
+        self._source_shape = build.shape(-1, rows, self._pos, cfg.d_model)
         # [candidate, src, batch * pos * d_model], by position [candidate, pos, src, batch * d_model]
-        self._deltas: str | None = None
+        self._deltas = ""
         self._sources: list[str] = []  # [some, candidate * batch, pos, d_model] each
         self._seen = 0
         self._read = 0
@@ -69,113 +59,137 @@ class Dense:
     def fill(self) -> dict[str, str]:
         """Add all nodes; returns the values of the outputs by name."""
         build, cfg = self.build, self.cfg
-        tokens = "tokens" if self.start_layer == 0 else "residual"
-        self._batch, self._length = build.dimension(tokens, 0), build.dimension(tokens, 1)
-        self._candidates = build.dimension("mask", 0)
-        self._rows = build.op("Mul", self._candidates, self._batch)
-        self._split_shape = build.shape(cfg.n_heads, -1, self._length, cfg.d_head)
-        self._source_shape = build.shape(-1, self._rows, self._length, cfg.d_model)
-        self.parts.prepare()
+        self.prepare()
         residual = self._start()
-        for layer in range(self.start_layer, cfg.n_layers):
+        for layer in range(self.described.start_layer, cfg.n_layers):
             with build.scope(f"blocks.{layer}"):
                 residual = self._block(layer, residual)
-        return {"logits": self._end(residual), "sources": build.op("Concat", *self._sources, axis=0)}
+        residual = self._patched(residual, 1, self._seen)
+        shape = build.shape(self._candidates, self._batch, self._pos, cfg.d_model)
+        logits = self.logits(build.op("Reshape", residual, shape))
+        return {"logits": logits, "sources": build.op("Concat", *self._sources, axis=0)}
 
     def _start(self) -> str:
-        build, cfg = self.build, self.cfg
-        x = self.parts.embed("tokens") if self.start_layer == 0 else "residual"
+        """Return the residual stream before the first block, ``[row, d_model]``."""
+        build, width, n_earlier = self.build, self.cfg.d_model, self.described.n_earlier
+        x = self.start()
         many = build.shape(self._candidates, 1, 1, 1)
-        x = build.reshape(build.op("Expand", build.op("Unsqueeze", x, build.integers(0)), many), -1,
-                          cfg.d_model)  # fmt: skip
-        if self.start_layer == 0:
-            self._add_sources(build.op("Unsqueeze", x, build.integers(0)), 1)
+        x = build.reshape(build.op("Expand", build.unsqueeze(x, 0), many), -1, width)
+        if n_earlier == 0:
+            self._add_sources(build.unsqueeze(x, 0), 1)
         else:
-            earlier = build.op("Unsqueeze", "earlier", build.integers(1))
+            earlier = build.unsqueeze("earlier", 1)
             earlier = build.op("Expand", earlier, build.shape(1, self._candidates, 1, 1, 1))
-            self._add_sources(build.reshape(earlier, self.n_earlier, -1, cfg.d_model), self.n_earlier)
+            self._add_sources(build.reshape(earlier, n_earlier, -1, width), n_earlier)
         return x
 
     def _block(self, layer: int, residual: str) -> str:
         """Map the residual stream before a block to that after it, ``[row, d_model]``."""
-        build, block, cfg = self.build, self.model.blocks[layer], self.cfg
+        build, cfg = self.build, self.cfg
         before = self._seen
         with build.scope("attn"):
             result = self._heads(layer, residual)
             self._add_sources(result, cfg.n_heads)
             total = build.op("ReduceSum", result, build.integers(0), keepdims=0)
-            bias = build.tensor(f"blocks.{layer}.attn.b_O", block.attn.b_O.float())
+            bias = self.parameter(f"blocks.{layer}.attn.b_O")
             attended = build.op("Add", build.op("Add", residual, total), bias)
         if cfg.attn_only:
             return attended
         with build.scope("mlp"):
-            x = residual if cfg.parallel_attn_mlp else attended
-            x = self._patched(x, 1, before if cfg.parallel_attn_mlp else self._seen)
-            x = build.op("Squeeze", x, build.integers(0))
-            out = self.parts.mlp(layer, self.parts.norm(block.ln2, f"blocks.{layer}.ln2", x))
-            self._add_sources(build.op("Unsqueeze", out, build.integers(0)), 1)
+            read, reads = (residual, before) if cfg.parallel_attn_mlp else (attended, self._seen)
+            out = self.mlp(layer, build.squeeze(self._patched(read, 1, reads), 0))
+            self._add_sources(build.unsqueeze(out, 0), 1)
             return build.op("Add", attended, out)
 
     def _heads(self, layer: int, residual: str) -> str:
         """Return the output of each head, ``[head, row, d_model]``."""
-        build, attn, cfg = self.build, self.model.blocks[layer].attn, self.cfg
-        used = self.parts.precision.format_of("qkv", layer)
+        build, cfg, name = self.build, self.cfg, f"blocks.{layer}.attn"
+        used = self.precision.format_of("qkv", layer)
         x = self._patched(residual, self.slots * cfg.n_heads, self._seen)
-        x = self.parts.norm(self.model.blocks[layer].ln1, f"blocks.{layer}.ln1", x)
+        x = self.norm(f"blocks.{layer}.ln1", x)
         inputs = build.ops("Split", 3, x, axis=0, num_outputs=3) if self.slots == 3 else [x] * 3
-        low_inputs = [self.parts.rounding.activation(each, used, 0) for each in inputs]
+        low_inputs = [self.rounding.activation(each, used, 0) for each in inputs]
         low = []
         for letter, each in zip("QKV", low_inputs, strict=True):
-            name = f"blocks.{layer}.attn.W_{letter}"
-            weight = self.parts.rounding.weight(name, getattr(attn, f"W_{letter}"), used)
-            bias = build.tensor(f"blocks.{layer}.attn.b_{letter}", getattr(attn, f"b_{letter}").float())
+            weight = self.weight(f"{name}.W_{letter}", used)
+            bias = self.parameter(f"{name}.b_{letter}")
             product = build.op("MatMul", each, weight)
-            low.append(build.op("Add", product, build.op("Unsqueeze", bias, build.integers(1))))
-        q, k, v = self.high.replace(
-            layer, low, lambda weights, head: self._high_qkv(layer, inputs, weights, head)
-        )
-        q, k, v = (build.op("Reshape", value, self._split_shape) for value in (q, k, v))
-        z = self.parts.attend(layer, q, k, v, rank=4)
-        z = build.reshape(z, cfg.n_heads, -1, cfg.d_head)
-        return self._written(layer, z)
+            low.append(build.op("Add", product, build.unsqueeze(bias, 1)))
 
-    def _high_qkv(self, layer: int, inputs: list[str], weights: list[str], head: str) -> list[str]:
-        """Return query, key and value of the investigated head, ``[row, d_head]`` each."""
-        build, made = self.build, []
-        for letter, x, which in zip("QKV", inputs, (Q, K, V), strict=True):
-            own = build.op("Squeeze", build.op("Gather", x, head, axis=0), build.integers(0))
-            bias = build.op("Gather", f"blocks.{layer}.attn.b_{letter}", head, axis=0)
-            made.append(build.op("Add", build.op("MatMul", own, weights[which]), bias))
-        return made
+        def high(weights: list[str], head: str) -> list[str]:
+            """Return query, key and value of the investigated head, ``[row, d_head]`` each."""
+            made = []
+            for letter, x, weight in zip("QKV", inputs, weights[:3], strict=True):
+                own = build.squeeze(build.op("Gather", x, head, axis=0), 0)
+                bias = build.op("Gather", f"{name}.b_{letter}", head, axis=0)
+                made.append(build.op("Add", build.op("MatMul", own, weight), bias))
+            return made
+
+        qkv = self._with_high_head(layer, low, high)
+        q, k, v = (build.op("Reshape", value, self._split_shape) for value in qkv)
+        z = build.reshape(self.attend(layer, q, k, v, rank=4), cfg.n_heads, -1, cfg.d_head)
+        return self._written(layer, z)
 
     def _written(self, layer: int, z: str) -> str:
         """Project attended values ``[head, row, d_head]`` to head outputs ``[head, row, d_model]``."""
-        build, attn = self.build, self.model.blocks[layer].attn
-        used = self.parts.precision.format_of("output", layer)
-        weight = self.parts.rounding.weight(f"blocks.{layer}.attn.W_O", attn.W_O, used)
-        low = build.op("MatMul", self.parts.rounding.activation(z, used, 0), weight)
+        build, used = self.build, self.precision.format_of("output", layer)
+        weight = self.weight(f"blocks.{layer}.attn.W_O", used)
+        low = build.op("MatMul", self.rounding.activation(z, used, 0), weight)
 
         def high(weights: list[str], head: str) -> list[str]:
-            own = build.op("Squeeze", build.op("Gather", z, head, axis=0), build.integers(0))
-            return [build.op("MatMul", own, build.op("Transpose", weights[O], perm=[1, 0]))]
+            own = build.squeeze(build.op("Gather", z, head, axis=0), 0)
+            return [build.op("MatMul", own, build.swap_last(weights[-1]))]
 
-        return self.high.replace(layer, [low], high)[0]
+        return self._with_high_head(layer, [low], high)[0]
+
+    def _with_high_head(
+        self, layer: int, low: list[str], high: Callable[[list[str], str], list[str]]
+    ) -> list[str]:
+        """Return values ``[head, ...]`` of one block, with those of the investigated head in FP32.
+
+        Args:
+            layer: the block.
+            low: low-precision values of all heads.
+            high: function from the weights ``[d_model, d_head]`` of Q, K, V and O and the head's index
+                ``[1]`` to the same values of that head, ``[...]``.
+        """
+        build, fixed = self.build, self.described.fixed_head
+        if self.described.high == "input":
+            here = build.op("Equal", "hi_layer", build.scalar(layer))
+            return build.branch(here, lambda: self._put(low, high(*fed_weights(build))), lambda: low)
+        if fixed is None or fixed[0] != layer:
+            return low
+        name = f"blocks.{layer}.attn"
+        packed = packed_weights(self.module(name), fixed[1])
+        weights = [
+            build.tensor(f"{name}.high.{letter}", own)
+            for letter, own in zip("QKVO", packed, strict=True)
+        ]
+        return self._put(low, high(weights, build.integers(fixed[1])))
+
+    def _put(self, low: list[str], high: list[str]) -> list[str]:
+        """Return ``low`` with the investigated head's entries replaced by those of ``high``."""
+        build, fixed = self.build, self.described.fixed_head
+        index = build.reshape("hi_head", 1, 1) if fixed is None else build.constant([[fixed[1]]], int)
+        return [
+            build.op("ScatterND", all_heads, index, build.unsqueeze(one, 0))
+            for all_heads, one in zip(low, high, strict=True)
+        ]
 
     def _patched(self, residual: str, n_inputs: int, reads: int) -> str:
         """Return the patched inputs of the next ``n_inputs`` destinations, ``[dest, row, d_model]``."""
-        build = self.build
-        assert self._deltas is not None
+        build, width = self.build, self.cfg.d_model
         mask = build.slice("mask", -2, self._read, self._read + n_inputs)
         mask = build.slice(mask, -1, 0, reads)
         self._read += n_inputs
         deltas = self._deltas if reads == self._seen else build.slice(self._deltas, -2, 0, reads)
         moved = build.op("MatMul", mask, deltas)
-        if self.by_position:
-            shape = build.shape(self._candidates, self._length, n_inputs, self._batch, self.cfg.d_model)
+        if self.described.seq_len is not None:
+            shape = build.shape(self._candidates, self._pos, n_inputs, self._batch, width)
             moved = build.op("Transpose", build.op("Reshape", moved, shape), perm=[2, 0, 3, 1, 4])
         else:
             moved = build.op("Transpose", moved, perm=[1, 0, 2])
-        return build.op("Add", build.reshape(moved, n_inputs, -1, self.cfg.d_model), residual)
+        return build.op("Add", build.reshape(moved, n_inputs, -1, width), residual)
 
     def _add_sources(self, out: str, count: int) -> None:
         """Let later destinations read the next ``count`` sources, with outputs ``out [src, row,
@@ -184,25 +198,13 @@ class Dense:
         corrupt = build.slice("corrupt", 0, self._seen, self._seen + count)
         by_candidate = build.op("Reshape", out, build.shape(count, self._candidates, -1))
         delta = build.op("Sub", build.reshape(corrupt, count, 1, -1), by_candidate)
-        if self.by_position:
-            shape = build.shape(count, self._candidates, self._batch, self._length, self.cfg.d_model)
+        if self.described.seq_len is not None:
+            shape = build.shape(count, self._candidates, self._batch, self._pos, self.cfg.d_model)
             delta = build.op("Transpose", build.op("Reshape", delta, shape), perm=[1, 3, 0, 2, 4])
-            delta = build.op("Reshape", delta, build.shape(self._candidates, self._length, count, -1))
+            delta = build.op("Reshape", delta, build.shape(self._candidates, self._pos, count, -1))
         else:
             delta = build.op("Transpose", delta, perm=[1, 0, 2])
-        deltas = [delta] if self._deltas is None else [self._deltas, delta]
+        deltas = [self._deltas, delta] if self._deltas else [delta]
         self._deltas = build.op("Concat", *deltas, axis=-2)
         self._sources.append(build.op("Reshape", out, self._source_shape))
         self._seen += count
-
-    def _end(self, residual: str) -> str:
-        """Return logits ``[candidate, batch, (pos,) vocab]``."""
-        build = self.build
-        x = self._patched(residual, 1, self._seen)
-        shape = build.shape(self._candidates, self._batch, self._length, self.cfg.d_model)
-        x = build.op("Reshape", x, shape)
-        if self.positions == "last":
-            x = build.op("Gather", x, build.scalar(-1), axis=2)
-        elif self.positions == "not_first":
-            x = build.slice(x, 2, 1, 2**62)
-        return self.parts.unembed(self.parts.final_norm(x))

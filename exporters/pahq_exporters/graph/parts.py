@@ -8,10 +8,12 @@ with unsupported parts before anything is built.
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 from typing import Any
 
 import torch
 
+from pahq_exporters.description import Description
 from pahq_exporters.graph.builder import Builder
 from pahq_exporters.graph.rounding import Rounding
 from pahq_plugin.errors import ExportError
@@ -19,6 +21,7 @@ from pahq_plugin.host import PatchableModel
 from pahq_plugin.models.changes import Change, activation_name, changes, odd_attention
 from pahq_plugin.models.supported import GRAPH
 from pahq_plugin.precision.config import PrecisionConfig
+from pahq_plugin.precision.formats import NumberFormat
 from pahq_plugin.precision.modules import first_weights
 from pahq_plugin.system.fingerprint import fingerprint
 
@@ -67,16 +70,14 @@ def _is_exported(change: Change) -> bool:
 def _check_block(layer: int, block: Any, cfg: Any) -> None:
     if type(block.ln1).__name__ not in GRAPH.norms:
         raise ExportError(f"no graph for blocks.{layer}.ln1, a {type(block.ln1).__name__}")
-    if not cfg.attn_only and type(block.mlp).__name__ not in GRAPH.mlps:
-        raise ExportError(f"no graph for blocks.{layer}.mlp, a {type(block.mlp).__name__}")
-    if (
-        not cfg.attn_only
-        and activation_name(getattr(block.mlp, "act_fn", None)) not in GRAPH.activations
-    ):
-        raise ExportError(
-            f"no graph for the activation function of blocks.{layer}.mlp; known: "
-            f"{', '.join(GRAPH.activations)}"
-        )
+    if not cfg.attn_only:
+        if type(block.mlp).__name__ not in GRAPH.mlps:
+            raise ExportError(f"no graph for blocks.{layer}.mlp, a {type(block.mlp).__name__}")
+        if activation_name(getattr(block.mlp, "act_fn", None)) not in GRAPH.activations:
+            raise ExportError(
+                f"no graph for the activation function of blocks.{layer}.mlp; known: "
+                f"{', '.join(GRAPH.activations)}"
+            )
     if type(block.attn).__name__ not in GRAPH.attention:
         raise ExportError(f"no graph for blocks.{layer}.attn, a {type(block.attn).__name__}")
     if getattr(block.attn, "q_norm", None) is not None or getattr(cfg, "use_qk_norm", False):
@@ -84,54 +85,64 @@ def _check_block(layer: int, block: Any, cfg: Any) -> None:
 
 
 class Parts:
-    """Parts of one model in one graph.
+    """Base of both kinds of graph: adds parts of one model to a graph.
 
     Args:
         build: the graph.
         model: the exported model.
+        described: what to build.
         precision: formats of the parts.
-        length: value that holds the number of positions, ``[1]``.
     """
 
     def __init__(
-        self, build: Builder, model: PatchableModel, precision: PrecisionConfig, length: str
+        self, build: Builder, model: PatchableModel, described: Description, precision: PrecisionConfig
     ) -> None:
-        self.build = build
-        self.cfg = model.cfg
+        self.build, self.cfg, self.described, self.precision = build, model.cfg, described, precision
         self.inner: Any = model.wrapped_model
-        self.precision = precision
         self.rounding = Rounding(build, precision)
-        self._length = length
+        self.first_input = "residual" if described.start_layer else "tokens"
+        self._length = build.dimension(self.first_input, 1)
         self._biases: dict[str, str] = {}
         self._rotations: dict[str, tuple[str, str]] = {}
 
-    def embed(self, tokens: str) -> str:
-        """Embed token ids ``[batch, pos]``; returns the residual stream ``[batch, pos, d_model]``."""
-        build, inner = self.build, self.inner
-        x = build.op("Gather", build.tensor("embed.W_E", inner.embed.W_E.float()), tokens)
+    def module(self, name: str) -> Any:
+        """Return a module or parameter of the model, such as ``"blocks.0.attn.W_Q"``."""
+        return attrgetter(name)(self.inner)
+
+    def parameter(self, name: str) -> str:
+        """Store a parameter of the model in FP32."""
+        return self.build.tensor(name, self.module(name).float())
+
+    def weight(self, name: str, used: NumberFormat) -> str:
+        """Store a weight of the model in the format ``used``; returns the FP32 value to compute with."""
+        return self.rounding.weight(name, self.module(name), used)
+
+    def start(self) -> str:
+        """Return the residual stream before the first block, ``[batch, pos, d_model]``."""
+        if self.described.start_layer:
+            return "residual"
+        x = self.build.op("Gather", self.parameter("embed.W_E"), "tokens")
         if self.cfg.post_embedding_ln:
-            x = self.norm(inner.embed.ln, "embed.ln", x)
+            x = self.norm("embed.ln", x)
         if self.cfg.positional_embedding_type != "standard":
             return x
-        table = build.tensor("pos_embed.W_pos", inner.pos_embed.W_pos.float())
-        return build.op("Add", x, self._first_rows(table))
+        return self.build.op("Add", x, self._first_rows(self.parameter("pos_embed.W_pos")))
 
-    def _first_rows(self, table: str, axis: int = 0) -> str:
-        """Cut an axis to the number of positions."""
+    def _first_rows(self, table: str) -> str:
+        """Cut the first axis to the number of positions."""
         build = self.build
-        return build.op("Slice", table, build.integers(0), self._length, build.integers(axis))
+        return build.op("Slice", table, build.integers(0), self._length, build.integers(0))
 
-    def norm(self, module: Any, name: str, x: str) -> str:
-        """Apply a TransformerLens norm over the last axis."""
-        build, kind = self.build, type(module).__name__
+    def norm(self, name: str, x: str) -> str:
+        """Apply the norm of that name over the last axis."""
+        build, module = self.build, self.module(name)
+        kind = type(module).__name__
         if kind == "Identity":
             return x
-        if kind.startswith("LayerNorm"):
-            if kind == "LayerNorm":
-                w, b = build.tensor(f"{name}.w", module.w.float()), module.b.float()
-                return build.op(
-                    "LayerNormalization", x, w, build.tensor(f"{name}.b", b), epsilon=module.eps
-                )
+        if kind == "LayerNorm":
+            weights = self.parameter(f"{name}.w"), self.parameter(f"{name}.b")
+            return build.op("LayerNormalization", x, *weights, epsilon=module.eps)
+        if kind == "LayerNormPre":
             width = self.cfg.d_mlp if name.endswith("mlp.ln") else self.cfg.d_model
             ones = build.tensor(f"ones_{width}", torch.ones(width))
             return build.op("LayerNormalization", x, ones, epsilon=module.eps)
@@ -139,24 +150,22 @@ class Parts:
         mean = build.op("ReduceMean", square, build.integers(-1), keepdims=1)
         size = build.op("Sqrt", build.op("Add", mean, build.constant(module.eps)))
         x = build.op("Div", x, size)
-        return x if kind == "RMSNormPre" else build.op(
-            "Mul", x, build.tensor(f"{name}.w", module.w.float())
-        )  # fmt: skip
+        return x if kind == "RMSNormPre" else build.op("Mul", x, self.parameter(f"{name}.w"))
 
-    def final_norm(self, x: str) -> str:
-        """Apply the norm before the unembedding."""
-        if self.cfg.normalization_type is None:
-            return x
-        return self.norm(self.inner.ln_final, "ln_final", x)
-
-    def unembed(self, x: str) -> str:
-        """Map normalised residual streams ``[..., d_model]`` to logits ``[..., d_vocab_out]``."""
-        build, module = self.build, self.inner.unembed
+    def logits(self, x: str) -> str:
+        """Map the patched input of the output, ``[..., batch, pos, d_model]`` with 4 axes, to logits
+        ``[..., batch, (pos,) d_vocab_out]`` at the graph's positions."""
+        build = self.build
+        if self.described.positions == "last":
+            x = build.op("Gather", x, build.scalar(-1), axis=2)
+        elif self.described.positions == "not_first":
+            x = build.slice(x, 2, 1, 2**62)
+        if self.cfg.normalization_type is not None:
+            x = self.norm("ln_final", x)
         used = self.precision.format_of("unembed")
-        weight = self.rounding.weight("unembed.W_U", module.W_U, used)
-        x = self.rounding.activation(x, used, None)
-        logits = build.op("MatMul", x, weight)
-        logits = build.op("Add", logits, build.tensor("unembed.b_U", module.b_U.float()))
+        weight = self.weight("unembed.W_U", used)
+        logits = build.op("MatMul", self.rounding.activation(x, used), weight)
+        logits = build.op("Add", logits, self.parameter("unembed.b_U"))
         return self.soft_cap(logits, self.cfg.output_logits_soft_cap)
 
     def soft_cap(self, x: str, cap: float) -> str:
@@ -177,14 +186,13 @@ class Parts:
             head: index ``[1]`` of a head, if the tensors are of that head alone, without a head axis.
         """
         build, attn = self.build, self.inner.blocks[layer].attn
-        q, k = self.rotate(layer, q), self.rotate(layer, k)
+        q, k = self.rotate(attn, q), self.rotate(attn, k)
         q = build.op("Div", q, build.constant(float(attn.attn_scale)))
-        swapped = [*range(rank - 2), rank - 1, rank - 2]
-        scores = build.op("MatMul", q, build.op("Transpose", k, perm=swapped))
+        scores = build.op("MatMul", q, build.swap_last(k, rank))
         scores = self.soft_cap(scores, self.cfg.attn_scores_soft_cap)
         if self.cfg.positional_embedding_type == "alibi":
             scores = build.op("Add", scores, self._alibi(rank, head))
-        bias = self.mask(layer)
+        bias = self.mask(attn)
         if bias is not None:
             scores = build.op("Add", scores, bias)
         return build.op("MatMul", build.op("Softmax", scores, axis=-1), v)
@@ -194,38 +202,31 @@ class Parts:
         build = self.build
         count = build.op("Squeeze", self._length)
         at = build.op("Range", build.scalar(0), count, build.scalar(1))
-        return build.op(
-            "Sub",
-            build.op("Unsqueeze", at, build.integers(0)),
-            build.op("Unsqueeze", at, build.integers(1)),
-        )
+        return build.op("Sub", build.unsqueeze(at, 0), build.unsqueeze(at, 1))
 
     def prepare(self) -> None:
         """Add the nodes that blocks share; call it before any branch."""
         if self.cfg.positional_embedding_type == "alibi":
             self._distance = self.build.op("Cast", self._distances(), to=1)
-        for layer, block in enumerate(self.inner.blocks):
-            self.mask(layer)
+        for block in self.inner.blocks:
+            self.mask(block.attn)
             if self.cfg.positional_embedding_type == "rotary":
                 self._rotation(block.attn)
 
-    def mask(self, layer: int) -> str | None:
+    def mask(self, attn: Any) -> str | None:
         """Return the additive attention mask, 0 or minus infinity, ``[query_pos, key_pos]``; ``None`` if
         every query sees every key."""
         if self.cfg.attention_dir != "causal":
             return None
-        attn = self.inner.blocks[layer].attn
-        edited = not torch.equal(attn.mask, self._usual_mask(attn))
+        usual = torch.ones_like(attn.mask).tril()
+        if attn.attn_type == "local":
+            usual = usual.triu(1 - self.cfg.window_size)
+        edited = not torch.equal(attn.mask, usual)
         key = f"mask.{fingerprint(attn.mask):x}" if edited else attn.attn_type
         if key not in self._biases:
             made = self._stored_mask(key, attn.mask) if edited else self._computed_mask(attn.attn_type)
             self._biases[key] = made
         return self._biases[key]
-
-    def _usual_mask(self, attn: Any) -> torch.Tensor:
-        """Return the unedited mask of a module, bool ``[query_pos, key_pos]``."""
-        causal = torch.ones_like(attn.mask).tril()
-        return causal.triu(1 - self.cfg.window_size) if attn.attn_type == "local" else causal
 
     def _stored_mask(self, name: str, mask: torch.Tensor) -> str:
         """Return the end of a stored mask, the part that TransformerLens reads."""
@@ -244,59 +245,58 @@ class Parts:
         return build.op("Where", hidden, build.constant(-math.inf), build.constant(0.0))
 
     def _alibi(self, rank: int, head: str | None) -> str:
-        build = self.build
+        build, attn = self.build, self.inner.blocks[0].attn
         distance = build.op("Min", self._distance, build.constant(0.0))
-        slopes = build.tensor("alibi", alibi_slopes(self.inner.blocks[0].attn, self.cfg.n_heads))
+        slopes = build.tensor("alibi", attn.create_alibi_multipliers(self.cfg.n_heads).float())
         if head is not None:
             return build.op("Mul", build.op("Gather", slopes, head), distance)
         return build.op("Mul", build.reshape(slopes, -1, *[1] * (rank - 1)), distance)
 
-    def rotate(self, layer: int, x: str) -> str:
+    def rotate(self, attn: Any, x: str) -> str:
         """Apply the rotary embedding to queries or keys ``[..., pos, d_head]``."""
         if self.cfg.positional_embedding_type != "rotary":
             return x
-        build, attn, width = self.build, self.inner.blocks[layer].attn, self.cfg.rotary_dim
+        build, width, d_head = self.build, self.cfg.rotary_dim, self.cfg.d_head
         sin, cos = self._rotation(attn)
-        turned = x if width == self.cfg.d_head else build.slice(x, -1, 0, width)
-        flipped = build.op("MatMul", turned, build.tensor("rotary.flip", _flip(attn, width)))
+        turned = x if width == d_head else build.slice(x, -1, 0, width)
+        # `rotate_every_two` as a signed permutation matrix
+        flip = attn.rotate_every_two(torch.eye(width, device=attn.rotary_sin.device)).float()
+        flipped = build.op("MatMul", turned, build.tensor("rotary.flip", flip))
         mixed = build.op("Add", build.op("Mul", turned, cos), build.op("Mul", flipped, sin))
-        if width == self.cfg.d_head:
+        if width == d_head:
             return mixed
-        return build.op("Concat", mixed, build.slice(x, -1, width, self.cfg.d_head), axis=-1)
+        return build.op("Concat", mixed, build.slice(x, -1, width, d_head), axis=-1)
 
     def _rotation(self, attn: Any) -> tuple[str, str]:
         """Return sines and cosines, ``[pos, rotary_dim]`` each; layers with equal tables share them."""
         key = f"{fingerprint(attn.rotary_sin)} {fingerprint(attn.rotary_cos)}"
         if key not in self._rotations:
-            i = len(self._rotations)
-            tables = {f"rotary.sin.{i}": attn.rotary_sin, f"rotary.cos.{i}": attn.rotary_cos}
-            sin, cos = (
-                self._first_rows(self.build.tensor(name, table.float()))
-                for name, table in tables.items()
-            )
+            build, i = self.build, len(self._rotations)
+            sin = self._first_rows(build.tensor(f"rotary.sin.{i}", attn.rotary_sin.float()))
+            cos = self._first_rows(build.tensor(f"rotary.cos.{i}", attn.rotary_cos.float()))
             self._rotations[key] = sin, cos
         return self._rotations[key]
 
     def mlp(self, layer: int, x: str) -> str:
-        """Apply an MLP to normalised inputs ``[..., d_model]``."""
+        """Apply an MLP, with the norm before it, to its inputs ``[..., d_model]``."""
         build, mlp, name = self.build, self.inner.blocks[layer].mlp, f"blocks.{layer}.mlp"
         used = self.precision.format_of("mlp", layer)
-        x = self.rounding.activation(x, used, None)
+        x = self.rounding.activation(self.norm(f"blocks.{layer}.ln2", x), used)
         made = {
-            part: build.op("MatMul", x, self.rounding.weight(f"{name}.{part}", getattr(mlp, part), used))
+            part: build.op("MatMul", x, self.weight(f"{name}.{part}", used))
             for part in first_weights(mlp)
         }
-        b_in = build.tensor(f"{name}.b_in", mlp.b_in.float())
+        b_in = self.parameter(f"{name}.b_in")
         gated = "W_gate" in made
         pre = made["W_gate"] if gated else build.op("Add", made["W_in"], b_in)
         post = self._activation(mlp.act_fn, pre)
         if self.cfg.is_layer_norm_activation():
-            post = self.norm(mlp.ln, f"{name}.ln", post)
+            post = self.norm(f"{name}.ln", post)
         elif gated:
             post = build.op("Add", build.op("Mul", post, made["W_in"]), b_in)
-        post = self.rounding.activation(post, used, None)
-        out = build.op("MatMul", post, self.rounding.weight(f"{name}.W_out", mlp.W_out, used))
-        return build.op("Add", out, build.tensor(f"{name}.b_out", mlp.b_out.float()))
+        post = self.rounding.activation(post, used)
+        out = build.op("MatMul", post, self.weight(f"{name}.W_out", used))
+        return build.op("Add", out, self.parameter(f"{name}.b_out"))
 
     def _activation(self, function: object, x: str) -> str:
         build, kind = self.build, activation_name(function)
@@ -307,13 +307,3 @@ class Parts:
         if kind == "solu":
             return build.op("Mul", x, build.op("Softmax", x, axis=-1))
         return build.op("Gelu", x, approximate="none" if kind == "gelu" else "tanh")
-
-
-def alibi_slopes(attn: Any, n_heads: int) -> torch.Tensor:
-    """Return the ALiBi slope of each head, ``[head]``."""
-    return attn.create_alibi_multipliers(n_heads).float()
-
-
-def _flip(attn: Any, width: int) -> torch.Tensor:
-    """Return `rotate_every_two` as a signed permutation matrix, ``[rotary_dim, rotary_dim]``."""
-    return attn.rotate_every_two(torch.eye(width, device=attn.rotary_sin.device)).float().cpu()

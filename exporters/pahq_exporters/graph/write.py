@@ -243,21 +243,14 @@ def build(model: PatchableModel, described: Description, precision: PrecisionCon
     """Build the ONNX model."""
     from pahq_exporters.graph.builder import Builder, value_info
     from pahq_exporters.graph.dense import Dense
-    from pahq_exporters.graph.high import HighHead
-    from pahq_exporters.graph.parts import Parts
     from pahq_exporters.graph.sweep import Sweep
     from pahq_exporters.inputs import inputs, outputs
 
     if described.precision is None:
         precision = PrecisionConfig(low="fp32", mlp="fp32")
     builder = Builder()
-    tokens = "tokens" if described.start_layer == 0 else "residual"
-    parts = Parts(builder, model, precision, builder.dimension(tokens, 1))
-    high = HighHead(builder, model, described.high, described.fixed_head)
-    maker = (Dense if described.graph == "dense" else Sweep)(
-        builder, model, parts, high, described.start_layer, described.n_earlier, described.positions
-    )
-    for name, value in maker.fill().items():
+    kind = Dense if described.graph == "dense" else Sweep
+    for name, value in kind(builder, model, described, precision).fill().items():
         builder.rename(value, name)
     metadata = {METADATA_KEY: described.to_json()}
     first, last = ([value_info(value) for value in each(described)] for each in (inputs, outputs))
