@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from pahq_exporters.description import METADATA_KEY, Description, from_json
-from pahq_exporters.graph.write import export_if, read_precision
+from pahq_exporters.graph.write import export_if
 from pahq_exporters.runtime.patcher import OnnxPatcher
 from pahq_plugin.errors import ExportError, one_line
-from pahq_plugin.host import Edge, PatchableModel, PromptDataLoader, patch_mode
+from pahq_plugin.host import PatchableModel, PromptDataLoader, patch_mode
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.graph import head as head_of
 from pahq_plugin.host.lending import borrowed
@@ -42,21 +42,20 @@ CORRELATION = 0.98
 """Least allowed correlation of logits if activations are rounded: a value halfway between two codes may
 be rounded either way, and the difference grows from block to block."""
 
-TRIALS = 8
 SETS = (1, 1, 3, 40)
 """Sizes of the random sets of patched edges, used in turn."""
 
+SEED = 0
+"""Seed of random prompts, edges and heads."""
 
-def check(
-    path: Path, model: PatchableModel, loader: PromptDataLoader, seed: int = 0, trials: int = TRIALS
-) -> list[str]:
-    """Validate an exported graph.
+
+def check(path: Path, model: PatchableModel, loader: PromptDataLoader, trials: int = 8) -> list[str]:
+    """Validate a graph exported from ``model``.
 
     Args:
         path: the graph.
-        model: the model that it was exported from.
+        model: the model.
         loader: random prompts get the shape of its first batch.
-        seed: seed of prompts, edges and heads.
         trials: number of random sets of edges to compare.
 
     Returns:
@@ -66,12 +65,11 @@ def check(
         ExportError: the first check that failed.
     """
     described = described_in(path)
-    lines = [check_names(path), check_shapes(path), check_meaning(model, described, seed)]
-    batch = collect_batches(model, loader, 1)[0]
-    draw = torch.Generator().manual_seed(seed)
-    shape = batch.clean.shape
+    lines = [check_names(path), check_shapes(path), check_meaning(model, described)]
+    shape = collect_batches(model, loader, 1)[0].clean.shape
+    draw = torch.Generator().manual_seed(SEED)
     tokens, corrupt = (torch.randint(model.cfg.d_vocab, shape, generator=draw) for _ in range(2))
-    return [*lines, *check_values(path, model, tokens, corrupt, seed, trials)]
+    return [*lines, *check_values(path, model, tokens, corrupt, trials=trials)]
 
 
 def compare_on(path: Path, model: PatchableModel, example: Tensor) -> None:
@@ -81,15 +79,11 @@ def compare_on(path: Path, model: PatchableModel, example: Tensor) -> None:
         ExportError: they differ, or the file is not a valid ONNX model.
     """
     check_names(path)
-    check_values(path, model, example, (example + 1) % model.cfg.d_vocab, seed=0, trials=2)
+    check_values(path, model, example, (example + 1) % model.cfg.d_vocab, trials=2)
 
 
 def described_in(path: Path) -> Description:
-    """Read the description in a graph's metadata.
-
-    Raises:
-        ExportError: no such file, or it was not written by this package.
-    """
+    """Read the description in a graph's metadata."""
     import onnx
 
     try:
@@ -100,11 +94,7 @@ def described_in(path: Path) -> Description:
 
 
 def check_names(path: Path) -> str:
-    """Check names and types with ``onnx.checker``.
-
-    Raises:
-        ExportError: the file is not a valid ONNX model.
-    """
+    """Check names and types with ``onnx.checker``."""
     import onnx
 
     try:
@@ -115,11 +105,7 @@ def check_names(path: Path) -> str:
 
 
 def check_shapes(path: Path) -> str:
-    """Check shapes with shape inference.
-
-    Raises:
-        ExportError: shapes are inconsistent.
-    """
+    """Check shapes with shape inference."""
     import onnx
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -133,23 +119,19 @@ def check_shapes(path: Path) -> str:
     return "shapes: inference finds no contradiction"
 
 
-def check_meaning(model: PatchableModel, described: Description, seed: int) -> str:
-    """Compare the reference evaluator with ONNX Runtime on a tiny model of the same architecture.
-
-    Raises:
-        ExportError: they differ.
-    """
+def check_meaning(model: PatchableModel, described: Description) -> str:
+    """Compare the reference evaluator with ONNX Runtime on a tiny model of the same architecture."""
     from onnx.reference import ReferenceEvaluator
 
-    tiny = tiny_model(model, seed)
-    precision = for_blocks(read_precision(described) or FULL_PRECISION, tiny.cfg.n_layers)
+    tiny = tiny_model(model, SEED)
+    precision = for_blocks(read_precision(described), tiny.cfg.n_layers)
+    worst, size = 0.0, 1.0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.onnx"
         export_if(None, tiny, path, described.graph, precision)  # logits at all positions
         patcher = OnnxPatcher(path, threads=1)
         evaluator = ReferenceEvaluator(str(path))
-        worst, size = 0.0, 1.0
-        for inputs in _feeds(patcher, seed):
+        for inputs in _feeds(patcher):
             theirs = np.asarray(evaluator.run(["logits"], inputs)[0])  # type: ignore[index]
             ours = patcher.feed(inputs)
             worst = float(np.maximum(worst, np.abs(ours - theirs).max()))  # keeps NaN
@@ -162,6 +144,12 @@ def check_meaning(model: PatchableModel, described: Description, seed: int) -> s
     return (
         f"meaning: the reference evaluator agrees to {worst:.1e} on a tiny model (logits to {size:.1f})"
     )
+
+
+def read_precision(described: Description) -> PrecisionConfig:
+    """Return the precision that a graph was exported with."""
+    record = described.precision
+    return FULL_PRECISION if record is None else PrecisionConfig.from_record(record)
 
 
 def for_blocks(precision: PrecisionConfig, n_layers: int) -> PrecisionConfig:
@@ -177,9 +165,9 @@ def for_blocks(precision: PrecisionConfig, n_layers: int) -> PrecisionConfig:
     return replace(precision, formats=formats)
 
 
-def _feeds(patcher: OnnxPatcher, seed: int) -> Iterator[dict[str, Any]]:
+def _feeds(patcher: OnnxPatcher) -> Iterator[dict[str, Any]]:
     """Yield inputs of the tiny graph, with one patched edge into each kind of destination."""
-    draw, known = np.random.default_rng(seed), patcher.description
+    draw, known = np.random.default_rng(SEED), patcher.description
     tokens = draw.integers(0, known.d_vocab, (2, min(4, known.n_ctx)))
     corrupt = draw.standard_normal((len(known.sources), *tokens.shape, known.d_model))
     prompts = patcher.prompts(tokens, corrupt.astype(np.float32))
@@ -188,9 +176,15 @@ def _feeds(patcher: OnnxPatcher, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def check_values(
-    path: Path, model: PatchableModel, tokens: Tensor, corrupt: Tensor, seed: int, trials: int
+    path: Path, model: PatchableModel, tokens: Tensor, corrupt: Tensor, *, trials: int
 ) -> list[str]:
     """Compare ONNX Runtime in both modes with the PyTorch backend; returns one line per mode.
+
+    Args:
+        path: the graph.
+        model: the model that it was exported from.
+        tokens, corrupt: ``[batch, pos]``.
+        trials: number of random sets of edges to compare.
 
     Raises:
         ExportError: they differ by more than rounding explains.
@@ -198,12 +192,12 @@ def check_values(
     lines = []
     for mode in ("speed", "memory"):
         patcher = OnnxPatcher(path, mode=mode, threads=torch.get_num_threads())
-        precision = read_precision(patcher.description) or FULL_PRECISION
-        if patcher.description.start_layer:
-            return [f"values: not compared, because the graph starts at block "
-                    f"{patcher.description.start_layer}"]  # fmt: skip
+        start = patcher.description.start_layer
+        if start:
+            return [f"values: not compared, because the graph starts at block {start}"]
+        precision = read_precision(patcher.description)
         worst, size, least, equal = 0.0, 1.0, 1.0, 0
-        for ours, theirs in _pairs(patcher, model, precision, tokens, corrupt, seed, trials):
+        for ours, theirs in _pairs(patcher, model, precision, tokens, corrupt, trials):
             worst = float(np.maximum(worst, np.abs(ours - theirs).max()))  # keeps NaN
             size = max(size, float(np.abs(theirs).max()))
             least = float(np.minimum(least, np.corrcoef(ours.ravel(), theirs.ravel())[0, 1]))
@@ -227,12 +221,12 @@ def _pairs(
     precision: PrecisionConfig,
     tokens: Tensor,
     corrupt: Tensor,
-    seed: int,
     trials: int,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield logits of ONNX Runtime and of PyTorch under random patches."""
-    draw, known = random.Random(seed), patcher.description
+    draw, known = random.Random(SEED), patcher.description
     edges, device = canonical_edges(model), next(model.parameters()).device
+    seen = {"all": slice(None), "last": -1, "not_first": slice(1, None)}[known.positions]
     with borrowed(model), torch.inference_mode():
         outputs = source_outputs(model, corrupt.to(device))
         prompts = patcher.prompts(tokens.numpy(), outputs.float().cpu().numpy())
@@ -243,27 +237,8 @@ def _pairs(
                 chosen = {first, *(extra if known.graph == "dense" else ())}
                 high = head_of(first.dest) if known.high == "input" else known.fixed_head
                 backend.investigate(high)
-                ours = patcher.run(prompts, edges=chosen, head=_asked(patcher, high))
-                theirs = _patched(model, tokens.to(device), outputs, chosen)
-                yield ours, _seen(theirs, known.positions).float().cpu().numpy()
-
-
-def _asked(patcher: OnnxPatcher, high: tuple[int, int] | None) -> Any:
-    return high if patcher.description.graph == "dense" else "auto"
-
-
-def _patched(model: PatchableModel, tokens: Tensor, outputs: Tensor, edges: set[Edge]) -> Tensor:
-    """Run the host's patched forward; returns logits ``[batch, pos, vocab]``."""
-    for edge in edges:
-        edge.patch_mask(model).data[edge.patch_idx] = 1.0
-    try:
-        with patch_mode(model, outputs):
-            return model(tokens)
-    finally:
-        for edge in edges:
-            edge.patch_mask(model).data[edge.patch_idx] = 0.0
-
-
-def _seen(logits: Tensor, positions: str) -> Tensor:
-    chosen = {"all": slice(None), "last": -1, "not_first": slice(1, None)}
-    return logits[:, chosen[positions]]
+                asked = high if known.graph == "dense" else "auto"
+                ours = patcher.run(prompts, edges=chosen, head=asked)
+                with patch_mode(model, outputs, chosen):
+                    theirs = model(tokens.to(device))
+                yield ours, theirs[:, seen].float().cpu().numpy()

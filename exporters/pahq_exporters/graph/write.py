@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,11 +79,14 @@ def export_if(
         )
     if head is not None and graph == "sweep":
         raise ConfigError("head= belongs to graph='dense'; a sweep graph tests the head of its edge")
-    check_formats(precision, model)
+    _check_formats(precision, model)
     target = Path(path)
     described = describe(model, graph, precision, start_layer, head, positions, target)
     try:
-        _check_target(target)
+        if target.is_dir():
+            raise ExportError(f"{target} is a folder; name a file, such as {target / 'graph.onnx'}")
+        if target.suffix != ".onnx":
+            raise ExportError(f"{target}: the name of a graph must end in .onnx")
         with torch.no_grad():
             proto = build(model, described, precision)
         _write(proto, model, described, target, external_data, accept)
@@ -92,34 +95,15 @@ def export_if(
     return target
 
 
-def _check_target(target: Path) -> None:
-    """Refuse a folder, or a name that does not end in ``.onnx``."""
-    if target.is_dir():
-        raise ExportError(f"{target} is a folder; name a file, such as {target / 'graph.onnx'}")
-    if target.suffix != ".onnx":
-        raise ExportError(f"{target}: the name of a graph must end in .onnx")
-
-
 def require(package: str) -> None:
-    """Refuse to export without a package.
-
-    Raises:
-        ExportError: the package is not installed; the message says how to install it.
-    """
-    from importlib.util import find_spec
-
+    """Refuse to go on without a package, with an `ExportError`."""
     if find_spec(package) is None:
         raise ExportError(
             f"{package} is not installed; install the extra: pip install 'pahq-plugin[onnx]'"
         )
 
 
-def check_formats(precision: PrecisionConfig, model: PatchableModel) -> None:
-    """Refuse a precision with formats that graphs do not support.
-
-    Raises:
-        ConfigError: int4 weights, low scores or values, or a hybrid policy without formats.
-    """
+def _check_formats(precision: PrecisionConfig, model: PatchableModel) -> None:
     if precision.weights is not None:
         raise ConfigError("weights='int4': graphs hold weights in one byte; leave it out")
     for layer in range(model.cfg.n_layers):
@@ -147,9 +131,10 @@ def describe(
     Raises:
         GraphError: the graph has no such ``head``.
     """
-    cfg = model.cfg
-    dests = _destinations(model)
+    cfg, dests = model.cfg, _destinations(model)
     high = _chosen_by(graph, precision, range(start_layer, cfg.n_layers), head)
+    # Heads of the first block read all sources before it.
+    n_earlier = next(dest.reads for dest in dests if dest.layer == start_layer) if start_layer else 0
     described = Description(
         graph=graph,
         id="",
@@ -165,8 +150,8 @@ def describe(
         d_vocab=cfg.d_vocab,
         d_vocab_out=cfg.d_vocab_out,
         start_layer=start_layer,
-        n_earlier=_earlier(dests, start_layer) if start_layer else 0,
-        positions="all" if positions == "all" else output_positions(model),
+        n_earlier=n_earlier,
+        positions="all" if positions == "all" else _output_positions(model),
         high=high,
         fixed_head=None,
         sources=tuple(node.name for node in sources(model)),
@@ -176,10 +161,11 @@ def describe(
             name: installed_version(name) or "unknown"
             for name in ("pahq-plugin", "torch", "transformer-lens", "auto-circuit", "onnx")
         },
-        heads_file=heads_name(target) if high == "input" else None,
+        heads_file=_heads_name(target) if high == "input" else None,
     )
     fixed = None if head is None else described.check_head(head)
-    return replace(described, fixed_head=fixed, id=_digest(described))
+    digest = hashlib.blake2b(described.to_json().encode(), digest_size=16).hexdigest()
+    return replace(described, fixed_head=fixed, id=digest)
 
 
 def _destinations(model: PatchableModel) -> list[Destination]:
@@ -214,21 +200,8 @@ def _chosen_by(
     return "input" if low_heads and by_input else "none"
 
 
-def _digest(described: Description) -> str:
-    return hashlib.blake2b(described.to_json().encode(), digest_size=16).hexdigest()
-
-
-def _earlier(dests: list[Destination], start_layer: int) -> int:
-    """Return the number of sources before a block, which its heads read."""
-    return next(dest.reads for dest in dests if dest.layer == start_layer)
-
-
-def output_positions(model: PatchableModel) -> str:
-    """Return the positions of the model's output slice, as in `Description.positions`.
-
-    Raises:
-        ExportError: graphs do not support the output slice.
-    """
+def _output_positions(model: PatchableModel) -> str:
+    """Return the positions of the model's output slice, as in `Description.positions`."""
     if len(model.out_slice) == 1:
         return "all"
     chosen = model.out_slice[1]
@@ -271,8 +244,9 @@ def _write(
 
     size = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
     apart = size > EXTERNAL_FROM if external_data is None else external_data
-    with _folder_near(target) as folder:
-        new, old = folder / "new", folder / "old"
+    near = next(parent for parent in target.absolute().parents if parent.exists())
+    with tempfile.TemporaryDirectory(dir=near, prefix=".pahq-export-") as folder:
+        new, old = Path(folder) / "new", Path(folder) / "old"
         new.mkdir()
         old.mkdir()
         made = new / target.name
@@ -285,7 +259,7 @@ def _write(
         if accept is not None:
             accept(made)
         target.parent.mkdir(parents=True, exist_ok=True)
-        names = (heads_name(target), f"{target.name}.data", target.name)
+        names = (_heads_name(target), f"{target.name}.data", target.name)
         _put_in_place(names, new, target.parent, old)
 
 
@@ -308,22 +282,6 @@ def _put_in_place(names: Sequence[str], new: Path, place: Path, old: Path) -> No
         raise
 
 
-def heads_name(target: Path) -> str:
+def _heads_name(target: Path) -> str:
     """Return the name of the file of FP32 heads beside a graph."""
     return f"{target.stem}.heads.safetensors"
-
-
-@contextmanager
-def _folder_near(target: Path) -> Iterator[Path]:
-    """Make a temporary folder on the target's file system, in its nearest existing parent; delete it
-    afterwards."""
-    there = next(parent for parent in target.absolute().parents if parent.exists())
-    with tempfile.TemporaryDirectory(dir=there, prefix=".pahq-export-") as folder:
-        yield Path(folder)
-
-
-def read_precision(described: Description) -> PrecisionConfig | None:
-    """Return the precision that a graph was exported with; ``None`` for FP32."""
-    if described.precision is None:
-        return None
-    return PrecisionConfig.from_record(described.precision)
