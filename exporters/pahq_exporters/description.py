@@ -159,11 +159,7 @@ class Description:
         return (*before, to, at)
 
     def _position(self, name: str, place: object) -> tuple[int, ...]:
-        """Return ``(pos,)``, or ``()`` if edges have no positions.
-
-        Raises:
-            GraphError: a position that the graph does not have, or a missing one.
-        """
+        """Return ``(pos,)``, or ``()`` if edges have no positions."""
         if self.seq_len is None:
             if place is not None:
                 raise GraphError(f"edge {name!r} @{place}: this graph patches all positions at once")
@@ -182,11 +178,7 @@ class Description:
         return [self.index_of(edge) for edge in edges]
 
     def check_head(self, head: object) -> tuple[int, int]:
-        """Check and return a head ``(layer, head)``.
-
-        Raises:
-            GraphError: no such head in this graph.
-        """
+        """Return ``head`` if it is a head ``(layer, head)`` of this graph."""
         pair = isinstance(head, (tuple, list)) and len(head) == 2
         if not pair or not all(type(part) is int for part in head):  # type: ignore[union-attr]
             raise GraphError(f"head {head!r} must be a pair (layer, head) of integers")
@@ -213,11 +205,7 @@ class Description:
 
 
 def from_json(text: str | None, path: object) -> Description:
-    """Read and check the description in a metadata entry.
-
-    Args:
-        text: the entry under `METADATA_KEY`; ``None`` if there is none.
-        path: the file, for messages.
+    """Read and check the description in a metadata entry of the file ``path``.
 
     Raises:
         ExportError: the file was not written by this package, or by another version of it.
@@ -238,32 +226,24 @@ def from_json(text: str | None, path: object) -> Description:
         values["sources"] = tuple(values["sources"])
         fixed = values["fixed_head"]
         values["fixed_head"] = None if fixed is None else tuple(fixed)
-        description = Description(**values)
-        _check(description)
-        return description
+        return _checked(Description(**values))
     except (ValueError, TypeError, KeyError, AttributeError, GraphError) as error:
         reason = one_line(error)
         raise ExportError(f"{path}: the description of the graph is damaged ({reason})") from None
 
 
-def _check(known: Description) -> None:
-    """Refuse a description that later code cannot rely on.
-
-    Raises:
-        ValueError: the name of the wrong entry.
-    """
+def _checked(known: Description) -> Description:
+    """Return ``known`` if later code can rely on it; a ``ValueError`` names a wrong entry."""
     sources, dests = known.sources, known.destinations
     sizes = ("n_layers", "n_heads", "d_head", "d_model", "n_ctx", "d_vocab", "d_vocab_out")
+    texts = ("id", "source_model", "source_digest", "source_configuration")
     right = {
         **{name: _within(getattr(known, name), 1, LARGEST) for name in sizes},
         "graph": known.graph in ("dense", "sweep"),
         "seq_len": known.seq_len is None or _within(known.seq_len, 1, known.n_ctx),
         "positions": known.positions in ("all", "last", "not_first"),
         "high": known.high in ("input", "fixed", "none"),
-        "id": isinstance(known.id, str),
-        "source_model": isinstance(known.source_model, str),
-        "source_digest": isinstance(known.source_digest, str),
-        "source_configuration": isinstance(known.source_configuration, str),
+        **{name: isinstance(getattr(known, name), str) for name in texts},
         "start_layer": _within(known.start_layer, 0, LARGEST) and known.start_layer < known.n_layers,
         "sources": _are_names(sources),
         "destinations": _are_names([dest.name for dest in dests]),
@@ -282,21 +262,22 @@ def _check(known: Description) -> None:
     if known.fixed_head is not None:
         known.check_head(known.fixed_head)
     for dest in dests:
-        _check_destination(dest, known)
+        if not _fits(dest, known):
+            raise ValueError(f"destination {dest.name!r}")
+    return known
 
 
-def _check_destination(dest: Destination, known: Description) -> None:
-    in_block = dest.slot != "output"
-    last = known.n_layers - 1 if in_block else known.n_layers
+def _fits(dest: Destination, known: Description) -> bool:
+    first, last = known.start_layer, known.n_layers - 1
+    if dest.slot == "output":
+        first = last = known.n_layers
     of_head = dest.slot in ("q", "k", "v", "attn")
-    fits = (
+    return (
         dest.slot in SLOTS
-        and _within(dest.layer, known.start_layer if in_block else last, last)
+        and _within(dest.layer, first, last)
         and (_within(dest.head, 0, known.n_heads - 1) if of_head else dest.head == -1)
         and _within(dest.reads, 1, len(known.sources))
     )
-    if not fits:
-        raise ValueError(f"destination {dest.name!r}")
 
 
 LARGEST = 2**31

@@ -39,19 +39,9 @@ LEVELS = ("disable", "basic", "extended", "all")
 def open_session(
     path: Path, providers: Sequence[str] | None, mode: str, threads: int | None, level: str | None
 ) -> onnxruntime.InferenceSession:
-    """Load a graph.
+    """Load a graph; arguments and errors as in `pahq_exporters.runtime.patcher.OnnxPatcher`.
 
-    Args:
-        path: the file.
-        providers: execution providers in order of preference, by short or full name; ``None`` for the
-            CPU. The CPU always comes last.
-        mode: ``"speed"`` or ``"memory"``.
-        threads: threads per operation; ``None`` for ONNX Runtime's choice.
-        level: graph optimisation, one of `LEVELS`; ``None`` for the mode's default.
-
-    Raises:
-        ConfigError: an unknown provider, mode or level, or an invalid number of threads.
-        ExportError: the file is missing or not an ONNX model, or ONNX Runtime is not installed.
+    Providers are named by short or full name, in order of preference; the CPU always comes last.
     """
     try:
         import onnxruntime as ort
@@ -88,10 +78,8 @@ def _options(ort: Any, mode: str, threads: int | None, level: str) -> tuple[Any,
     ort.set_default_logger_severity(SILENT)  # some failures go to this logger
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
-    options.graph_optimization_level = getattr(
-        ort.GraphOptimizationLevel, f"ORT_{'DISABLE' if level == 'disable' else 'ENABLE'}_"
-        f"{'ALL' if level == 'disable' else level.upper()}",
-    )  # fmt: skip
+    name = "ORT_DISABLE_ALL" if level == "disable" else f"ORT_ENABLE_{level.upper()}"
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, name)
     if threads is not None:
         options.intra_op_num_threads = threads
     if mode == "speed":
@@ -102,11 +90,7 @@ def _options(ort: Any, mode: str, threads: int | None, level: str) -> tuple[Any,
 
 
 def _names(providers: Sequence[str] | None, available: Sequence[str]) -> list[str]:
-    """Return the full names of providers, the CPU last.
-
-    Raises:
-        ConfigError: an unknown provider, or one whose wheel is not installed.
-    """
+    """Return the full names of providers, the CPU last."""
     given = [providers] if isinstance(providers, str) else providers or ()
     if not isinstance(given, (list, tuple)):
         raise ConfigError(f"providers={providers!r} must be a list, such as ['cuda']")
@@ -114,9 +98,8 @@ def _names(providers: Sequence[str] | None, available: Sequence[str]) -> list[st
     for short, full in zip(given, names, strict=True):
         if full not in available:
             known = ", ".join(k for k, v in PROVIDERS.items() if v in available)
-            advice = ""
-            if full in PROVIDERS.values():
-                advice = "; install onnxruntime-gpu: pip install 'pahq-plugin[onnx-gpu]'"
+            gpu = "; install onnxruntime-gpu: pip install 'pahq-plugin[onnx-gpu]'"
+            advice = gpu if full in PROVIDERS.values() else ""
             raise ConfigError(f"provider {short!r} is not available here (available: {known}){advice}")
     cpu = PROVIDERS["cpu"]
     return [name for name in names if name != cpu] + [cpu]

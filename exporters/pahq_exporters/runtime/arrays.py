@@ -1,4 +1,7 @@
-"""Check arrays from users and convert them for a graph; imports only numpy."""
+"""Check arrays from users and convert them for a graph; imports only numpy.
+
+Prompts are refused with a `PromptError`, masks with a `ConfigError`.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,7 @@ Array = np.ndarray[Any, Any]
 
 
 def as_array(values: Any, name: str, error: type[PahqError] = PromptError) -> Array:
-    """Return ``values`` as an array.
-
-    Raises:
-        PahqError: of type ``error``: rows of different lengths, a tensor that needs gradients, ...
-    """
+    """Return ``values`` as an array; raise ``error`` for rows of different lengths and the like."""
     try:
         return np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as reason:
@@ -24,11 +23,7 @@ def as_array(values: Any, name: str, error: type[PahqError] = PromptError) -> Ar
 
 
 def token_ids(values: Any, name: str, n_ctx: int, d_vocab: int, seq_len: int | None = None) -> Array:
-    """Check and return token ids ``[batch, pos]``, int64.
-
-    Raises:
-        PromptError: a wrong shape or type, ids outside the vocabulary, or too many tokens.
-    """
+    """Check and return token ids ``[batch, pos]``, int64."""
     ids = as_array(values, name)
     if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
         raise PromptError(
@@ -43,11 +38,7 @@ def token_ids(values: Any, name: str, n_ctx: int, d_vocab: int, seq_len: int | N
 
 
 def check_length(name: str, length: int, n_ctx: int, seq_len: int | None) -> None:
-    """Refuse prompts of a length that the graph cannot run.
-
-    Raises:
-        PromptError: longer than the context, or not the graph's ``seq_len``.
-    """
+    """Refuse prompts of a length that the graph cannot run."""
     if length > n_ctx:
         raise PromptError(f"{name}: {length} tokens exceed the model's context of {n_ctx}")
     if seq_len is not None and length != seq_len:
@@ -55,11 +46,7 @@ def check_length(name: str, length: int, n_ctx: int, seq_len: int | None) -> Non
 
 
 def floats(values: Any, name: str, shape: tuple[int | None, ...]) -> Array:
-    """Check and return finite numbers as float32; ``None`` in ``shape`` means any size but 0.
-
-    Raises:
-        PromptError: a wrong shape or type, or numbers beyond float32.
-    """
+    """Check and return finite numbers as float32; ``None`` in ``shape`` means any size but 0."""
     array = as_array(values, name)
     wanted = ["any" if size is None else size for size in shape]
     fits = array.ndim == len(shape) and all(
@@ -75,11 +62,7 @@ def floats(values: Any, name: str, shape: tuple[int | None, ...]) -> Array:
 
 
 def masks(values: Any, one: tuple[int, ...]) -> Array:
-    """Check and return a mask of shape ``one``, ``[(pos,) dest, src]``, or several, as float32.
-
-    Raises:
-        ConfigError: a wrong shape or type, or numbers beyond float32.
-    """
+    """Check and return a mask of shape ``one``, ``[(pos,) dest, src]``, or several, as float32."""
     array = as_array(values, "mask", ConfigError)
     if array.shape not in (one, (*array.shape[:1], *one)) or not array.size:
         axes = "[dest, src]" if len(one) == 2 else "[pos, dest, src]"

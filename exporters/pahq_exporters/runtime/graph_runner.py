@@ -21,18 +21,7 @@ TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 class GraphRunner:
     """Runs a graph in ONNX Runtime; output buffers are reused while their shapes stay the same.
 
-    Attributes:
-        description: the graph's description.
-        providers: the execution providers in use.
-
-    Args:
-        path: the graph.
-        providers, mode, level: as in `pahq_exporters.session.open_session`.
-        threads: threads per operation; ``None`` for ``OMP_NUM_THREADS``, or else ONNX Runtime's choice.
-
-    Raises:
-        ExportError: a missing, damaged or foreign file, or ONNX Runtime is not installed.
-        ConfigError: an unknown provider, mode, level or number of threads.
+    Attributes, arguments and errors as in `pahq_exporters.runtime.patcher.OnnxPatcher`.
     """
 
     def __init__(
@@ -48,26 +37,18 @@ class GraphRunner:
         self._session = open_session(path, providers, mode, used, level)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.description: Description = from_json(metadata.get(METADATA_KEY), path)
-        self._check_inputs()
-        self.providers: list[str] = list(self._session.get_providers())
-        self._outputs: dict[tuple[str, tuple[int, ...]], Any] = {}
-
-    def _check_inputs(self) -> None:
-        """Refuse a graph whose inputs do not match its description."""
         found = {
             each.name: (TYPES.get(str(each.type), str(each.type)), each.shape)
             for each in self._session.get_inputs()
         }
         misfit = misfits(self.description, found)
         if misfit:
-            raise ExportError(f"{self._path} does not fit its description: {misfit[0]}; export it again")
+            raise ExportError(f"{path} does not fit its description: {misfit[0]}; export it again")
+        self.providers: list[str] = list(self._session.get_providers())
+        self._outputs: dict[tuple[str, tuple[int, ...]], Any] = {}
 
     def run(self, output: str, inputs: dict[str, Any], shape: tuple[int, ...]) -> Array:
-        """Compute one output of that shape, float32, and nothing that it does not depend on.
-
-        Raises:
-            ExportError: the graph cannot be run, or gives numbers that are not finite.
-        """
+        """Compute one output of that shape, float32, and nothing that it does not depend on."""
         import onnxruntime as ort
 
         binding = self._session.io_binding()

@@ -25,11 +25,7 @@ HEADER_LIMIT = 100_000_000
 
 
 def write_heads(model: PatchableModel, described: Description, path: Path) -> None:
-    """Write ``w_hi`` ``[head, 4, d_model, d_head]`` of every block of the graph.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write ``w_hi`` ``[head, 4, d_model, d_head]`` of every block of the graph."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -49,15 +45,8 @@ def write_heads(model: PatchableModel, described: Description, path: Path) -> No
 
 
 class Heads:
-    """Reads single heads.
-
-    Args:
-        path: the file.
-        described: the graph that it belongs to.
-
-    Raises:
-        ExportError: the file is missing, damaged, or belongs to another graph.
-    """
+    """Reads single heads of the described graph from a file, and refuses a wrong one with an
+    `ExportError`."""
 
     def __init__(self, path: Path, described: Description) -> None:
         self._path = path
@@ -105,11 +94,7 @@ class Heads:
         return first
 
     def weights(self, layer: int, head: int) -> Array:
-        """Read ``w_hi`` of one head, float32 ``[4, d_model, d_head]``.
-
-        Raises:
-            ExportError: the file is damaged or missing.
-        """
+        """Read ``w_hi`` of one head, float32 ``[4, d_model, d_head]``."""
         try:
             whole = np.memmap(self._path, np.float32, "r", self._offsets[layer], self._shape)
         except (ValueError, OSError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,9 +112,7 @@ class OnnxPatcher:
             raise PromptError("this graph starts with tokens; give no residual or earlier outputs")
         else:
             inputs = {"tokens": self._tokens(tokens, "tokens")}
-        first = inputs.get("tokens", inputs.get("residual"))
-        assert first is not None
-        batch, length = first.shape[:2]
+        batch, length = next(iter(inputs.values())).shape[:2]
         if length == 1 and self.description.positions == "not_first":
             raise PromptError("prompts have 1 token, but this graph's logits leave the first one out")
         given = None if corrupt is None else self._corrupt(corrupt, batch, length)
@@ -139,7 +138,6 @@ class OnnxPatcher:
 
     def _corrupt(self, corrupt: Any, batch: int, length: int) -> Array:
         known = self.description
-        shape = (len(known.sources), batch, length, known.d_model)
         corrupt = as_array(corrupt, "corrupt")
         if corrupt.ndim == 2 and not known.start_layer:
             ids = self._tokens(corrupt, "corrupt")
@@ -148,7 +146,7 @@ class OnnxPatcher:
                     f"corrupt prompts are {list(ids.shape)}, but the clean ones {[batch, length]}"
                 )
             return self.sources(ids)
-        return floats(corrupt, "corrupt", shape)
+        return floats(corrupt, "corrupt", (len(known.sources), batch, length, known.d_model))
 
     def sources(self, tokens: Any) -> Array:
         """Return the outputs of all sources on prompts ``[batch, pos]``, ``[src, batch, pos, d_model]``.
@@ -162,16 +160,13 @@ class OnnxPatcher:
         if known.start_layer:
             raise PromptError(f"this graph starts at block {known.start_layer} and takes no tokens")
         ids = self._tokens(tokens, "tokens")
-        width = known.d_model
-        inputs: dict[str, Any] = {"tokens": ids}
+        shape = (len(known.sources), *ids.shape, known.d_model)
+        nothing = np.zeros(shape, np.float32)
+        inputs = {"tokens": ids} | self._high(None)
         if known.graph == "dense":
-            inputs["mask"] = np.zeros((1, *known.mask_shape), np.float32)
-            inputs["corrupt"] = np.zeros((len(known.sources), *ids.shape, width), np.float32)
+            inputs |= {"mask": np.zeros((1, *known.mask_shape), np.float32), "corrupt": nothing}
         else:
-            inputs |= {"src": np.zeros(1, np.int64), "dest_layer": -1, "dest_slot": -1}
-            inputs["corrupt"] = np.zeros((1, *ids.shape, width), np.float32)
-        inputs |= self._high(None)
-        shape = (len(known.sources), *ids.shape, width)
+            inputs |= {"src": [0], "dest_layer": -1, "dest_slot": -1, "corrupt": nothing[:1]}
         return self._runner.run("sources", inputs, shape)
 
     def run(
@@ -236,20 +231,12 @@ class OnnxPatcher:
         found = self.description.indices(chosen)
         if not found:
             raise ConfigError("edges is empty; name at least one edge")
-        at_once = max(1, ROWS // prompts.batch)
-        parts, start = [], 0
-        while start < len(found):
-            group = self._together(found, start, at_once)
-            parts.append(self.feed(self.inputs_for(prompts, chosen[start : start + group], head=head)))
-            start += group
+        at_once, parts = max(1, ROWS // prompts.batch), []
+        for _, group in groupby(zip(found, chosen, strict=True), key=lambda pair: pair[0][-2]):
+            own = [edge for _, edge in group]
+            for i in range(0, len(own), at_once):
+                parts.append(self.feed(self.inputs_for(prompts, own[i : i + at_once], head=head)))
         return np.concatenate(parts)
-
-    def _together(self, found: list[tuple[int, ...]], start: int, most: int) -> int:
-        """Return how many edges from ``start`` on fit into one call: those into one destination."""
-        size = 1
-        while size < most and start + size < len(found) and found[start + size][-2] == found[start][-2]:
-            size += 1
-        return size
 
     def inputs_for(
         self,
@@ -270,31 +257,25 @@ class OnnxPatcher:
             raise ConfigError("give one or more edges into one destination")
         if prompts.corrupt is None:
             raise PromptError("nothing to patch with; give corrupt prompts or outputs")
+        inputs: dict[str, Any] = {"corrupt": prompts.corrupt}
         if self.description.graph == "dense":
-            alone = np.zeros((len(edges), *self.description.mask_shape), np.float32)
+            inputs["mask"] = np.zeros((len(edges), *self.description.mask_shape), np.float32)
             for row, index in enumerate(indices):
-                alone[(row, *index)] = 1
+                inputs["mask"][(row, *index)] = 1
             target = _chosen(head, self.head_of(edges[0]))
-            inputs = prompts.inputs | {"mask": alone, "corrupt": prompts.corrupt} | self._high(target)
         else:
-            inputs = prompts.inputs | self._single_edges(prompts.corrupt, indices, head)
+            dest = self.description.destinations[indices[0][0]]
+            target = (dest.layer, dest.head) if dest.head >= 0 else None
+            asked = _chosen(head, target)
+            if (None if asked is None else self.description.check_head(asked)) != target:
+                raise ConfigError(
+                    f"a sweep graph keeps the head of its edge in FP32, {target}, not {head}"
+                )
+            sources = np.array([src for _, src in indices])
+            inputs = {"src": sources, "corrupt": prompts.corrupt[sources], "dest_layer": dest.layer}
+            inputs["dest_slot"] = SLOTS.index(dest.slot)
+        inputs |= prompts.inputs | self._high(target)
         return {name: typed(value) for name, value in inputs.items()}
-
-    def _single_edges(
-        self,
-        corrupt: Array,
-        indices: list[tuple[int, ...]],
-        head: Head | Literal["auto"] | None,
-    ) -> dict[str, Any]:
-        """Return the inputs of a sweep graph for edges into one destination."""
-        dest = self.description.destinations[indices[0][0]]
-        own = (dest.layer, dest.head) if dest.head >= 0 else None
-        asked = _chosen(head, own)
-        if (None if asked is None else self.description.check_head(asked)) != own:
-            raise ConfigError(f"a sweep graph keeps the head of its edge in FP32, {own}, not {head}")
-        sources = np.array([src for _, src in indices])
-        chosen = {"src": sources, "corrupt": corrupt[sources], "dest_layer": dest.layer}
-        return chosen | {"dest_slot": SLOTS.index(dest.slot)} | self._high(own)
 
     def mask(self, edges: Iterable[Any]) -> Array:
         """Return 1 for ``edges`` and 0 for all others, float32 ``[dest, src]``; ``[pos, dest, src]`` for
@@ -336,12 +317,12 @@ class OnnxPatcher:
 
     def _candidates(self, prompts: Prompts, masks: Array, head: Head | None) -> Array:
         """Return logits under each mask ``[candidate, dest, src]``, with one head in FP32."""
-        corrupt = prompts.corrupt
+        known, corrupt = self.description, prompts.corrupt
         if corrupt is None:
             if masks.any():
                 raise PromptError("nothing to patch with; give corrupt prompts or outputs")
-            shape = (len(self.description.sources), prompts.batch, prompts.length)
-            corrupt = np.zeros((*shape, self.description.d_model), np.float32)
+            shape = (len(known.sources), prompts.batch, prompts.length, known.d_model)
+            corrupt = np.zeros(shape, np.float32)
         inputs = prompts.inputs | {"corrupt": corrupt} | self._high(head)
         at_once = max(1, ROWS // prompts.batch)
         parts = [masks[i : i + at_once] for i in range(0, len(masks), at_once)]
@@ -352,19 +333,17 @@ class OnnxPatcher:
         known = self.description
         if head is not None:
             head = known.check_head(head)
-        if known.high != "input":
-            if known.graph == "sweep":
-                return {"hi_head": 0 if head is None else head[1]}
-            if head is not None and head != known.fixed_head:
-                fixed = "no head" if known.fixed_head is None else f"only head {known.fixed_head}"
-                raise ConfigError(f"head={head}: this graph has {fixed} in FP32")
-            return {}
-        assert self._heads is not None
         layer, index = (-1, 0) if head is None else head
-        empty = np.zeros((4, known.d_model, known.d_head), np.float32)
-        weights = empty if head is None else self._heads.weights(*head)
-        chosen = {"hi_head": index, "w_hi": weights}
-        return chosen | ({"hi_layer": layer} if known.graph == "dense" else {})
+        if self._heads is not None:
+            empty = np.zeros((4, known.d_model, known.d_head), np.float32)
+            chosen = {"hi_head": index, "w_hi": empty if head is None else self._heads.weights(*head)}
+            return chosen | ({"hi_layer": layer} if known.graph == "dense" else {})
+        if known.graph == "sweep":
+            return {"hi_head": index}
+        if head not in (None, known.fixed_head):
+            fixed = "no head" if known.fixed_head is None else f"only head {known.fixed_head}"
+            raise ConfigError(f"head={head}: this graph has {fixed} in FP32")
+        return {}
 
     def feed(self, inputs: dict[str, Any]) -> Array:
         """Return logits for named inputs of the graph, ``[candidate or edge, batch, (pos,) vocab]``.

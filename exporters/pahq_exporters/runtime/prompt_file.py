@@ -22,30 +22,22 @@ class PromptFile:
 
 
 def read_prompts(path: Path, limit: int | None = None) -> PromptFile:
-    """Read the first ``limit`` prompts of a file.
-
-    Raises:
-        PromptError: no such file, not the host's format, text instead of token ids, or prompts of
-            different lengths.
-        ConfigError: ``limit`` is not an integer above 0.
-    """
+    """Read the first ``limit`` prompts of a file; a `PromptError` says what is wrong with it."""
     if limit is not None and (type(limit) is not int or limit < 1):
         raise ConfigError(f"limit={limit!r} must be an integer above 0")
     try:
-        record = read_json(path)
-        prompts = record["prompts"][:limit]
+        prompts = read_json(path)["prompts"][:limit]
     except OSError as error:
         raise PromptError(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError) as error:
         raise PromptError(f'{path} must hold {{"prompts": [...]}} in JSON ({one_line(error)})') from None
     if not isinstance(prompts, list) or not prompts:
         raise PromptError(f"{path} holds no prompts")
-    read = PromptFile(
-        *(
-            [_ids(prompt, key, i, path) for i, prompt in enumerate(prompts)]
-            for key in ("clean", "corrupt", "answers", "wrong_answers")
-        )
+    columns = (
+        [_ids(prompt, key, i, path) for i, prompt in enumerate(prompts)]
+        for key in ("clean", "corrupt", "answers", "wrong_answers")
     )
+    read = PromptFile(*columns)
     lengths = sorted({len(ids) for ids in [*read.clean, *read.corrupt]})
     if len(lengths) > 1:
         raise PromptError(f"{path}: prompts have {lengths} tokens; all must have the same length")
