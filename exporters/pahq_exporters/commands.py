@@ -149,12 +149,9 @@ def _write_ids(loaders: Sequence[PromptDataLoader], path: Path) -> None:
 
     prompts = []
     for batch in chain(*loaders):
-        fields = {
-            name: getattr(batch, name) for name in ("clean", "corrupt", "answers", "wrong_answers")
-        }
         columns = {
-            name: column.tolist() if hasattr(column, "tolist") else [row.tolist() for row in column]
-            for name, column in fields.items()
+            name: [row.tolist() for row in getattr(batch, name)]
+            for name in ("clean", "corrupt", "answers", "wrong_answers")
         }
         if not all(type(token) is int for row in columns["answers"] for token in row):
             del columns["answers"], columns["wrong_answers"]
@@ -177,11 +174,7 @@ def _check_ending(path: Path, is_circuit: bool) -> None:
 
 
 def _write_circuit(result: Path, model: PatchableModel, path: Path, as_json: bool) -> None:
-    """Write the circuit of a saved result as graph JSON, and print where.
-
-    Raises:
-        ResultError: no such result, or one of another model.
-    """
+    """Write the circuit of a saved result as graph JSON, and print where."""
     from pahq_exporters.interchange.graph_json import write_graph_json
     from pahq_plugin import Discovery
 

@@ -72,14 +72,19 @@ class OnnxEngine:
             raise
 
     def _load(self, question: Question, precision: PrecisionConfig) -> None:
+        import onnxruntime
+
         path = Path(self._folder.name) / "graph.onnx"
         export_if(None, question.model, path, graph="dense", precision=precision, positions="model")
-        device = question.prompts[0].clean.device
-        providers = ["cuda"] if device.type == "cuda" and _has_cuda() else None
-        if device.type == "cuda" and providers is None:
-            warn(
-                "engine='onnx' runs on the CPU: ONNX Runtime has no CUDA here (install onnxruntime-gpu)"
-            )
+        providers = None
+        if question.prompts[0].clean.device.type == "cuda":
+            if PROVIDERS["cuda"] in onnxruntime.get_available_providers():
+                providers = ["cuda"]
+            else:
+                warn(
+                    "engine='onnx' runs on the CPU: ONNX Runtime has no CUDA here (install "
+                    "onnxruntime-gpu)"
+                )
         self._patcher = OnnxPatcher(path, providers=providers, threads=torch.get_num_threads())
         ablated = ablated_sources(question.model, question.loader, question.prompts, question.ablation)
         self._prompts: list[Prompts] = []
@@ -111,11 +116,7 @@ class OnnxEngine:
         return self._exact is not None
 
     def screen_with(self, precision: PrecisionConfig) -> None:
-        """Refuse to change formats: a graph keeps those it was exported with.
-
-        Raises:
-            ConfigError: always.
-        """
+        """Refuse to change formats: a graph keeps those it was exported with."""
         raise ConfigError(
             "policy='hybrid' chooses formats as it goes, but an exported graph cannot change them; "
             "search with engine='incremental' and pass the formats of that result"
@@ -158,9 +159,7 @@ class OnnxEngine:
 
     def remove(self, edges: Sequence[Edge]) -> None:
         """See `Engine.remove`."""
-        self._mask = self._mask.copy()
-        for edge in edges:
-            self._mask[self._index[edge]] = 1
+        self._mask = np.maximum(self._mask, self._patcher.mask(edges))
         if self._exact is not None and edges:
             self._exact.remove(edges)
 
@@ -178,23 +177,13 @@ class OnnxEngine:
     def _losses(self, masks: np.ndarray[Any, Any], head: tuple[int, int] | None) -> list[float]:
         """Return the loss under each mask ``[candidate, dest, src]``, averaged over batches."""
         self._evaluations += len(masks)
-        by_batch = [
-            self._batch_losses(run, prompts, masks, head)
-            for run, prompts in zip(self._runs, self._prompts, strict=True)
-        ]
-        return [fmean(losses) for losses in zip(*by_batch, strict=True)]
-
-    def _batch_losses(
-        self,
-        run: CleanRun,
-        prompts: Prompts,
-        masks: np.ndarray[Any, Any],
-        head: tuple[int, int] | None,
-    ) -> list[float]:
-        logits = torch.from_numpy(self._patcher.run(prompts, mask=masks, head=head))
-        logits = logits.to(run.logits.device)
         name, metric = self._metric
-        return row_losses(name, metric, logits, run.logits, run.batch).tolist()
+        by_batch = []
+        for run, prompts in zip(self._runs, self._prompts, strict=True):
+            logits = torch.from_numpy(self._patcher.run(prompts, mask=masks, head=head))
+            logits = logits.to(run.logits.device)
+            by_batch.append(row_losses(name, metric, logits, run.logits, run.batch).tolist())
+        return [fmean(losses) for losses in zip(*by_batch, strict=True)]
 
 
 def _check_padding(run: CleanRun) -> None:
@@ -204,12 +193,6 @@ def _check_padding(run: CleanRun) -> None:
         raise ExportError(
             "prompts are padded, but graphs have no padding mask; use prompts of one length"
         )
-
-
-def _has_cuda() -> bool:
-    import onnxruntime
-
-    return PROVIDERS["cuda"] in onnxruntime.get_available_providers()
 
 
 class Factory:

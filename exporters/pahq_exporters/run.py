@@ -62,7 +62,11 @@ def run(
         ConfigError: not exactly one of ``edges``, ``all_edges`` and ``result``, or an unsuitable result.
         PahqError: see `OnnxPatcher.run`.
     """
-    _check_choice(edges, all_edges, result)
+    choices = sum((bool(edges), all_edges, result is not None))
+    if choices > 1:
+        raise ConfigError("give one of --edges, --all and --result")
+    if choices < 1:
+        raise ConfigError('name edges with --edges, such as "A0.1->MLP 2", or use --all or --result')
     patcher = OnnxPatcher(graph, providers=providers, mode=mode, threads=threads)  # type: ignore[arg-type]
     known = patcher.description
     if known.start_layer:
@@ -82,15 +86,15 @@ def run(
     known.indices(chosen)
     bound = patcher.prompts(read.clean, read.corrupt)
     clean = _last(known.positions, _clean(patcher, read))
+    high = parse_head(head)
     if each or all_edges:
-        logits = patcher.run_each(bound, edges=chosen, head=parse_head(head)) if chosen else []
         names = [[name] for name in chosen]
+        logits = patcher.run_each(bound, edges=chosen, head=high)
     else:
-        logits = [patcher.run(bound, edges=chosen, head=parse_head(head))] if chosen else []
-        names = [chosen]
+        names, logits = [chosen], [patcher.run(bound, edges=chosen, head=high)]
     runs = [
         {"edges": own, **_measure(_last(known.positions, one), clean, read)}
-        for own, one in zip(names, logits, strict=False)
+        for own, one in zip(names, logits, strict=True)
     ]
     return {
         "graph": str(graph),
@@ -127,20 +131,17 @@ def _measure(
     top = np.argsort(-logits, axis=-1, kind="stable")[:, :TOP]
     found: dict[str, Any] = {"kl_div": float(kl.mean()), "top_tokens": top.tolist()}
     if all(read.answers) and all(read.wrong_answers):
-        right, wrong = (
-            np.array([row[ids].mean() for row, ids in zip(logits, answers, strict=True)])
-            for answers in (_within(read.answers, logits), _within(read.wrong_answers, logits))
-        )
+        right, wrong = (_means(logits, answers) for answers in (read.answers, read.wrong_answers))
         found["logit_diff"] = float((right - wrong).mean())
     return found
 
 
-def _within(answers: list[list[int]], logits: np.ndarray[Any, Any]) -> list[list[int]]:
-    """Return ``answers``, or refuse ids outside the vocabulary."""
+def _means(logits: np.ndarray[Any, Any], answers: list[list[int]]) -> np.ndarray[Any, Any]:
+    """Return the mean logit of each prompt's answers, ``[batch]``."""
     for ids in answers:
-        if any(not 0 <= token < logits.shape[-1] for token in ids):
+        if any(token >= logits.shape[-1] for token in ids):
             raise ConfigError(f"answers {ids} are outside the vocabulary of {logits.shape[-1]}")
-    return answers
+    return np.array([row[ids].mean() for row, ids in zip(logits, answers, strict=True)])
 
 
 def _log_softmax(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -150,11 +151,7 @@ def _log_softmax(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def parse_head(text: str) -> Any:
-    """Parse ``--head``: ``(layer, head)``, ``None`` or ``"auto"``.
-
-    Raises:
-        ConfigError: neither ``auto``, ``none`` nor ``LAYER.HEAD``.
-    """
+    """Parse ``--head``: ``(layer, head)``, ``None`` or ``"auto"``."""
     if text == "auto":
         return "auto"
     if text == "none":
@@ -166,12 +163,7 @@ def parse_head(text: str) -> Any:
 
 
 def removed_edges(result: Path, known: Description) -> list[str]:
-    """Return the edges that a saved result removed, as named in graphs.
-
-    Raises:
-        ResultError: no such result, or a damaged one.
-        ConfigError: another model or ablation than the graph's, or a result that keeps every edge.
-    """
+    """Return the edges that a saved result removed, as named in graphs."""
     file = result_file(result)
     record, configuration = read_record(file), read_configuration(file.parent)
     if record["model"]["digest"] != known.source_digest:
@@ -210,15 +202,6 @@ def _refuse_other_model(result: Path, record: dict[str, Any], known: Description
     raise ConfigError(
         f"{result} was found in a model with other weights than the graph's; export that model"
     )
-
-
-def _check_choice(edges: Sequence[str], all_edges: bool, result: Path | None) -> None:
-    """Refuse anything but exactly one choice of edges."""
-    choices = sum((bool(edges), all_edges, result is not None))
-    if choices > 1:
-        raise ConfigError("give one of --edges, --all and --result")
-    if choices < 1:
-        raise ConfigError('name edges with --edges, such as "A0.1->MLP 2", or use --all or --result')
 
 
 def table(found: dict[str, Any], most: int = 20) -> str:
@@ -268,34 +251,23 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     never_fail_printing()
-    given = parser().parse_args(arguments)
+    given = vars(parser().parse_args(arguments))
+    as_json, debug = given.pop("json"), given.pop("debug")
+    given["providers"] = given.pop("provider")
     try:
-        if given.limit is not None and given.limit < 1:
-            raise ConfigError(f"--limit {given.limit} must be above 0")
-        found = run(
-            given.graph,
-            given.prompts,
-            given.edges,
-            all_edges=given.all_edges,
-            each=given.each,
-            result=given.result,
-            head=given.head,
-            limit=given.limit,
-            mode=given.mode,
-            providers=given.provider,
-            threads=given.threads,
-        )
+        if given["limit"] is not None and given["limit"] < 1:
+            raise ConfigError(f"--limit {given['limit']} must be above 0")
+        found = run(**given)
     except (PahqError, OSError, MemoryError) as error:
-        if given.debug:
+        if debug:
             raise
         message = str(error) if isinstance(error, PahqError) else one_line(error)
-        message = message or type(error).__name__
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {message or type(error).__name__}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(json.dumps(found, indent=1) if given.json else table(found))
+    print(json.dumps(found, indent=1) if as_json else table(found))
     return 0
 
 
