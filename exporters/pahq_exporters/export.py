@@ -68,14 +68,10 @@ def export_onnx(
         if start_layer:
             raise ConfigError(f"example needs a graph that takes tokens; start_layer is {start_layer}")
         shown = token_ids(example, "example", model.cfg.n_ctx, model.cfg.d_vocab, model.seq_len)
-        accept = partial(_compare, model=model, example=torch.from_numpy(shown))
+        from pahq_exporters.check import compare_on
+
+        accept = partial(compare_on, model=model, example=torch.from_numpy(shown))
     return export_if(
         accept, model, path, graph, precision, start_layer, head=head, positions=positions,
         external_data=external_data,
     )  # fmt: skip
-
-
-def _compare(made: Path, model: PatchableModel, example: Tensor) -> None:
-    from pahq_exporters.check import compare_on
-
-    compare_on(made, model, example)

@@ -53,16 +53,15 @@ def outputs(described: Description) -> list[Value]:
     ]
 
 
-def misfits(described: Description, found: Mapping[str, tuple[str, Sequence[Any]]]) -> list[str]:
-    """Return what is wrong with inputs of those types and shapes, one phrase each.
+def misfit(described: Description, found: Mapping[str, tuple[str, Sequence[Any]]]) -> str | None:
+    """Say what is wrong with inputs of those types and shapes; ``None`` if nothing is.
 
     Sizes with one name must be equal.
     """
     wanted = {value.name: value for value in inputs(described)}
     if found.keys() != wanted.keys():
-        return [f"inputs are {sorted(found)} instead of {sorted(wanted)}"]
+        return f"inputs are {sorted(found)} instead of {sorted(wanted)}"
     sizes: dict[Any, Any] = {}
-    wrong = []
     for name, value in wanted.items():
         dtype, shape = found[name]
         fits = len(shape) == len(value.shape) and all(
@@ -70,5 +69,5 @@ def misfits(described: Description, found: Mapping[str, tuple[str, Sequence[Any]
             for size, got in zip(value.shape, shape, strict=True)
         )
         if dtype != value.dtype or not fits:
-            wrong.append(f"{name} is {dtype} {list(shape)} instead of {value.dtype} {value.shape}")
-    return wrong
+            return f"{name} is {dtype} {list(shape)} instead of {value.dtype} {value.shape}"
+    return None

@@ -74,11 +74,7 @@ class GraphJson:
         In a file of this package the top ``len(circuit)`` by magnitude are the circuit; in a file of
         another tool they are if the circuit was chosen by ``apply_topn``.
 
-        Args:
-            model: the model that the file was read for.
-
-        Returns:
-            One tensor per destination module: ``[head, src]`` into heads, ``[src]`` elsewhere.
+        There is one tensor per destination module: ``[head, src]`` into heads, ``[src]`` elsewhere.
         """
         scores = model.new_prune_scores()
         dtype = torch.promote_types(next(iter(scores.values())).dtype, torch.float32)
@@ -233,11 +229,7 @@ def _lines(key: str, entries: Mapping[str, Any]) -> str:
 
 
 def _parsed(file: Path, n_edges: int) -> dict[str, Any]:
-    """Parse a file to its outermost object.
-
-    Raises:
-        ResultError: no such object, or the file is too large for a graph of so many edges.
-    """
+    """Parse a file of at most so many edges to its outermost object."""
     if not file.is_file():
         raise ResultError(f"no file at {file}; expected JSON as EAP-IG's Graph.to_json writes it")
     largest = BASE_BYTES + BYTES_PER_EDGE * n_edges

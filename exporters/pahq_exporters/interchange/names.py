@@ -14,11 +14,7 @@ from pahq_plugin.host.graph import block, kind, slot
 
 
 def graph_config(model: PatchableModel) -> dict[str, int | bool]:
-    """Return a graph's ``cfg`` for a model: everything that determines names of nodes and edges.
-
-    Raises:
-        ModelError: JSON graphs cannot represent the model's edges.
-    """
+    """Return a graph's ``cfg`` for a model: everything that determines names of nodes and edges."""
     if not isinstance(model, PatchableModel):
         raise ModelError(
             f"model is a {type(model).__name__}, not a PatchableModel; "
@@ -58,9 +54,7 @@ def node_names(cfg: Mapping[str, int]) -> list[str]:
 def edge_names(cfg: Mapping[str, int], *, mlps: bool = True) -> list[str]:
     """Return the names of all edges, in the order of a graph: block by block, then by source.
 
-    Args:
-        cfg: the graph's ``cfg``.
-        mlps: whether to include edges into and out of MLPs, which their graphs always have.
+    Their graphs always have the edges into and out of MLPs; ``mlps=False`` leaves them out.
     """
     names: list[str] = []
     before = ["input"]
@@ -85,11 +79,7 @@ def node_name(node: Node) -> str:
 
 
 def host_edges(model: PatchableModel) -> dict[str, Edge]:
-    """Return name in a graph -> host edge, for all edges of the model.
-
-    Raises:
-        ModelError: the edges are not those of a plain transformer, for example with autoencoders.
-    """
+    """Return name in a graph -> host edge, for all edges of a plain transformer."""
     edges = {_edge_name(edge): edge for edge in model.edges}
     names = edge_names(graph_config(model), mlps=not model.cfg.attn_only)
     if edges.keys() != set(names) or len(edges) != len(model.edges):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pahq_exporters.description import METADATA_KEY, Description, from_json
-from pahq_exporters.inputs import misfits
+from pahq_exporters.inputs import misfit
 from pahq_exporters.runtime.arrays import Array
 from pahq_exporters.session import SILENT, default_threads, open_session
 from pahq_plugin.errors import ExportError, one_line
@@ -41,9 +41,9 @@ class GraphRunner:
             each.name: (TYPES.get(str(each.type), str(each.type)), each.shape)
             for each in self._session.get_inputs()
         }
-        misfit = misfits(self.description, found)
-        if misfit:
-            raise ExportError(f"{path} does not fit its description: {misfit[0]}; export it again")
+        wrong = misfit(self.description, found)
+        if wrong:
+            raise ExportError(f"{path} does not fit its description: {wrong}; export it again")
         self.providers: list[str] = list(self._session.get_providers())
         self._outputs: dict[tuple[str, tuple[int, ...]], Any] = {}
 

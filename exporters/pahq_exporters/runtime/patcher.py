@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pahq_exporters.description import SLOTS, Description
-from pahq_exporters.inputs import misfits
+from pahq_exporters.inputs import misfit
 from pahq_exporters.runtime.arrays import Array, as_array, check_length, floats, masks, token_ids
 from pahq_exporters.runtime.graph_runner import GraphRunner, typed
 from pahq_exporters.runtime.heads import Heads
@@ -353,9 +353,9 @@ class OnnxPatcher:
         """
         known = self.description
         inputs = {k: typed(as_array(value, k, ConfigError)) for k, value in inputs.items()}
-        misfit = misfits(known, {name: (str(a.dtype), list(a.shape)) for name, a in inputs.items()})
-        if misfit:
-            raise ConfigError(f"not inputs of this graph: {misfit[0]}")
+        wrong = misfit(known, {name: (str(a.dtype), list(a.shape)) for name, a in inputs.items()})
+        if wrong:
+            raise ConfigError(f"not inputs of this graph: {wrong}")
         batch, length = inputs["tokens" if known.start_layer == 0 else "residual"].shape[:2]
         seen = {"all": (length,), "last": (), "not_first": (length - 1,)}[known.positions]
         rows = len(inputs["mask" if known.graph == "dense" else "src"])
