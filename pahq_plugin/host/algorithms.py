@@ -44,8 +44,7 @@ def host_function(key: str, options: Mapping[str, Any] | None = None) -> PruneFu
     if unknown:
         raise ConfigError(f"{key!r} has no option {unknown[0]!r}; it has {', '.join(names) or 'none'}")
     quiet = {"show_train_graph": False} if "show_train_graph" in names else {}
-    function = partial(function, **(quiet | dict(options or {})))
-    return _reproducible(_in_canonical_order(function) if key in SWEEPS else function)
+    return _reproducible(partial(function, **(quiet | dict(options or {}))), key in SWEEPS)
 
 
 def host_options(key: str) -> dict[str, Any]:
@@ -59,37 +58,21 @@ def sized_as_the_truth(key: str, options: Mapping[str, Any]) -> bool:
     return "true_size" in (host_options(key) | dict(options)).get("circuit_sizes", ())
 
 
-def _in_canonical_order(function: PruneFunction) -> PruneFunction:
-    """Run ``function`` on canonically ordered edges.
-
-    The host sorts ``model.edges``, a set, stably by layer only, so its order would vary by process.
-    """
-
-    def ordered(
-        model: PatchableModel, loader: PromptDataLoader, true_edges: set[Edge] | None
-    ) -> PruneScores:
-        edges = model.edges
-        model.edges = canonical_edges(model)  # type: ignore[assignment]
-        try:
-            return function(model, loader, true_edges)
-        finally:
-            model.edges = edges
-
-    return ordered
-
-
-def _reproducible(function: PruneFunction) -> PruneFunction:
+def _reproducible(function: PruneFunction, is_sweep: bool) -> PruneFunction:
     """Run ``function`` on sorted destinations, and with ``torch.optim.adam`` defined.
 
-    The host keeps its destinations in a set, too, and draws random numbers in its order. It trains with
-    ``torch.optim.adam.Adam``, a name that PyTorch 2.13 lacks.
+    The host keeps its destinations in a set, and draws random numbers in its order. A sweep sorts
+    ``model.edges``, a set, too, stably by layer only; it gets them in canonical order. The host trains
+    with ``torch.optim.adam.Adam``, a name that PyTorch 2.13 lacks.
     """
 
     def ordered(
         model: PatchableModel, loader: PromptDataLoader, true_edges: set[Edge] | None
     ) -> PruneScores:
-        wrappers, masks = model.dest_wrappers, model.patch_masks
+        edges, wrappers, masks = model.edges, model.dest_wrappers, model.patch_masks
         hidden = not hasattr(torch.optim, "adam")
+        if is_sweep:
+            model.edges = canonical_edges(model)  # type: ignore[assignment]
         model.dest_wrappers = sorted(wrappers, key=lambda w: w.module_name)  # type: ignore[assignment]
         model.patch_masks = dict(sorted(masks.items()))
         if hidden:
@@ -97,7 +80,7 @@ def _reproducible(function: PruneFunction) -> PruneFunction:
         try:
             return function(model, loader, true_edges)
         finally:
-            model.dest_wrappers, model.patch_masks = wrappers, masks
+            model.edges, model.dest_wrappers, model.patch_masks = edges, wrappers, masks
             if hidden:
                 del torch.optim.adam  # type: ignore[attr-defined]
 

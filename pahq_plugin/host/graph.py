@@ -44,23 +44,21 @@ def head(node: Node) -> tuple[int, int] | None:
     return (block(node), node.head_idx) if node.head_idx is not None else None
 
 
-def destination_order(dest: DestNode) -> tuple[int, int, int, int]:
-    """Return the sort key of a destination in the canonical order."""
-    is_head = dest.head_idx is not None
-    letter = dest.name[-1] if is_head else ""
-    return (-dest.layer, int(is_head), dest.head_idx or 0, "QKV".find(letter))
-
-
 def canonical_edges(model: PatchableModel) -> list[Edge]:
     """Return all edges in canonical order.
 
     Destinations from the output back (host layer descending, MLP before heads, head index, then Q, K,
     V), then ``seq_idx`` descending, then ``src_idx`` ascending.
     """
-    return sorted(
-        model.edges,
-        key=lambda e: (destination_order(e.dest), -(e.seq_idx or 0), e.src.src_idx),
-    )
+
+    def place(edge: Edge) -> tuple[int, ...]:
+        dest = edge.dest
+        is_head = dest.head_idx is not None
+        letter = "QKV".find(dest.name[-1] if is_head else "")
+        at = (-dest.layer, int(is_head), dest.head_idx or 0, letter)
+        return (*at, -(edge.seq_idx or 0), edge.src.src_idx)
+
+    return sorted(model.edges, key=place)
 
 
 def sources(model: PatchableModel) -> list[SrcNode]:

@@ -114,45 +114,28 @@ def _residuals(model: PatchableModel, clean: Tensor) -> list[Tensor]:
     if not model.is_transformer:
         return []
     names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
-    cached = cached_run(model, clean, names)
-    return [cached[name] for name in names]
-
-
-def cached_run(model: PatchableModel, tokens: Tensor, names: list[str]) -> dict[str, Tensor]:
-    """Return the activations at the hook points ``names`` in an unpatched run."""
-    wanted = set(names)
-    _, cache = model.run_with_cache(
-        tokens, names_filter=lambda name: name in wanted, return_cache_object=False
-    )
-    return {name: value.clone() for name, value in cache.items()}
+    _, cache = model.run_with_cache(clean, names_filter=names, return_cache_object=False)
+    return [cache[name].clone() for name in names]
 
 
 def _start_arguments(model: PatchableModel, clean: Tensor) -> dict[str, Tensor | None]:
     if not model.is_transformer:
         return {}
-    _, tokens, shortformer, attention_mask = model.input_to_embed(clean)
-    return {
-        "tokens": tokens,
-        "shortformer_pos_embed": shortformer,
-        "attention_mask": attention_mask,
-    }
+    _, *arguments = model.input_to_embed(clean)
+    names = ("tokens", "shortformer_pos_embed", "attention_mask")
+    return dict(zip(names, arguments, strict=True))
 
 
 @torch.inference_mode()
 def patched_logits(
     model: PatchableModel, prepared: PatchBatch, sources: Tensor, start: int | None
 ) -> Tensor:
-    """Run a batch under the model's current patch masks.
+    """Run a batch under the model's current patch masks; return ``[batch, (pos,) vocab]``.
 
     Args:
-        model: its masks select the patched edges.
-        prepared: the batch to run.
         sources: ``[src, batch, pos, d_model]``, overwritten with the source outputs of this run;
             those of blocks below ``start`` must be clean.
         start: the block to start from, or ``None`` for the whole model.
-
-    Returns:
-        Logits after the model's ``out_slice``, ``[batch, (pos,) vocab]``.
     """
     with patch_mode(model, prepared.ablated, curr_src_outs=sources):
         if start is None:

@@ -6,17 +6,14 @@ import hashlib
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pahq_plugin.errors import PromptError, one_line
-from pahq_plugin.host.types import (
-    PatchableModel,
-    PromptDataLoader,
-    PromptPairBatch,
-)
+from pahq_plugin.host.types import PatchableModel, PromptDataLoader, PromptPairBatch
 
 TOKENS = (torch.int64, torch.int32)
 
@@ -47,7 +44,8 @@ def collect_batches(
             f"the loader is empty: {len(loader.dataset)} prompts with a batch size of "  # type: ignore[arg-type]
             f"{loader.batch_size} make less than a full batch"
         )
-    check_prefix(model, loader)
+    if loader.kv_cache is not None:
+        _check_prefix(model, loader.kv_cache)
     if count is not None and len(batches) < count:
         raise PromptError(f"batches={count}, but the loader holds {len(batches)}")
     for batch in batches:
@@ -55,17 +53,9 @@ def collect_batches(
     return batches
 
 
-def check_prefix(model: PatchableModel, loader: PromptDataLoader) -> None:
-    """Check that the model holds the KV cache of the loader's common prefix.
-
-    Raises:
-        PromptError: the model lacks that cache, or holds the cache of another prefix.
-    """
-    cache = loader.kv_cache
-    if cache is None:
-        return
-    size = len(cache.previous_attention_mask)
-    own = (model.kv_caches or {}).get(size)
+def _check_prefix(model: PatchableModel, cache: Any) -> None:
+    """Check that the model holds the KV cache of the loader's common prefix."""
+    own = (model.kv_caches or {}).get(len(cache.previous_attention_mask))
     if own is None:
         raise PromptError(
             "the loader's prompts continue a common prefix whose KV cache the model lacks; make the "
@@ -103,12 +93,8 @@ def past_length(model: PatchableModel) -> int:
 
 
 def check_one_shape(batches: Iterable[PromptPairBatch]) -> None:
-    """Check that all batches have one size and one length, as a mean per position needs.
-
-    Raises:
-        PromptError: they do not.
-    """
-    shapes = {tuple(batch.clean.shape[:2]) for batch in batches}
+    """Check that all batches have one size and one length, as a mean per position needs."""
+    shapes = [batch.clean.shape[:2] for batch in batches]
     sizes, lengths = (sorted(set(axis)) for axis in zip(*shapes, strict=True))
     if len(lengths) > 1:
         raise PromptError(
@@ -134,10 +120,10 @@ def _check_batch(model: PatchableModel, batch: PromptPairBatch) -> None:
         raise PromptError(
             f"the loader yields a {type(batch).__name__}; expected a PromptPairBatch of the host"
         )
-    if model.is_transformer:
-        for name, tokens in (("clean", batch.clean), ("corrupt", batch.corrupt)):
-            _check_tokens(name, tokens)
     clean, corrupt = batch.clean, batch.corrupt
+    if model.is_transformer:
+        _check_tokens("clean", clean)
+        _check_tokens("corrupt", corrupt)
     if clean.shape != corrupt.shape:
         raise PromptError(
             f"clean and corrupt prompts differ in length: {clean.shape[1]} and {corrupt.shape[1]} "
@@ -191,10 +177,5 @@ def loader_of(batches: Sequence[PromptPairBatch], loader: PromptDataLoader) -> P
         batch_size=1,
         shuffle=False,
     )
-    made.collate_fn = _the_batch
+    made.collate_fn = itemgetter(0)
     return made
-
-
-def _the_batch(batches: list[PromptPairBatch]) -> PromptPairBatch:
-    (batch,) = batches
-    return batch

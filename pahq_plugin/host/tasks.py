@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import json
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from auto_circuit.data import load_datasets_from_json
 
 from pahq_plugin.host.types import Edge, OutputSlice, PatchableModel, PromptDataLoader
 from pahq_plugin.system.torch_state import random_state_kept
 
 if TYPE_CHECKING:
     from auto_circuit.tasks import Task
+
+
+OFFICIAL = {
+    ("ioi", "gpt2"): ("ioi_official", "ioi_true_edges", "end"),
+    ("greater-than", "gpt2"): ("greaterthan_official", "greaterthan_true_edges", None),
+    ("docstring", "Attn_Only_4L512W_C4_Code"): ("docstring_official", "docstring_true_edges", "param_3"),
+    ("tracr-reverse", "tracr-reverse"): ("tracr.reverse_official", "tracr_reverse_true_edges", None),
+    ("tracr-xproportion", "tracr-xproportion"): (
+        "tracr.xproportion_official", "tracr_xproportion_official_edges", None,
+    ),
+}  # fmt: skip
+"""The host's module and function of each circuit by problem and model, and the word that it needs."""
 
 
 def loaders(
@@ -26,11 +40,8 @@ def loaders(
 
     Args:
         prompts: at least ``batch_size * sum(n_batches)`` prompts of token ids, all of one length.
-        batch_size: prompts per batch.
         n_batches: number of batches of the train and the test loader.
-        device: where to put the batches.
     """
-    from auto_circuit.data import load_datasets_from_json
 
     train, test = n_batches
     with tempfile.TemporaryDirectory() as folder, random_state_kept():
@@ -50,42 +61,17 @@ def loaders(
 def official_edges(problem: str, model: PatchableModel, word_idxs: dict[str, int]) -> set[Edge] | None:
     """Return the host's published circuit for a problem on this model; ``None`` if there is none.
 
-    Args:
-        problem: a problem's name, such as ``ioi``.
-        model: circuits exist for GPT-2 small, the 4-layer attention-only model and Tracr's models.
-        word_idxs: positions of the words that a position-wise circuit refers to.
+    Circuits exist for GPT-2 small, the 4-layer attention-only model and Tracr's models. ``word_idxs``
+    are the positions of the words that a position-wise circuit refers to.
     """
-    from auto_circuit.metrics.official_circuits.circuits import (
-        docstring_official,
-        greaterthan_official,
-        ioi_official,
-    )
-    from auto_circuit.metrics.official_circuits.circuits.tracr import (
-        reverse_official,
-        xproportion_official,
-    )
-
-    published = {
-        ("ioi", "gpt2"): (ioi_official.ioi_true_edges, "end"),
-        ("greater-than", "gpt2"): (greaterthan_official.greaterthan_true_edges, None),
-        ("docstring", "Attn_Only_4L512W_C4_Code"): (
-            docstring_official.docstring_true_edges,
-            "param_3",
-        ),
-        ("tracr-reverse", "tracr-reverse"): (reverse_official.tracr_reverse_true_edges, None),
-        ("tracr-xproportion", "tracr-xproportion"): (
-            xproportion_official.tracr_xproportion_official_edges,
-            None,
-        ),
-    }
-    key = (problem, model.cfg.model_name)
-    if key not in published or not model.separate_qkv:
+    key, positional = (problem, model.cfg.model_name), model.seq_len is not None
+    if key not in OFFICIAL or not model.separate_qkv:
         return None
-    true_edges, needed_word = published[key]
-    positional = model.seq_len is not None
+    module, function, needed_word = OFFICIAL[key]
     if positional and needed_word is not None and needed_word not in word_idxs:
         return None
-    return true_edges(model, token_positions=positional, word_idxs=word_idxs)
+    found = import_module(f"auto_circuit.metrics.official_circuits.circuits.{module}")
+    return getattr(found, function)(model, token_positions=positional, word_idxs=word_idxs)
 
 
 def register_task(
@@ -106,7 +92,7 @@ def register_task(
     task = Task(
         key=key,
         name=name,
-        batch_size=(_batch_size(train_loader), _batch_size(test_loader)),
+        batch_size=(train_loader.batch_size or 1, test_loader.batch_size or 1),
         batch_count=(len(train_loader), len(test_loader)),
         token_circuit=model.seq_len is not None,
         _model_def=model,
@@ -122,7 +108,3 @@ def register_task(
     task.__init_complete__ = True
     TASK_DICT[key] = task
     return task
-
-
-def _batch_size(loader: PromptDataLoader) -> int:
-    return loader.batch_size or 1

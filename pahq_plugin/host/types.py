@@ -27,5 +27,4 @@ __all__ = [
     "set_all_masks",
 ]
 
-
 OutputSlice = Literal["last_seq", "not_first_seq"]
