@@ -31,17 +31,12 @@ from pahq_plugin.precision.shared import WEIGHT, Investigation, investigation
 
 STAND_INS = (MixedAttention, MixedMLP, MixedUnembedding)
 
-
 ATTENTION_WEIGHTS = (("qkv", "W_Q"), ("qkv", "W_K"), ("qkv", "W_V"), ("output", "W_O"))
 """The weights of a head, each after the part it belongs to."""
 
 
 class Backend:
-    """Chooses which parts of the lent model are high.
-
-    Attributes:
-        model: the host model.
-    """
+    """Chooses which parts of the lent model are high."""
 
     def __init__(self, model: PatchableModel, precision: PrecisionConfig) -> None:
         check_parts(model.cfg, precision)
@@ -85,29 +80,24 @@ class Backend:
         Raises:
             GraphError: the model does not have this edge or head.
         """
+        policy, cfg = self.precision.policy, self.model.cfg
         if target is None:
-            self.high = EVERYTHING if self.precision.policy == "full" else NOTHING
+            self.high = EVERYTHING if policy == "full" else NOTHING
         elif isinstance(target, Edge):
             if target not in self.model.edges:
                 raise GraphError(f"{edge_label_of(target)} is not an edge of this model")
             self.high = self.parts_for(target)
         elif _is_pair(target):
-            self._investigate_head(target)
+            layer, head = target
+            if not (0 <= layer < cfg.n_layers and 0 <= head < cfg.n_heads):
+                raise GraphError(
+                    f"no head {head} in layer {layer}; the model has layers 0 to {cfg.n_layers - 1} "
+                    f"with heads 0 to {cfg.n_heads - 1}"
+                )
+            same_for_all = {"full": EVERYTHING, "uniform": NOTHING}
+            self.high = same_for_all.get(policy, HighParts(heads=frozenset({target})))
         else:
             raise GraphError(f"{target!r} is neither an edge of this model nor a (layer, head) pair")
-
-    def _investigate_head(self, target: tuple[int, int]) -> None:
-        layers, heads = self.model.cfg.n_layers, self.model.cfg.n_heads
-        layer, head = target
-        if not (0 <= layer < layers and 0 <= head < heads):
-            raise GraphError(
-                f"no head {head} in layer {layer}; the model has layers 0 to {layers - 1} "
-                f"with heads 0 to {heads - 1}"
-            )
-        self.high = {
-            "full": EVERYTHING,
-            "uniform": NOTHING,
-        }.get(self.precision.policy, HighParts(heads=frozenset({(layer, head)})))
 
     def parts_for(self, edge: Edge) -> HighParts:
         """Return the parts that the policy keeps high for ``edge``, without setting them."""
@@ -122,45 +112,30 @@ class Backend:
         finally:
             self._lend()
 
-    @contextmanager
-    def _lent(self) -> Iterator[None]:
-        try:
-            self._lend()
-            yield
-        finally:
-            self._give_back()
-
     def _lend(self) -> None:
         for module, stand_in in self._stand_ins:
             vars(module)["forward"] = stand_in
-        if self._keeps_masters_away():
+        where, on_gpu = self.precision.masters, model_device(self.model).type == "cuda"
+        if self.precision.policy != "full" and (where == "host" or (where == "auto" and on_gpu)):
             self._shared.masters.move_away(list(self._low_weights()))
-
-    def _keeps_masters_away(self) -> bool:
-        """Return whether weights of low parts move to host memory."""
-        where = self.precision.masters
-        on_gpu = model_device(self.model).type == "cuda"
-        return self.precision.policy != "full" and (where == "host" or (where == "auto" and on_gpu))
 
     def _low_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the weights of low parts, each after updating its low copy."""
+        weights: list[tuple[str, Any, str, int | None]] = []
         for layer, block in enumerate(self.model.blocks):
             for part, name in ATTENTION_WEIGHTS:
-                yield from self._if_low(f"blocks.{layer}.attn.{name}", block.attn, name, part, layer)
+                weights.append((f"blocks.{layer}.attn.{name}", block.attn, part, layer))
             if not self.model.cfg.attn_only:
                 for name in (*first_weights(block.mlp), "W_out"):
-                    yield from self._if_low(f"blocks.{layer}.mlp.{name}", block.mlp, name, "mlp", layer)
-        unembed: Any = self.model.wrapped_model.unembed
-        yield from self._if_low(WEIGHT, unembed, "W_U", "unembed", None)
-
-    def _if_low(
-        self, key: str, module: Any, name: str, part: str, layer: int | None
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        number_format = self.precision.format_of(part, layer)
-        # With grouped queries, for example, a weight is computed on access: no parameter to move.
-        if number_format.is_low and name in module._parameters:
-            self._shared.low_copy(key, getattr(module, name), number_format)
-            yield key, module._parameters[name]
+                    weights.append((f"blocks.{layer}.mlp.{name}", block.mlp, "mlp", layer))
+        weights.append((WEIGHT, self.model.wrapped_model.unembed, "unembed", None))
+        for key, module, part, layer in weights:
+            number_format = self.precision.format_of(part, layer)
+            # With grouped queries, for example, a weight is computed on access: no parameter to move.
+            parameter = module._parameters.get(key.rpartition(".")[2])
+            if number_format.is_low and parameter is not None:
+                self._shared.low_copy(key, parameter, number_format)
+                yield key, parameter
 
     def _give_back(self) -> None:
         self._shared.masters.bring_back()
@@ -201,8 +176,11 @@ def mixed_precision(
         change = replaced(module, plain_name(name)) if module in lent else None
         if change is not None:
             raise ModelError(f"mixed precision would pass over {change}; use method='acdc'")
-    with backend._lent():
+    try:
+        backend._lend()
         yield backend
+    finally:
+        backend._give_back()
 
 
 def check_not_lent(model: PatchableModel) -> None:
@@ -223,7 +201,6 @@ def weights_of(parts: HighParts) -> Iterator[tuple[str, tuple[int, ...] | None]]
 
 
 def _is_pair(target: object) -> bool:
-    """Return whether ``target`` is a pair of integers."""
     return isinstance(target, tuple) and len(target) == 2 and all(type(part) is int for part in target)
 
 

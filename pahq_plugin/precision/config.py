@@ -20,7 +20,6 @@ from pahq_plugin.precision.kernels import Demand, check_demand, cpu_has_vnni
 UNEMBED = "unembed"
 """The only part that does not belong to a block."""
 
-
 DEFAULT_BUDGET = 0.02
 
 
@@ -33,13 +32,11 @@ def _is_number(value: object) -> bool:
 
 def _names(flag: str, value: object, known: Sequence[str]) -> tuple[Any, ...]:
     """Return ``value`` as a tuple; refuse all but distinct known names, with a `ConfigError`."""
-    if isinstance(value, (tuple, list)):
-        names = tuple(value)
-        if all(isinstance(name, str) and name in known for name in names) and len(set(names)) == len(
-            names
-        ):
-            return names
-    raise ConfigError(f"{flag}={value!r} must be distinct names of {', '.join(known)}")
+    names = tuple(value) if isinstance(value, (tuple, list)) else (None,)
+    are_known = all(isinstance(name, str) and name in known for name in names)
+    if not are_known or len(set(names)) < len(names):
+        raise ConfigError(f"{flag}={value!r} must be distinct names of {', '.join(known)}")
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +116,15 @@ class PrecisionConfig:
         object.__setattr__(self, "parts", _names("parts", self.parts, PARTS))
         if self.operands not in ("changes", "values"):
             raise ConfigError(f'operands={self.operands!r} must be "changes" or "values"')
-        self._check_activations()
+        if self.activations not in ("low", "high"):
+            raise ConfigError(f'activations={self.activations!r} must be "low" or "high"')
+        low = [part for part, used in self._formats.items() if used.is_low]
+        without_weights = [part for part in low if part.endswith(("scores", "values"))]
+        if self.activations == "high" and without_weights:
+            raise ConfigError(
+                f'activations="high" leaves nothing to round in {without_weights[0]}, which has no '
+                'weights; leave it out, or use activations="low"'
+            )
         check_demand(self.kernel)
         object.__setattr__(self, "streams", _names("streams", self.streams, STREAMS))
         if self.masters not in ("auto", "device", "host"):
@@ -135,17 +140,6 @@ class PrecisionConfig:
         if self.budget is not None and not (_is_number(self.budget) and 0 < self.budget < math.inf):
             raise ConfigError(
                 f"budget={self.budget!r} must be a finite number above 0, for example {DEFAULT_BUDGET}"
-            )
-
-    def _check_activations(self) -> None:
-        if self.activations not in ("low", "high"):
-            raise ConfigError(f'activations={self.activations!r} must be "low" or "high"')
-        without_weights = [part for part, used in self._formats.items() if used.is_low]
-        without_weights = [part for part in without_weights if part.endswith(("scores", "values"))]
-        if self.activations == "high" and without_weights:
-            raise ConfigError(
-                f'activations="high" leaves nothing to round in {without_weights[0]}, which has no '
-                'weights; leave it out, or use activations="low"'
             )
 
     @cached_property
@@ -232,10 +226,8 @@ def part_and_layer(name: str) -> tuple[str, int | None]:
 FULL_PRECISION = PrecisionConfig(low="fp32", mlp="fp32", policy="full", guard=0.0)
 """Everything in the model's own precision."""
 
-
 PAPER_PRECISION = PrecisionConfig(low="fp8_e4m3", mlp="bf16", scale="none", guard=0.0, operands="values")
 """The recipe of the PAHQ paper (arXiv 2510.23264): unscaled E4M3, BF16 MLPs, no re-evaluation."""
-
 
 RTN_PRECISION = PrecisionConfig(
     low="fp8_e4m3", mlp="bf16", scale="tensor", policy="uniform", guard=0.0, operands="values"
@@ -244,11 +236,7 @@ RTN_PRECISION = PrecisionConfig(
 
 
 def check_precision(precision: object) -> None:
-    """Refuse anything but a `PrecisionConfig` or ``None``, such as a format's name alone.
-
-    Raises:
-        ConfigError: ``precision`` is neither.
-    """
+    """Refuse anything but a `PrecisionConfig` or ``None``, such as a format's name alone."""
     if precision is not None and not isinstance(precision, PrecisionConfig):
         raise ConfigError(
             f"precision={precision!r} must be a PrecisionConfig, "

@@ -163,7 +163,13 @@ class NumberFormat:
         """
         if not bool(torch.isfinite(weight).all()):
             raise FormatError(f"{self.name} cannot hold a weight with NaN or infinite entries")
-        return self.quantise(weight, _shared_weight_axes(weight.ndim, granularity))
+        axes: dict[str, tuple[int, ...] | None] = {
+            "row": (-2,),
+            "head": (-2, -1),
+            "tensor": tuple(range(weight.ndim)),
+            "none": None,
+        }
+        return self.quantise(weight, axes[check_granularity(granularity)])
 
     def quantise_activation(
         self, x: Tensor, granularity: Granularity, head_axis: int | None = None
@@ -182,7 +188,14 @@ class NumberFormat:
             raise ConfigError(
                 f"{self.name} holds weights only; use int8 or an FP8 format for activations"
             )
-        return self.quantise(x, _shared_activation_axes(x.ndim, granularity, head_axis))
+        every = tuple(range(x.ndim))
+        axes: dict[str, tuple[int, ...] | None] = {
+            "row": (-1,),
+            "head": tuple(i for i in every if head_axis is None or i != head_axis % x.ndim),
+            "tensor": every,
+            "none": None,
+        }
+        return self.quantise(x, axes[check_granularity(granularity)])
 
     def round_trip(self, x: Tensor, shared: tuple[int, ...] | None = None) -> Tensor:
         """Round ``x`` to values of the format; returns FP32, or the dtype of ``x`` if wider."""
@@ -217,49 +230,15 @@ def multiply(x: Quantised, weight: Quantised) -> Tensor:
     Returns:
         ``[..., n, d_out]`` in the scales' dtype. Integer codes are summed exactly.
     """
-    wide = torch.promote_types(x.scale.dtype, weight.scale.dtype)
-    return (_exact_dtype_product(x.codes, weight.codes, wide)).to(wide) * x.scale * weight.scale
-
-
-def _exact_dtype_product(x: Tensor, weight: Tensor, wide: torch.dtype) -> Tensor:
-    """Multiply codes, in FP64 if FP32 could not add the integers exactly."""
-    both_integers = not (x.dtype.is_floating_point or weight.dtype.is_floating_point)
-    if both_integers and 127 * 127 * x.shape[-1] >= FP32_EXACT_INTEGERS:
-        wide = torch.float64
-    return x.to(wide) @ weight.to(wide)
-
-
-def _shared_weight_axes(ndim: int, granularity: Granularity) -> tuple[int, ...] | None:
-    axes: dict[str, tuple[int, ...] | None] = {
-        "row": (-2,),
-        "head": (-2, -1),
-        "tensor": tuple(range(ndim)),
-        "none": None,
-    }
-    return axes[check_granularity(granularity)]
-
-
-def _shared_activation_axes(
-    ndim: int, granularity: Granularity, head_axis: int | None
-) -> tuple[int, ...] | None:
-    everything = tuple(range(ndim))
-    axes: dict[str, tuple[int, ...] | None] = {
-        "row": (-1,),
-        "head": everything
-        if head_axis is None
-        else tuple(axis for axis in everything if axis != head_axis % ndim),
-        "tensor": everything,
-        "none": None,
-    }
-    return axes[check_granularity(granularity)]
+    wide = summed = torch.promote_types(x.scale.dtype, weight.scale.dtype)
+    are_integers = not (x.codes.is_floating_point() or weight.codes.is_floating_point())
+    if are_integers and 127 * 127 * x.codes.shape[-1] >= FP32_EXACT_INTEGERS:
+        summed = torch.float64
+    return (x.codes.to(summed) @ weight.codes.to(summed)).to(wide) * x.scale * weight.scale
 
 
 def check_granularity(name: str) -> Granularity:
-    """Return ``name`` if it is a granularity.
-
-    Raises:
-        ConfigError: it is not; the message lists the known ones.
-    """
+    """Return ``name`` if it is a granularity; refuse any other with a `ConfigError`."""
     if name not in GRANULARITIES:
         raise ConfigError(f"unknown scale {name!r}; known: {', '.join(GRANULARITIES)}")
     return name  # type: ignore[return-value]

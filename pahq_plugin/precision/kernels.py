@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -47,15 +48,11 @@ class Kernel:
 
     name: str
     product: Callable[[Tensor, Tensor], Tensor]
-    pack: Callable[[Tensor], Tensor]
+    pack: Callable[[Tensor], Tensor] = lambda codes: codes
 
     def multiply(self, x: Quantised, weight: Quantised) -> Tensor:
-        """Compute ``x @ weight``; see `pahq_plugin.precision.formats.multiply`.
-
-        Args:
-            x: codes ``[..., n, d_in]``, or ``[head, n, d_in]`` if the weight has an axis of heads.
-            weight: codes ``[d_in, d_out]`` or ``[head, d_in, d_out]``.
-        """
+        """Compute ``x @ weight``, codes ``[..., n, d_in]`` and ``[d_in, d_out]``, or ``[head, n, d_in]``
+        and ``[head, d_in, d_out]``, as `pahq_plugin.precision.formats.multiply` does."""
         packed = self.pack(weight.codes) if weight.packed is None else weight.packed
         if packed.ndim == 2:
             out = self.product(x.codes.flatten(0, -2), packed).unflatten(0, x.codes.shape[:-1])
@@ -70,12 +67,9 @@ class Kernel:
 def kernel_for(
     number_format: NumberFormat, device: torch.device, demand: Demand = "auto"
 ) -> Kernel | None:
-    """Return the kernel to use, or ``None`` for the reference.
+    """Return the kernel for operands of one format on a device, or ``None`` for the reference.
 
-    Args:
-        number_format: format of both operands.
-        device: their device.
-        demand: ``"auto"`` uses a kernel if there is one, ``"eager"`` never, ``"native"`` requires one.
+    ``"auto"`` uses a kernel if there is one, ``"eager"`` never, ``"native"`` requires one.
 
     Raises:
         ConfigError: ``"native"`` without a kernel; the message lists the formats that have one.
@@ -98,11 +92,7 @@ def product_of(kernel: Kernel | None) -> Callable[[Quantised, Quantised], Tensor
 
 
 def check_demand(name: str) -> Demand:
-    """Return ``name`` if it is a demand.
-
-    Raises:
-        ConfigError: it is not; the message lists the known ones.
-    """
+    """Return ``name`` if it is a demand; refuse any other with a `ConfigError`."""
     if name not in DEMANDS:
         raise ConfigError(f"unknown kernel {name!r}; known: {', '.join(DEMANDS)}")
     return name  # type: ignore[return-value]
@@ -123,10 +113,6 @@ def kernels_of(device: torch.device) -> dict[str, Kernel]:
     capability = torch.cuda.get_device_capability(device)
     found = {"bf16": HALF, "fp16": HALF} if capability >= (8, 0) else {}
     return found | ({"fp8_e4m3": FP8} if capability >= (8, 9) else {})
-
-
-def _as_is(codes: Tensor) -> Tensor:
-    return codes
 
 
 def _fp8_pack(codes: Tensor) -> Tensor:
@@ -153,10 +139,6 @@ def _pad(codes: Tensor, padding: tuple[int, ...]) -> Tensor:
     return functional.pad(codes.view(torch.uint8), padding).view(codes.dtype)
 
 
-def _half_product(x: Tensor, packed: Tensor) -> Tensor:
-    return torch.mm(x, packed, out_dtype=torch.float32)  # type: ignore[call-overload]
-
-
-VNNI = Kernel("vnni", torch._int_mm, _as_is)  # pyright: ignore[reportPrivateImportUsage]
+VNNI = Kernel("vnni", torch._int_mm)  # pyright: ignore[reportPrivateImportUsage]
 FP8 = Kernel("fp8", _fp8_product, _fp8_pack)
-HALF = Kernel("half", _half_product, _as_is)
+HALF = Kernel("half", partial(torch.mm, out_dtype=torch.float32))

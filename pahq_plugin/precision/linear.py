@@ -52,13 +52,8 @@ class _LowProduct(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = (grad @ weight.mT).to(ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
-            grad_w = _sum_to(x.mT @ grad, weight.shape).to(ctx.dtypes[1])
+            grad_w = (x.mT @ grad).sum_to_size(weight.shape).to(ctx.dtypes[1])
         return grad_x, grad_w, None, None, None
-
-
-def _sum_to(x: Tensor, shape: torch.Size) -> Tensor:
-    """Sum over the leading axes that ``shape`` does not have."""
-    return x.sum(dim=tuple(range(x.ndim - len(shape)))) if x.ndim > len(shape) else x
 
 
 def low_product(
@@ -70,19 +65,12 @@ def low_product(
     head_axis: int | None = None,
     demand: Demand = "auto",
 ) -> Tensor:
-    """Compute ``x @ weight`` in ``number_format``.
+    """Compute ``x @ weight``, ``[..., n, d_out]`` in FP32, or FP64 for an FP64 model.
 
     Args:
-        x: ``[..., n, d_in]``.
+        x: ``[..., n, d_in]``, rounded to ``number_format``; ``head_axis`` is its axis of heads, if any.
         master: ``[..., d_in, d_out]``, the weight that receives gradients; ``None`` for no gradients.
         low_weight: its low copy.
-        number_format: format of the activations.
-        granularity: which activations share a scale.
-        head_axis: the axis of heads in ``x``, if it has one.
-        demand: which kernel, see `pahq_plugin.precision.kernels.kernel_for`.
-
-    Returns:
-        ``[..., n, d_out]`` in FP32, or FP64 for an FP64 model.
     """
     low_x = number_format.quantise_activation(x.detach(), granularity, head_axis)
     kernel = kernel_for(number_format, x.device, demand)
@@ -114,8 +102,6 @@ def project_heads(
         low_weight: its low copy, or ``None`` if all heads are high.
         high_heads: heads that run in high precision.
         number_format: format of the other heads.
-        granularity: which entries share a scale.
-        demand: which kernel, see `pahq_plugin.precision.kernels.kernel_for`.
         high_weight: returns the weights of the high heads, or of all if all are high; by default those
             of ``master``.
         streams: on a GPU, low and high products run side by side on these.
@@ -148,17 +134,10 @@ def rounded(
     head_axis: int,
     high_heads: Sequence[int] = (),
 ) -> Tensor:
-    """Round an operand of a product of two activations to ``number_format``.
+    """Round an operand of a product of two activations to ``number_format``, except in high heads.
 
-    Args:
-        x: any shape; the product sums over the last axis.
-        number_format: format of all heads except the high ones.
-        granularity: which entries share a scale.
-        head_axis: the axis of heads.
-        high_heads: heads that are not rounded.
-
-    Returns:
-        The shape and dtype of ``x``. Gradients pass straight through.
+    The product sums over the last axis of ``x``. The result has the shape and dtype of ``x``; gradients
+    pass straight through.
     """
     low = number_format.quantise_activation(x.detach(), granularity, head_axis).dequantise()
     low = low.to(x.dtype)

@@ -22,20 +22,14 @@ from torch.nn.functional import softmax
 
 from pahq_plugin.errors import ModelError
 from pahq_plugin.models.supported import LOW_PRECISION
-from pahq_plugin.precision.formats import high_dtype
+from pahq_plugin.precision.formats import NumberFormat, high_dtype
 from pahq_plugin.precision.linear import high_product, low_product, project_heads, rounded
-from pahq_plugin.precision.shared import WEIGHT, Investigation, is_high
+from pahq_plugin.precision.shared import WEIGHT, Investigation
 
 
 @dataclass
 class MixedAttention:
-    """Stands in for the ``forward`` of one TransformerLens attention module.
-
-    Attributes:
-        module: the attention module; its weights remain the masters.
-        layer: its block.
-        shared: the backend's state.
-    """
+    """Stands in for the ``forward`` of a block's attention, whose weights remain the masters."""
 
     module: nn.Module
     layer: int
@@ -92,13 +86,12 @@ class MixedAttention:
 
     def _project(self, name: str, x: Tensor, part: str) -> Tensor:
         """Multiply ``x [batch, pos, head, d_in]`` by weight ``name``, ``[batch, pos, head, d_out]``."""
-        shared = self.shared
-        precision, high = shared.precision, shared.high
+        shared, precision = self.shared, self.shared.precision
         key, master = f"blocks.{self.layer}.attn.{name}", getattr(self.module, name)
         number_format = precision.format_of(part, self.layer)
-        is_low = number_format.is_low and not high.everything
+        is_low = number_format.is_low and not shared.high.everything
         low = shared.low_copy(key, master, number_format) if is_low else None
-        heads = high.heads_of(self.layer)
+        heads = shared.high.heads_of(self.layer)
         return project_heads(
             x,
             master,
@@ -160,13 +153,7 @@ def activate(mlp: Any, entries: dict[str, Tensor]) -> Tensor:
 
 @dataclass
 class MixedMLP:
-    """Stands in for the ``forward`` of one TransformerLens MLP.
-
-    Attributes:
-        module: the MLP; its weights remain the masters.
-        layer: its block.
-        shared: the backend's state.
-    """
+    """Stands in for the ``forward`` of a block's MLP, whose weights remain the masters."""
 
     module: nn.Module
     layer: int
@@ -179,25 +166,15 @@ class MixedMLP:
         return (self._project("W_out", post) + mlp.b_out).to(mlp.cfg.dtype)
 
     def _project(self, name: str, x: Tensor) -> Tensor:
-        shared = self.shared
-        precision, high = shared.precision, shared.high
         key, master = f"blocks.{self.layer}.mlp.{name}", getattr(self.module, name)
-        number_format = precision.format_of("mlp", self.layer)
-        if high.everything or self.layer in high.mlps or not number_format.is_low:
-            return high_product(x, shared.masters.get(key, master))
-        low = shared.low_copy(key, master, number_format)
-        used = precision.activation_format(number_format)
-        return low_product(x, master, low, used, precision.scale, demand=precision.kernel)
+        number_format = self.shared.precision.format_of("mlp", self.layer)
+        is_high = self.layer in self.shared.high.mlps
+        return _product(self.shared, x, key, master, number_format, is_high)
 
 
 @dataclass
 class MixedUnembedding:
-    """Stands in for the ``forward`` of a TransformerLens unembedding.
-
-    Attributes:
-        module: the unembedding; its weight remains the master.
-        shared: the backend's state.
-    """
+    """Stands in for the ``forward`` of the unembedding, whose weight remains the master."""
 
     module: nn.Module
     shared: Investigation
@@ -205,18 +182,24 @@ class MixedUnembedding:
     def __call__(self, residual: Tensor) -> Tensor:
         """Compute logits ``[..., d_vocab]`` from ``residual [..., d_model]``."""
         module: Any = self.module
-        shared, precision = self.shared, self.shared.precision
-        number_format = precision.format_of("unembed")
-        if is_high(shared):
-            logits = high_product(residual, shared.masters.get(WEIGHT, module.W_U))
-        else:
-            copy = shared.low_copy(WEIGHT, module.W_U, number_format)
-            logits = low_product(
-                residual,
-                module.W_U,
-                copy,
-                precision.activation_format(number_format),
-                precision.scale,
-                demand=precision.kernel,
-            )
+        number_format = self.shared.precision.format_of("unembed")
+        is_high = self.shared.high.unembed
+        logits = _product(self.shared, residual, WEIGHT, module.W_U, number_format, is_high)
         return (logits + module.b_U).to(module.cfg.dtype)
+
+
+def _product(
+    shared: Investigation,
+    x: Tensor,
+    key: str,
+    master: Tensor,
+    number_format: NumberFormat,
+    is_high: bool,
+) -> Tensor:
+    """Multiply ``x [..., d_in]`` by a weight outside attention, in high or low precision."""
+    precision = shared.precision
+    if is_high or shared.high.everything or not number_format.is_low:
+        return high_product(x, shared.masters.get(key, master))
+    low = shared.low_copy(key, master, number_format)
+    used = precision.activation_format(number_format)
+    return low_product(x, master, low, used, precision.scale, demand=precision.kernel)

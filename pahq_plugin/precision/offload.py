@@ -18,11 +18,7 @@ Heads = tuple[int, ...]
 
 
 class Masters:
-    """Where the weights of one lent model are.
-
-    Args:
-        streams: slices are copied on the load stream.
-    """
+    """Where the weights of one lent model are; slices are copied on the load stream."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
@@ -54,11 +50,8 @@ class Masters:
         return name in self._away
 
     def keep_only(self, wanted: Iterable[tuple[str, Heads | None]]) -> None:
-        """Fetch these slices before they are used, and free all others.
-
-        Args:
-            wanted: names of weights, with heads, or ``None`` for the whole weight.
-        """
+        """Fetch slices before they are used, by weight and heads (``None`` for all), and free all
+        others."""
         keys = [key for key in wanted if key[0] in self._away]
         before = self._fetched
         self._fetched = {key: before[key] if key in before else self._fetch(*key) for key in keys}

@@ -78,11 +78,7 @@ def part_of(node: Node) -> HighParts:
 
 
 def check_parts(cfg: Any, precision: PrecisionConfig) -> None:
-    """Refuse ``precision.formats`` that name a part which a model of configuration ``cfg`` lacks.
-
-    Raises:
-        ConfigError: there is such a part.
-    """
+    """Refuse ``precision.formats`` that name a part which a model of configuration ``cfg`` lacks."""
     for name, _ in precision.formats:
         part, layer = part_and_layer(name)
         if layer is not None and layer >= cfg.n_layers:

@@ -17,12 +17,7 @@ from pahq_plugin.choices import StreamName
 
 
 class Streams:
-    """The streams of one device.
-
-    Args:
-        device: device that the work runs on.
-        names: which streams to create; work for the others stays on the present stream.
-    """
+    """The streams of one device; work for other names than ``names`` stays on the present stream."""
 
     def __init__(self, device: torch.device, names: Sequence[StreamName]) -> None:
         own = names if device.type == "cuda" else ()
@@ -32,11 +27,8 @@ class Streams:
     def on(self, name: StreamName, *inputs: Tensor) -> Iterator[None]:
         """Queue the body's work on a stream, after all work queued on the present stream.
 
-        If the body raises, the present stream waits for the work queued until then.
-
-        Args:
-            name: which stream.
-            inputs: tensors that the body reads; their memory is not reused before it has read them.
+        If the body raises, the present stream waits for the work queued until then. The memory of
+        ``inputs`` is not reused before the body has read them.
         """
         stream = self._own.get(name)
         if stream is None:

@@ -20,24 +20,14 @@ from pahq_plugin.system.fingerprint import fingerprint
 
 @dataclass
 class LowWeights:
-    """Quantised weights by name.
-
-    Attributes:
-        granularity: which entries of a weight share a scale.
-        kernel: the kernel that they are laid out for.
-    """
+    """Quantised weights by name, laid out for a kernel."""
 
     granularity: Granularity
     kernel: Demand = "auto"
     _copies: dict[tuple[str, str], tuple[int, Quantised]] = field(default_factory=dict)
 
     def get(self, name: str, master: Tensor, number_format: NumberFormat) -> Quantised:
-        """Return the copy of ``master``, up to date with its content.
-
-        Args:
-            name: identifies the weight, for example ``"blocks.0.attn.W_Q"``.
-            master: ``[head, d_in, d_out]`` or ``[d_in, d_out]``.
-            number_format: format of the copy.
+        """Return the copy of a weight ``[head, d_in, d_out]`` or ``[d_in, d_out]``, up to date with it.
 
         Raises:
             FormatError: ``master`` holds NaN or infinity.
@@ -47,10 +37,8 @@ class LowWeights:
         if key not in self._copies or self._copies[key][0] != content:
             with torch.inference_mode(False), torch.no_grad():
                 plain = master.detach().clone() if master.is_inference() else master.detach()
-                copy = self._packed(
-                    number_format.quantise_weight(plain, self.granularity), number_format
-                )
-            self._copies[key] = (content, copy)
+                copy = number_format.quantise_weight(plain, self.granularity)
+                self._copies[key] = (content, self._packed(copy, number_format))
         return self._copies[key][1]
 
     def made(self, name: str, number_format: NumberFormat) -> Quantised:
