@@ -31,11 +31,7 @@ def encoder() -> Encoder:
 
 
 def load(device: str = "cpu") -> HookedTransformer:
-    """Load a new copy of the model, in evaluation mode, float32.
-
-    Raises:
-        ModelError: the weights were trained with another vocabulary.
-    """
+    """Load a new copy of the model, in evaluation mode, float32."""
     from safetensors import safe_open
 
     from pahq_plugin.models.load import language_model

@@ -28,20 +28,20 @@ KINDS: tuple[Kind, ...] = ("early", "late")
 TEST_SHARE = 0.2
 """Fraction of all possible prompts that is never trained on."""
 
+IOI_TEMPLATES = (
+    "{} and {} went to the {place} , then {} gave a {thing} to",
+    "When {} and {} went to the {place} , {} gave a {thing} to",
+)
 INDUCTION_LENGTH = 15
 INDUCTION_PERIODS = range(8, 12)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One clean prompt and its corrupt counterpart, as words.
+    """One clean prompt and its corrupt counterpart, as words without BOS.
 
-    Attributes:
-        content: the words that identify the prompt and determine its split.
-        clean: words without BOS, ``[pos]``.
-        corrupt: words without BOS, ``[pos]``, as many as ``clean``.
-        answers: right next words for ``clean``.
-        wrong_answers: wrong next words for ``clean``.
+    Both have the same length; answers are next words for ``clean``. ``content`` are the words that
+    identify the prompt and determine its split.
     """
 
     content: tuple[str, ...]
@@ -63,15 +63,9 @@ class BundledTask:
 def generate(task: str, n: int, seed: int, split: Split = "train") -> dict[str, Any]:
     """Generate ``n`` different prompts of ``task``, the same in every process.
 
-    Args:
-        task: a key of ``TASKS``.
-        n: number of prompts, at least 1. Kinds of corruption alternate.
-        seed: different seeds give different prompts.
-        split: prompts of the two splits never share their content.
-
-    Returns:
-        The host's JSON format. ``clean`` and ``corrupt`` are token ids ``[pos]`` with BOS first,
-        ``answers`` and ``wrong_answers`` token ids.
+    They are in the host's JSON format. ``clean`` and ``corrupt`` are token ids ``[pos]`` with BOS first,
+    ``answers`` and ``wrong_answers`` token ids. Kinds of corruption alternate. Prompts of the two splits
+    never share their content.
 
     Raises:
         ProblemError: the task is unknown.
@@ -81,12 +75,11 @@ def generate(task: str, n: int, seed: int, split: Split = "train") -> dict[str, 
         raise ProblemError(f"no bundled task {task!r}; the known ones are {', '.join(TASKS)}")
     if n < 1:
         raise PromptError(f"the number of prompts must be at least 1, not {n}")
-    chosen = TASKS[task]
     # A string seeds Random through SHA-512, independently of PYTHONHASHSEED.
     rng = Random(f"{task}/{split}/{seed}")
     return {
-        "seq_labels": list(chosen.seq_labels),
-        "word_idxs": dict(chosen.word_idxs),
+        "seq_labels": list(TASKS[task].seq_labels),
+        "word_idxs": dict(TASKS[task].word_idxs),
         "prompts": [_as_json(pair) for pair in _different_pairs(task, n, split, rng)],
     }
 
@@ -120,29 +113,19 @@ def _as_json(pair: Pair) -> dict[str, list[int]]:
 def _ioi_pair(rng: Random, kind: Kind) -> Pair:
     first, second, *unrelated = rng.sample(words.NAMES, 5)
     place, thing = rng.choice(words.PLACES), rng.choice(words.OBJECTS)
-    template = rng.choice((_ioi_then, _ioi_when))
+    template = rng.choice(IOI_TEMPLATES)
     subject, other = rng.choice(((first, second), (second, first)))
-    if kind == "early":
-        corrupt = template(unrelated[0], unrelated[1], unrelated[2], place, thing)
-    else:
-        corrupt = template(first, second, other, place, thing)
+
+    def filled(*names: str) -> tuple[str, ...]:
+        return words.listed(template.format(*names, place=place, thing=thing))
+
     return Pair(
         content=(*sorted((first, second)), place, thing),
-        clean=template(first, second, subject, place, thing),
-        corrupt=corrupt,
+        clean=filled(first, second, subject),
+        corrupt=filled(*unrelated) if kind == "early" else filled(first, second, other),
         answers=(other,),
         wrong_answers=(subject,),
     )
-
-
-def _ioi_then(first: str, second: str, giver: str, place: str, thing: str) -> tuple[str, ...]:
-    line = f"{first} and {second} went to the {place} , then {giver} gave a {thing} to"
-    return words.listed(line)
-
-
-def _ioi_when(first: str, second: str, giver: str, place: str, thing: str) -> tuple[str, ...]:
-    line = f"When {first} and {second} went to the {place} , {giver} gave a {thing} to"
-    return words.listed(line)
 
 
 def _greater_than_pair(rng: Random, kind: Kind) -> Pair:
@@ -161,8 +144,9 @@ def _greater_than_pair(rng: Random, kind: Kind) -> Pair:
 
 
 def _span(event: str, region: str, century: str, year: str) -> tuple[str, ...]:
-    line = f"{event} in {region} began and lasted from the year {century} {year} to the year {century}"
-    return words.listed(line)
+    return words.listed(
+        f"{event} in {region} began and lasted from the year {century} {year} to the year {century}"
+    )
 
 
 def _induction_pair(rng: Random, kind: Kind) -> Pair:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 from pahq_plugin.errors import ProblemError, PromptError, one_line
 from pahq_plugin.problems import bundled_model, tracr, vocabulary
 from pahq_plugin.problems.generated import TASKS, generate
-from pahq_plugin.problems.prompt_files import Encoder, as_token_ids, read_prompts
+from pahq_plugin.problems.prompt_files import KEYS, Encoder, as_token_ids, read_prompts
 from pahq_plugin.problems.templates import TEXT_TASKS, text_prompts
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ def load_problem(
     is_count = isinstance(batch_size, Integral) and not isinstance(batch_size, bool)
     if batch_size is not None and not (is_count and batch_size > 0):
         raise ProblemError(f"batch_size must be an integer above 0, not {batch_size!r}")
+    from pahq_plugin.models.record import stored_name
     from pahq_plugin.system.memory import memory_shortage_named
 
     device = _usable(device)
@@ -138,9 +139,8 @@ def load_problem(
             _refuse_for_tracr(name, model, prompts, bos)
             parts, positional = _tracr_parts(name, batch_size, seed, device), True
         else:
-            model = model or ("attn-only-4l" if name == "docstring" else None)
-            if model is None or model == BUNDLED or _is_bundled_copy(model):
-                _refuse_for_bundled(name)
+            model = model or ("attn-only-4l" if name == "docstring" else BUNDLED)
+            if model == BUNDLED or stored_name(model) == bundled_model.config()["model_name"]:
                 parts = _bundled_parts(name, model, prompts, batch_size, seed, device, bos)
             else:
                 parts = _hub_parts(name, model, prompts, batch_size, seed, positional, device, bos)
@@ -178,16 +178,9 @@ def _assemble(
     return Problem(name, patchable, train, test, parts.metric, true_edges, task, parts.note)
 
 
-def _is_bundled_copy(folder: str | Path) -> bool:
-    """Return whether ``folder`` holds a stored copy of the bundled model."""
-    from pahq_plugin.models.record import stored_name
-
-    return stored_name(folder) == bundled_model.config()["model_name"]
-
-
 def _bundled_parts(
     name: str,
-    folder: str | Path | None,
+    folder: str | Path,
     prompts: str | Path | None,
     batch_size: int | None,
     seed: int,
@@ -196,6 +189,11 @@ def _bundled_parts(
 ) -> _Ingredients:
     from pahq_plugin.models.on_disk import open_model
 
+    if name not in TASKS:
+        raise ProblemError(
+            f"the bundled model was not trained on {name}, only on {', '.join(TASKS)}; "
+            "name a hub model, such as attn-only-4l"
+        )
     batch_size = batch_size or DEFAULT_BATCH[BUNDLED]
     if prompts is None:
         if bos is not None:
@@ -207,10 +205,9 @@ def _bundled_parts(
         file = read_prompts(prompts)
         note = _about_bos(file, encoder, vocabulary.BOS)
         data = _shuffled(as_token_ids(file, encoder), seed)
-    stored = None if folder == BUNDLED else folder
-    model = bundled_model.load(device) if stored is None else open_model(stored)
-    _check_fits(data, model.cfg.n_ctx)
-    return _Ingredients(model, BUNDLED, data, batch_size, _batches(data, batch_size), note=note)
+    model = bundled_model.load(device) if folder == BUNDLED else open_model(folder)
+    n_batches = _batches(data, batch_size, model.cfg.n_ctx)
+    return _Ingredients(model, BUNDLED, data, batch_size, n_batches, note=note)
 
 
 def _hub_parts(
@@ -224,6 +221,7 @@ def _hub_parts(
     bos: bool | None,
 ) -> _Ingredients:
     from pahq_plugin.models import load as models
+    from pahq_plugin.models.record import stored_name
 
     if prompts is None and name not in TEXT_TASKS:
         raise ProblemError(
@@ -234,7 +232,7 @@ def _hub_parts(
     batch_size = batch_size or DEFAULT_BATCH["hub"]
     model = models.any_model(model_name, device)
     _check_tokenizer(model_name, model, file)
-    published = not (models.is_folder(model_name) or models.is_stored(model_name))
+    published = not models.is_folder(model_name) and stored_name(model_name) is None
     if not published:
         model_name = str(model.cfg.model_name)
     if file is None:
@@ -242,11 +240,11 @@ def _hub_parts(
         file = text_prompts(name, model.tokenizer, wanted, seed, aligned=positional)
     encoder = _hub_encoder(model, bos)
     data = _shuffled(as_token_ids(file, encoder), seed)
-    _check_fits(data, model.cfg.n_ctx)
+    n_batches = _batches(data, batch_size, model.cfg.n_ctx)
+    note = _about_bos(file, encoder, getattr(model.tokenizer, "bos_token", None))
     return _Ingredients(
-        model, str(model_name), data, batch_size, _batches(data, batch_size), published=published,
-        note=_about_bos(file, encoder, getattr(model.tokenizer, "bos_token", None)),
-    )  # fmt: skip
+        model, str(model_name), data, batch_size, n_batches, published=published, note=note
+    )
 
 
 def _tracr_parts(name: str, batch_size: int | None, seed: int, device: str) -> _Ingredients:
@@ -295,9 +293,8 @@ def _check_tokenizer(folder: str | Path, model: HookedTransformer, file: dict[st
     """Refuse prompts of text for a folder without a tokenizer."""
     if model.tokenizer is not None:
         return
-    halves = ("clean", "corrupt", "answers", "wrong_answers")
     entries = [] if file is None else file["prompts"]
-    given = [entry.get(half) for entry in entries if isinstance(entry, dict) for half in halves]
+    given = [entry.get(key) for entry in entries if isinstance(entry, dict) for key in KEYS]
     words = [word for value in given for word in (value if isinstance(value, list) else [value])]
     if file is None or any(isinstance(word, str) for word in words):
         raise PromptError(
@@ -331,8 +328,11 @@ def _about_bos(file: dict[str, Any], encoder: Encoder, token: str | None) -> str
     return f"text prompts get the BOS token {token!r} in front; --no-bos (bos=False) leaves it out"
 
 
-def _batches(data: dict[str, Any], batch_size: int) -> tuple[int, int]:
+def _batches(data: dict[str, Any], batch_size: int, n_ctx: int) -> tuple[int, int]:
     """Return the numbers of train batches, a third of all but at least one, and of test batches."""
+    length = len(data["prompts"][0]["clean"])
+    if length > n_ctx:
+        raise PromptError(f"the prompts have {length} tokens; the model reads at most {n_ctx}")
     whole = len(data["prompts"]) // batch_size
     if whole < 2:
         smaller = ", or pass a smaller batch_size (--batch-size)" if batch_size > 1 else ""
@@ -348,12 +348,6 @@ def _shuffled(data: dict[str, Any], seed: int) -> dict[str, Any]:
     prompts = list(data["prompts"])
     Random(f"order/{seed}").shuffle(prompts)
     return {**data, "prompts": prompts}
-
-
-def _check_fits(data: dict[str, Any], n_ctx: int) -> None:
-    length = len(data["prompts"][0]["clean"])
-    if length > n_ctx:
-        raise PromptError(f"the prompts have {length} tokens; the model reads at most {n_ctx}")
 
 
 def _refuse_for_tracr(
@@ -372,14 +366,6 @@ def _refuse_bos(name: str) -> NoReturn:
     raise ProblemError(
         f"the prompts of {name} are token ids; bos (--bos, --no-bos) is for prompts of text"
     )
-
-
-def _refuse_for_bundled(name: str) -> None:
-    if name not in TASKS:
-        raise ProblemError(
-            f"the bundled model was not trained on {name}, only on {', '.join(TASKS)}; "
-            "name a hub model, such as attn-only-4l"
-        )
 
 
 def _usable(device: str | None) -> str:

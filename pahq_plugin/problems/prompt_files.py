@@ -74,9 +74,10 @@ def as_token_ids(data: dict[str, Any], encoder: Encoder) -> dict[str, Any]:
             f"prompts of token ids are used unchanged, but some do not begin with {encoder.bos}, the "
             "BOS token that is prepended to text; a model trained with it behaves differently without"
         )
-    shift = len(prompts[0]["clean"]) - _length_without_bos(raw[0]["clean"], encoder)
-    labels = data.get("seq_labels")
-    _check_places(data, len(prompts[0]["clean"]) - shift)
+    first, labels = raw[0]["clean"], data.get("seq_labels")
+    length = len(encoder.encode(first) if isinstance(first, str) else first)
+    shift = len(prompts[0]["clean"]) - length
+    _check_places(data, length)
     return {
         "seq_labels": None if labels is None else ["BOS"] * shift + labels,
         "word_idxs": {word: at + shift for word, at in data.get("word_idxs", {}).items()},
@@ -89,12 +90,8 @@ def _prompt(index: int, entry: Any, encoder: Encoder) -> dict[str, list[int]]:
     if missing:
         raise PromptError(f"prompt {index} lacks {', '.join(missing)}; it needs {', '.join(KEYS)}")
     try:
-        prompt = {
-            "clean": _tokens(entry["clean"], encoder),
-            "corrupt": _tokens(entry["corrupt"], encoder),
-            "answers": _answers(entry, "answers", encoder),
-            "wrong_answers": _answers(entry, "wrong_answers", encoder),
-        }
+        prompt = {key: _tokens(entry[key], encoder) for key in ("clean", "corrupt")}
+        prompt |= {key: _answers(entry, key, encoder) for key in ("answers", "wrong_answers")}
     except PromptError as error:
         raise PromptError(f"prompt {index}: {error}") from error
     clean, corrupt = len(prompt["clean"]), len(prompt["corrupt"])
@@ -118,11 +115,11 @@ def _answers(entry: dict[str, Any], key: str, encoder: Encoder) -> list[int]:
         raise PromptError(f"{key} must be a list of words or token ids, not {answers!r}")
     if not all(isinstance(answer, str) for answer in answers):
         return _checked_ids(answers, encoder)
-    encoded = [(answer, encoder.encode(answer)) for answer in answers]
-    for answer, ids in encoded:
+    encoded = [encoder.encode(answer) for answer in answers]
+    for answer, ids in zip(answers, encoded, strict=True):
         if len(ids) != 1:
             raise PromptError(f"the answer {answer!r} is {len(ids)} tokens; it must be one")
-    return [ids[0] for _, ids in encoded]
+    return [ids[0] for ids in encoded]
 
 
 def _checked_ids(ids: Any, encoder: Encoder) -> list[int]:
@@ -155,18 +152,10 @@ def _check_aligned_labels(data: dict[str, Any]) -> None:
 
 
 def _check_places(data: dict[str, Any], length: int) -> None:
-    """Check that there is one label per token, and that all words lie inside the prompt.
-
-    Args:
-        length: tokens of a prompt, as the file counts them.
-    """
+    """Check labels and word positions against the ``length`` of a prompt in tokens, without BOS."""
     labels = data.get("seq_labels")
     if labels is not None and len(labels) != length:
         raise PromptError(f'"seq_labels" holds {len(labels)} labels, but prompts have {length} tokens')
     for word, at in data.get("word_idxs", {}).items():
         if not 0 <= at < length:
             raise PromptError(f'"word_idxs" puts {word!r} at {at}, but prompts have {length} tokens')
-
-
-def _length_without_bos(prompt: Any, encoder: Encoder) -> int:
-    return len(encoder.encode(prompt) if isinstance(prompt, str) else prompt)

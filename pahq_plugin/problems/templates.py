@@ -19,6 +19,7 @@ from typing import Any
 
 from pahq_plugin.errors import ProblemError, PromptError
 from pahq_plugin.problems import vocabulary
+from pahq_plugin.problems.prompt_files import KEYS
 
 Tokenizer = Any
 """A tokenizer of ``transformers``; typed loosely since importing that library takes seconds."""
@@ -46,11 +47,8 @@ DOCSTRING_TEMPLATE = (
     "    :param"
 )
 
-_NAMES = vocabulary.NAMES
 _PLACES = ("garden", "hospital", "house", "office", "restaurant", "school", "station", "store")
 _THINGS = ("basketball", "bone", "computer", "drink", "kiss", "necklace", "ring", "snack")
-_EVENTS = vocabulary.EVENTS
-_CENTURIES = vocabulary.CENTURIES
 _YEARS = vocabulary.NUMBERS[2:99]
 _ARGUMENTS = vocabulary.listed(
     """
@@ -85,17 +83,9 @@ class _Filled:
 
     clean: str
     corrupt: str
-    answers: tuple[str, ...]
-    wrong_answers: tuple[str, ...]
+    answers: list[str]
+    wrong_answers: list[str]
     ends: dict[str, int]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "clean": self.clean,
-            "corrupt": self.corrupt,
-            "answers": list(self.answers),
-            "wrong_answers": list(self.wrong_answers),
-        }
 
 
 def text_prompts(
@@ -103,17 +93,9 @@ def text_prompts(
 ) -> dict[str, Any]:
     """Generate ``n`` different prompts of ``task`` in the host's JSON format, as text without BOS.
 
-    Args:
-        task: a key of ``TEXT_TASKS``.
-        tokenizer: the tokenizer of the model that the prompts are for.
-        n: number of prompts.
-        seed: different seeds give different prompts.
-        aligned: put every word of ``word_idxs`` at the same position in every prompt, as position-wise
-            edges need. IOI then has one template and the first name is the answer.
-
-    Returns:
-        ``seq_labels`` None, ``word_idxs`` counted without BOS (empty if words are not aligned),
-        and ``prompts``; answers keep their leading space.
+    ``aligned`` puts every word of ``word_idxs`` at the same position in every prompt, as position-wise
+    edges need; IOI then has one template, and the first name is the answer. ``word_idxs`` are counted
+    without BOS, and empty if words are not aligned. Answers keep their leading space.
 
     Raises:
         ProblemError: the task is unknown.
@@ -123,20 +105,19 @@ def text_prompts(
         known = ", ".join(TEXT_TASKS)
         raise ProblemError(f"no text prompts for {task!r}; there are prompts for {known}")
     rng = Random(f"text/{task}/{seed}")
-    draw = TEXT_TASKS[task](_Words(tokenizer), rng, aligned)
-    tokens = _Tokens(tokenizer)
-    found = _of_one_kind(draw, tokens, n)
+    words = _Words(tokenizer)
+    found = _of_one_kind(TEXT_TASKS[task](words, rng, aligned), words, n)
     if len(found) < n:
         raise PromptError(f"only {len(found)} of {n} prompts of {task!r} fit this tokenizer")
     return {
         "seq_labels": None,
-        "word_idxs": dict(tokens.word_idxs(found[0]) or {}),
-        "prompts": [filled.as_json() for filled in found],
+        "word_idxs": words.word_idxs(found[0]),
+        "prompts": [{key: getattr(filled, key) for key in KEYS} for filled in found],
     }
 
 
 class _Words:
-    """Selects words that are one token after a space."""
+    """Selects words that are one token after a space, and finds words in texts."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -160,16 +141,9 @@ class _Words:
     def ids(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
-
-class _Tokens:
-    """Lengths and word positions of texts in tokens."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._words = _Words(tokenizer)
-
     def kind(self, filled: _Filled) -> tuple[int, tuple[tuple[str, int], ...]] | None:
         """Return length and word positions, which a data set's prompts share; None if unusable."""
-        clean, corrupt = self._words.ids(filled.clean), self._words.ids(filled.corrupt)
+        clean, corrupt = self.ids(filled.clean), self.ids(filled.corrupt)
         places = self.word_idxs(filled)
         if len(clean) != len(corrupt) or places is None:
             return None
@@ -177,19 +151,19 @@ class _Tokens:
 
     def word_idxs(self, filled: _Filled) -> dict[str, int] | None:
         """Return the position of each word's last token; None if a token spans the end of a word."""
-        whole = self._words.ids(filled.clean)
+        whole = self.ids(filled.clean)
         places = {}
         for word, end in filled.ends.items():
-            before = self._words.ids(filled.clean[:end])
+            before = self.ids(filled.clean[:end])
             if whole[: len(before)] != before:
                 return None
             places[word] = len(before) - 1
         return places
 
 
-def _of_one_kind(draw: Callable[[], _Filled], tokens: _Tokens, n: int) -> list[_Filled]:
+def _of_one_kind(draw: Callable[[], _Filled], words: _Words, n: int) -> list[_Filled]:
     """Draw ``n`` different prompts that share the commonest length and word positions."""
-    sample = [tokens.kind(draw()) for _ in range(200)]
+    sample = [words.kind(draw()) for _ in range(200)]
     counted = Counter(kind for kind in sample if kind is not None)
     if not counted:
         return []
@@ -199,13 +173,13 @@ def _of_one_kind(draw: Callable[[], _Filled], tokens: _Tokens, n: int) -> list[_
         if len(found) == n:
             break
         filled = draw()
-        if tokens.kind(filled) == wanted:
+        if words.kind(filled) == wanted:
             found.setdefault(filled.clean, filled)
     return list(found.values())
 
 
 def _ioi(words: _Words, rng: Random, aligned: bool) -> Callable[[], _Filled]:
-    names = words.single(_NAMES, 8)
+    names = words.single(vocabulary.NAMES, 8)
     places, things = words.single(_PLACES, 2), words.single(_THINGS, 2)
     templates = (ALIGNED_IOI_TEMPLATE,) if aligned else IOI_TEMPLATES
 
@@ -217,7 +191,7 @@ def _ioi(words: _Words, rng: Random, aligned: bool) -> Callable[[], _Filled]:
         clean = template.format(A=first, B=second, S=subject, **fixed)
         corrupt = template.format(A=unrelated[0], B=unrelated[1], S=unrelated[2], **fixed)
         ends = _ioi_ends(clean, first, second) if aligned else {}
-        return _Filled(clean, corrupt, (f" {other}",), (f" {subject}",), ends)
+        return _Filled(clean, corrupt, [f" {other}"], [f" {subject}"], ends)
 
     return draw
 
@@ -235,8 +209,9 @@ def _ioi_ends(clean: str, io: str, subject: str) -> dict[str, int]:
 
 def _greater_than(words: _Words, rng: Random, aligned: bool) -> Callable[[], _Filled]:
     del aligned  # its prompts always are
-    events = words.single(_EVENTS, 2)
-    spans = [(c, y) for c in _CENTURIES if words.splits(c, "01") for y in _YEARS if words.splits(c, y)]
+    events = words.single(vocabulary.EVENTS, 2)
+    centuries = [century for century in vocabulary.CENTURIES if words.splits(century, "01")]
+    spans = [(c, year) for c in centuries for year in _YEARS if words.splits(c, year)]
     years = [year for year in vocabulary.NUMBERS if len(words.ids(year)) == 1]
     if not spans:
         raise PromptError("this tokenizer does not split years into century and rest, such as 17|32")
@@ -248,8 +223,8 @@ def _greater_than(words: _Words, rng: Random, aligned: bool) -> Callable[[], _Fi
         return _Filled(
             clean,
             corrupt,
-            answers=tuple(other for other in years if other > year),
-            wrong_answers=tuple(other for other in years if other <= year),
+            answers=[other for other in years if other > year],
+            wrong_answers=[other for other in years if other <= year],
             ends={"YY": _end_of(clean, f"{century}{year}"), "end": len(clean)},
         )
 
@@ -266,8 +241,8 @@ def _docstring(words: _Words, rng: Random, aligned: bool) -> Callable[[], _Fille
         fixed |= {f"w{place}": word for place, word in enumerate(rng.sample(prose, 7))}
         clean = DOCSTRING_TEMPLATE.format(A=a, B=b, C=c, A_doc=a, B_doc=b, **fixed)
         corrupt = DOCSTRING_TEMPLATE.format(A=a2, B=b2, C=c2, A_doc=a3, B_doc=b3, **fixed)
-        wrong = tuple(f" {word}" for word in (a, b, d, a2, b2, c2))
-        return _Filled(clean, corrupt, (f" {c}",), wrong, _docstring_ends(clean, a, b, c))
+        wrong = [f" {word}" for word in (a, b, d, a2, b2, c2)]
+        return _Filled(clean, corrupt, [f" {c}"], wrong, _docstring_ends(clean, a, b, c))
 
     return draw
 

@@ -26,15 +26,11 @@ REVERSE_OUTPUTS = 3
 def tracr_prompts(key: str, seed: int) -> dict[str, Any]:
     """Return all prompts of one problem in a seeded order, each paired with another random prompt.
 
-    Args:
-        key: ``"reverse"`` (3^5 = 243 prompts) or ``"xproportion"`` (4^5 = 1024).
-        seed: seed of the order and the pairing.
-
-    Returns:
-        The host's JSON format. ``clean`` and ``corrupt`` are token ids ``[pos]``; ``answers`` and
-        ``wrong_answers`` are ``[pos 1]`` without the position of BOS: ids of the output vocabulary
-        for reverse, the fraction of x among the words so far for xproportion. A wrong answer is that
-        of the corrupt prompt; for reverse it is another id if the two answers are equal.
+    There are 3^5 = 243 prompts for ``"reverse"`` and 4^5 = 1024 for ``"xproportion"``, in the host's
+    JSON format. ``clean`` and ``corrupt`` are token ids ``[pos]``; ``answers`` and ``wrong_answers``
+    are ``[pos 1]`` without the position of BOS: ids of the output vocabulary for reverse, the fraction
+    of x among the words so far for xproportion. A wrong answer is that of the corrupt prompt; for
+    reverse it is another id if the two answers are equal.
 
     Raises:
         ProblemError: the problem is unknown.
@@ -49,20 +45,16 @@ def tracr_prompts(key: str, seed: int) -> dict[str, Any]:
         "seq_labels": ["BOS", *(f"word {place}" for place in range(1, LENGTH + 1))],
         "word_idxs": {},
         "prompts": [
-            _pair(key, prompts[index], prompts[_other_index(rng, index, len(prompts))])
-            for index in range(len(prompts))
+            _pair(key, prompt, prompts[(i + rng.randrange(1, len(prompts))) % len(prompts)])
+            for i, prompt in enumerate(prompts)
         ],
     }
-
-
-def _other_index(rng: Random, index: int, n: int) -> int:
-    return (index + rng.randrange(1, n)) % n
 
 
 def _pair(key: str, clean: tuple[int | str, ...], corrupt: tuple[int | str, ...]) -> dict[str, Any]:
     right, wrong = _answers(key, clean), _answers(key, corrupt)
     if key == "reverse":
-        wrong = [_another_id(a) if a == b else b for a, b in zip(right, wrong, strict=True)]
+        wrong = [(a + 1) % REVERSE_OUTPUTS if a == b else b for a, b in zip(right, wrong, strict=True)]
     return {
         "clean": _encode(key, ("BOS", *clean)),
         "corrupt": _encode(key, ("BOS", *corrupt)),
@@ -76,10 +68,6 @@ def _answers(key: str, prompt: tuple[int | str, ...]) -> list[float]:
         # The output vocabulary is the input vocabulary without BOS and padding, with the same ids.
         return [*_encode(key, prompt[::-1])]
     return [prompt[:end].count("x") / end for end in range(1, len(prompt) + 1)]
-
-
-def _another_id(answer: float) -> float:
-    return (answer + 1) % REVERSE_OUTPUTS
 
 
 def _encode(key: str, prompt: tuple[int | str, ...]) -> list[int]:

@@ -79,16 +79,8 @@ FILLERS: tuple[str, ...] = listed(
 )
 
 WORDS: tuple[str, ...] = (
-    BOS,
-    *FUNCTION_WORDS,
-    *NAMES,
-    *PLACES,
-    *OBJECTS,
-    *EVENTS,
-    *REGIONS,
-    *NUMBERS,
-    *FILLERS,
-)
+    BOS, *FUNCTION_WORDS, *NAMES, *PLACES, *OBJECTS, *EVENTS, *REGIONS, *NUMBERS, *FILLERS,
+)  # fmt: skip
 
 _ID_OF = {word: index for index, word in enumerate(WORDS)}
 
@@ -99,7 +91,14 @@ def encode(words: Iterable[str]) -> list[int]:
     Raises:
         PromptError: a word is not in the vocabulary.
     """
-    return [_id_of(word) for word in words]
+    words = list(words)
+    for word in words:
+        if word not in _ID_OF:
+            raise PromptError(
+                f"the bundled model does not know the word {word!r}; "
+                "its words are pahq_plugin.problems.vocabulary.WORDS"
+            )
+    return [_ID_OF[word] for word in words]
 
 
 def decode(ids: Iterable[int]) -> list[str]:
@@ -108,24 +107,13 @@ def decode(ids: Iterable[int]) -> list[str]:
     Raises:
         PromptError: an id is outside the vocabulary.
     """
-    return [_word_of(index) for index in ids]
+    ids = list(ids)
+    for index in ids:
+        if not 0 <= index < len(WORDS):
+            raise PromptError(f"token id {index} is outside the vocabulary, 0 to {len(WORDS) - 1}")
+    return [WORDS[index] for index in ids]
 
 
 def digest() -> str:
     """Return the SHA-256 of the ordered words, which matches weights with the vocabulary."""
     return hashlib.sha256("\n".join(WORDS).encode()).hexdigest()
-
-
-def _id_of(word: str) -> int:
-    if word not in _ID_OF:
-        raise PromptError(
-            f"the bundled model does not know the word {word!r}; "
-            "its words are pahq_plugin.problems.vocabulary.WORDS"
-        )
-    return _ID_OF[word]
-
-
-def _word_of(index: int) -> str:
-    if not 0 <= index < len(WORDS):
-        raise PromptError(f"token id {index} is outside the vocabulary, 0 to {len(WORDS) - 1}")
-    return WORDS[index]
