@@ -51,16 +51,24 @@ def adapt(
             model is then unchanged.
     """
     check_kind(model)
-    _check_post_norms(model)
-    repeated = tuple(repeated_cache(model.cfg, cache) for cache in kv_caches)
-    flags = _set_flags(model, separate_qkv)
-    other = [*_ungroup(model), *_move_post_norms(model)]
+    cfg, normed = model.cfg, _post_norms(model)
+    repeated = tuple(_repeated_cache(cfg, cache) for cache in kv_caches)
+    flags, other = _set_flags(cfg, separate_qkv), []
+    if cfg.n_key_value_heads is not None and not cfg.ungroup_grouped_query_attention:
+        cfg.ungroup_grouped_query_attention = True
+        groups, heads = cfg.n_key_value_heads, cfg.n_heads
+        other.append(f"keys and values of {groups} groups computed for each of {heads} heads")
+    for block in normed:
+        block.attn.hook_result = PostNormed(block.attn.hook_result, block.ln1_post)
+        block.ln1_post = nn.Identity()
+    if normed:
+        other.append("norms after attention split over heads")
     if any(new is not old for new, old in zip(repeated, kv_caches, strict=True)):
-        model.cfg.n_key_value_heads = model.cfg.n_heads  # TransformerLens checks caches against it
+        cfg.n_key_value_heads = cfg.n_heads  # TransformerLens checks caches against it
         other.append("KV caches repeated for each head")
     if flags or other:
         level = logging.WARNING if other else logging.INFO
-        log.log(level, "%s made patchable: %s", model.cfg.model_name, "; ".join([*flags, *other]))
+        log.log(level, "%s made patchable: %s", cfg.model_name, "; ".join([*flags, *other]))
     patchable = patchable_model(
         model,
         factorized=True,
@@ -94,9 +102,8 @@ def check_kind(model: object) -> None:
         )
 
 
-def _set_flags(model: HookedTransformer, separate_qkv: bool) -> list[str]:
+def _set_flags(cfg: Any, separate_qkv: bool) -> list[str]:
     """Set the flags that the host's patches need, and describe the changes."""
-    cfg: Any = model.cfg
     flags = {
         "use_attn_result": True,
         "use_split_qkv_input": separate_qkv,
@@ -111,18 +118,7 @@ def _set_flags(model: HookedTransformer, separate_qkv: bool) -> list[str]:
     return changed
 
 
-def _ungroup(model: HookedTransformer) -> list[str]:
-    """Make every head compute its own keys and values, and describe the change."""
-    cfg = model.cfg
-    if cfg.n_key_value_heads is None or cfg.ungroup_grouped_query_attention:
-        return []
-    cfg.ungroup_grouped_query_attention = True
-    return [
-        f"keys and values of {cfg.n_key_value_heads} groups computed for each of {cfg.n_heads} heads"
-    ]
-
-
-def repeated_cache(cfg: Any, cache: HookedTransformerKeyValueCache) -> HookedTransformerKeyValueCache:
+def _repeated_cache(cfg: Any, cache: HookedTransformerKeyValueCache) -> HookedTransformerKeyValueCache:
     """Repeat a cache's keys and values for every head, ``[batch, pos, head, d_head]``, if need be."""
     counts = {entry.past_keys.shape[2] for entry in cache.entries}
     if counts == {cfg.n_heads}:
@@ -150,10 +146,7 @@ class PostNormed(nn.Module):
 
     The norm divides the sum of all heads by its size and multiplies by a weight. Given that size, it
     applies to every head's result separately, and the shares add up to the block's ``hook_attn_out``.
-
-    Args:
-        hook: the hook point, called with the shares.
-        norm: the block's ``ln1_post``.
+    The original ``hook`` is called with the shares.
     """
 
     def __init__(self, hook: nn.Module, norm: Any) -> None:
@@ -170,17 +163,15 @@ class PostNormed(nn.Module):
         return self.hook((result.to(high) / size[:, :, None]).to(dtype) * norm.w)
 
 
-def _post_norms(model: HookedTransformer) -> list[tuple[int, Any]]:
-    """Return the blocks with a norm after attention."""
+def _post_norms(model: HookedTransformer) -> list[Any]:
+    """Return the blocks with a norm after attention; refuse norms that cannot be split over heads."""
+    found: list[Any] = []
     if not model.cfg.use_normalization_before_and_after:
-        return []
-    return [
-        (i, block) for i, block in enumerate(model.blocks) if not isinstance(block.ln1_post, nn.Identity)
-    ]
-
-
-def _check_post_norms(model: HookedTransformer) -> None:
-    for layer, block in _post_norms(model):
+        return found
+    block: Any
+    for layer, block in enumerate(model.blocks):
+        if isinstance(block.ln1_post, nn.Identity):
+            continue
         kind = type(block.ln1_post).__name__
         if kind != "RMSNorm":
             raise ModelError(
@@ -191,11 +182,5 @@ def _check_post_norms(model: HookedTransformer) -> None:
                 f"blocks.{layer}.attn.b_O is not 0 before blocks.{layer}.ln1_post: the normed bias "
                 "differs between prompts and belongs to no head, so edges would not add up"
             )
-
-
-def _move_post_norms(model: HookedTransformer) -> list[str]:
-    moved = _post_norms(model)
-    for _, block in moved:
-        block.attn.hook_result = PostNormed(block.attn.hook_result, block.ln1_post)
-        block.ln1_post = nn.Identity()
-    return ["norms after attention split over heads"] if moved else []
+        found.append(block)
+    return found

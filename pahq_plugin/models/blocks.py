@@ -53,13 +53,12 @@ def unsupported(model: PatchableModel, length: int) -> str | None:
 
 def normalise(norm: Any, x: Tensor) -> Tensor:
     """Apply a TransformerLens norm over the last axis, with torch's fused kernel if there is one."""
-    name, size = type(norm).__name__, (x.shape[-1],)
-    if name in ("LayerNorm", "LayerNormPre"):
-        weight, bias = getattr(norm, "w", None), getattr(norm, "b", None)
-        return functional.layer_norm(x, size, weight, bias, norm.eps)
-    if name in ("RMSNorm", "RMSNormPre"):
-        return functional.rms_norm(x, size, getattr(norm, "w", None), norm.eps)
-    return norm(x)
+    parts, size = linear_norm(norm), (x.shape[-1],)
+    if parts is None or parts.eps is None:
+        return norm(x)
+    if parts.centred:
+        return functional.layer_norm(x, size, parts.w, parts.b, parts.eps)
+    return functional.rms_norm(x, size, parts.w, parts.eps)
 
 
 @dataclass(frozen=True)
@@ -97,31 +96,20 @@ class LinearNorm:
 
 def linear_norm(norm: Any) -> LinearNorm | None:
     """Take a TransformerLens norm apart; ``None`` for an unknown kind."""
-    kinds = {"LayerNorm": True, "LayerNormPre": True, "RMSNorm": False, "RMSNormPre": False}
-    name = type(norm).__name__
-    if name in kinds:
-        return LinearNorm(
-            getattr(norm, "w", None), getattr(norm, "b", None), norm.eps, centred=kinds[name]
-        )
-    return LinearNorm(None, None, None, centred=False) if isinstance(norm, nn.Identity) else None
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Keys and values of a common prefix from a KV cache, each ``[head, 1, batch, pos, d_head]``."""
-
-    keys: Tensor
-    values: Tensor
+    if isinstance(norm, nn.Identity):
+        return LinearNorm(None, None, None, centred=False)
+    name = type(norm).__name__.removesuffix("Pre")
+    if name not in ("LayerNorm", "RMSNorm"):
+        return None
+    weight, bias = getattr(norm, "w", None), getattr(norm, "b", None)
+    return LinearNorm(weight, bias, norm.eps, centred=name == "LayerNorm")
 
 
 class AttentionMath:
     """The arithmetic of one attention layer on the prompts of one batch.
 
-    Args:
-        model: the host model.
-        layer: index of the block.
-        residual: a residual stream of the prompts, ``[batch, pos, d_model]``.
-        padding: 1 for tokens, 0 for padding, ``[batch, offset_pos]``, or ``None``.
+    ``residual`` is any residual stream of the prompts, ``[batch, pos, d_model]``; ``padding`` is 1 for
+    tokens and 0 for padding, ``[batch, offset_pos]``, or ``None``.
     """
 
     def __init__(
@@ -131,10 +119,12 @@ class AttentionMath:
         self.norm = block.ln1
         self.attn = block.attn
         self._padding = padding
-        entry = None if caches is None else caches[len(residual)][layer]
-        self._past = 0 if entry is None else entry.past_keys.shape[1]
         self._length = residual.shape[1]
-        self.prefix = None if entry is None else self._make_prefix(entry)
+        self._past, self.prefix = 0, None
+        if caches is not None:
+            entry = caches[len(residual)][layer]
+            self._past = entry.past_keys.shape[1]
+            self.prefix = self._make_prefix(entry)
         self._spare = -(self._past + self._length) % LANES
         self.bias = self._make_bias(residual)
 
@@ -179,7 +169,6 @@ class AttentionMath:
         Args:
             q: ``[head, candidate or 1, batch, query_pos, d_head]``.
             k: ``[head, candidate or 1, batch, key_pos, d_head]``; ``v`` alike.
-            heads: indices of the heads.
             positions: positions of the queries, ``[query_pos]``.
             rounded: rounds the operands of ``"scores"`` and ``"values"``, whose last axis is summed
                 over; no rounding by default.
@@ -190,7 +179,7 @@ class AttentionMath:
         if self.prefix is not None:
             k, v = (
                 torch.cat([part[heads].expand(-1, x.shape[1], -1, -1, -1), x], dim=3)
-                for part, x in ((self.prefix.keys, k), (self.prefix.values, v))
+                for part, x in zip(self.prefix, (k, v), strict=True)
             )
         if self._spare:
             k, v = (functional.pad(x, (0, 0, 0, self._spare)) for x in (k, v))
@@ -201,24 +190,21 @@ class AttentionMath:
         if cap > 0:
             scores = cap * torch.tanh(scores / cap)
         if self.bias is not None:
-            scores = scores + self._bias_for(heads, positions)
+            bias = self.bias[:, :, :, positions]
+            scores = scores + (bias if len(bias) == 1 else bias[heads])
         pattern = torch.softmax(scores, dim=-1)
         if self._padding is not None:  # a padded query attends to no key
             pattern = torch.where(pattern.isnan(), 0.0, pattern)
         return _row_product(pattern if rounded is None else rounded("values", pattern), v)
 
-    def _bias_for(self, heads: list[int], positions: Tensor) -> Tensor:
-        assert self.bias is not None
-        bias = self.bias[:, :, :, positions]
-        return bias if bias.shape[0] == 1 else bias[heads]
-
-    def _make_prefix(self, entry: Any) -> Prefix:
+    def _make_prefix(self, entry: Any) -> tuple[Tensor, Tensor]:
+        """Return keys and values of a common prefix, each ``[head, 1, batch, pos, d_head]``."""
         keys, values = (
             past.permute(2, 0, 1, 3)[:, None] for past in (entry.past_keys, entry.past_values)
-        )  # [head, 1, batch, pos, d_head]
+        )
         if self.attn.cfg.positional_embedding_type == "rotary":
             keys = self._rotate(keys, torch.arange(self._past, device=keys.device))
-        return Prefix(keys, values)
+        return keys, values
 
     def _make_bias(self, residual: Tensor) -> Tensor | None:
         """Return mask plus ALiBi slopes, added to the scores: ``[head or 1, 1, batch or 1, query_pos,
@@ -229,8 +215,7 @@ class AttentionMath:
             bias = attn.apply_causal_mask(bias, self._past, self._padding)
         elif attn.cfg.positional_embedding_type != "alibi" and not self._spare:
             return None
-        bias = bias[None]  # [1, batch or 1, 1, query_pos, key_pos]
-        bias = bias.transpose(1, 2)  # [1, 1, batch or 1, query_pos, key_pos]
+        bias = bias[None].transpose(1, 2)  # [1, 1, batch or 1, query_pos, key_pos]
         if attn.cfg.positional_embedding_type == "alibi":
             slopes = attn.create_alibi_bias(attn.cfg.n_heads, keys, bias.device)
             bias = bias + slopes[:, None, None, -self._length :].to(bias.dtype)

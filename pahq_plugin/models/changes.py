@@ -32,7 +32,7 @@ from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
 from transformer_lens import HookedTransformer
 from transformer_lens.components import TransformerBlock
-from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
+from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS as ACTIVATIONS
 
 from pahq_plugin.errors import ModelError, one_line
 from pahq_plugin.host.types import PatchableModel
@@ -50,9 +50,6 @@ LIBRARIES = {
 
 PLAIN = (nn.Dropout, nn.Identity, nn.ModuleList)
 """torch modules that TransformerLens and the host use; experts hold `torch.nn.Linear`, too."""
-
-ACTIVATIONS = SUPPORTED_ACTIVATIONS
-"""TransformerLens' activation functions by name."""
 
 UNCOMPUTED = {
     "training", "gradient_checkpointing", "name_or_path", "padding_idx", "p", "loss_type", "vocab_size",
@@ -120,11 +117,8 @@ def changes(model: HookedTransformer | PatchableModel) -> Iterator[Change]:
 
     The host's patch wrappers and `PostNormed` do not count: they make the model patchable. Takes about
     as long as making the model anew without its weights.
-
-    Args:
-        model: before or after `adapt`.
     """
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+    if _hooks_everywhere():
         yield Change("all modules", "", "hooks")
     inner: Any = model.wrapped_model if isinstance(model, PatchableModel) else model
     for name, module in inner.named_modules(remove_duplicate=False):
@@ -137,20 +131,12 @@ def changes(model: HookedTransformer | PatchableModel) -> Iterator[Change]:
             yield Change(name, "cfg", "configuration")
     for prefix, plain in _plain_parts(inner.cfg):
         wanted = {f"{prefix}{name}".rstrip("."): module for name, module in plain.named_modules()}
-        found = {name: module for name, module in modules.items() if _is_part(name, prefix)}
+        found = {
+            name: module
+            for name, module in modules.items()
+            if (f"{name}.".startswith(prefix) if prefix else not name.startswith("blocks."))
+        }
         yield from differences(found, wanted)
-
-
-def configuration_record(model: HookedTransformer | PatchableModel) -> list[tuple[str, str, str]]:
-    """Return `changes` as plain values that can be hashed and compared between machines."""
-    return sorted(change.record() for change in changes(model))
-
-
-def _is_part(name: str, prefix: str) -> bool:
-    """Return whether a module belongs to the block with this prefix, or for ``""`` to no block."""
-    if prefix:
-        return f"{name}.".startswith(prefix)
-    return not (name.startswith("blocks.") and name != "blocks")
 
 
 def _own_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -170,7 +156,7 @@ def _own_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _plain_parts(cfg: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the parts that a configuration makes, without memory for weights.
+    """Yield the parts that a configuration makes, by prefix of their names, without memory for weights.
 
     First the model without its blocks, then block by block, since each holds a mask of the context.
     """
@@ -208,10 +194,7 @@ def without_weights(make: Callable[[], Module]) -> Module:
 def differences(found: Mapping[str, nn.Module], plain: Mapping[str, nn.Module]) -> Iterator[Change]:
     """Yield the differences of a model's modules from modules made from a configuration.
 
-    Args:
-        found: the model's modules by name.
-        plain: the expected modules; their weights may be on the meta device. The class of the root,
-            ``""``, may differ.
+    The weights of ``plain`` may be on the meta device, and the class of the root, ``""``, may differ.
     """
     for name, module in found.items():
         if has_hooks(module):
@@ -229,18 +212,20 @@ def _inside(name: str, module: nn.Module, plain: nn.Module) -> Iterator[Change]:
     replaced = _replaced_method(module)
     if replaced is not None:
         yield Change(name, replaced, "method")
-    now, made = vars(module), vars(plain)
-    for key in sorted(made.keys() - UNCOMPUTED):
-        if key.startswith("_") or key not in now:
+    now, before = vars(module), vars(plain)
+    for key in sorted((before.keys() & now.keys()) - UNCOMPUTED):
+        value, right = now[key], before[key]
+        if key.startswith("_"):
             continue
-        value, right = now[key], made[key]
         if _is_plain(right) and (not _is_plain(value) or value != right):
             yield Change(name, key, "number", value)
         elif _is_function(right) and not _same_function(value, right):
             yield Change(name, key, "function", value)
     for key in sorted(module._buffers.keys() | plain._buffers.keys()):
-        value = module._buffers.get(key)
-        if not _same_buffer(value, _made_buffer(plain, key, value)):
+        value, made = module._buffers.get(key), plain._buffers.get(key)
+        if key == "alibi" and made is None and value is not None:  # made on first use
+            made = _made_alibi(plain, value)
+        if not _same_buffer(value, made):
             yield Change(name, key, "buffer", value)
     own, wanted = (
         {key: x for key, x in m._parameters.items() if x is not None} for m in (module, plain)
@@ -249,13 +234,8 @@ def _inside(name: str, module: nn.Module, plain: nn.Module) -> Iterator[Change]:
         yield Change(name, key, "weight", own.get(key))
 
 
-def _made_buffer(plain: nn.Module, key: str, value: Tensor | None) -> Tensor | None:
-    """Return the buffer that a module is made with; ALiBi buffers are made on first use."""
-    made = plain._buffers.get(key)
-    if key == "alibi" and made is None and value is not None:
-        attn: Any = plain
-        return attn.create_alibi_bias(attn.cfg.n_heads, value.shape[-1], value.device)
-    return made
+def _made_alibi(attn: Any, value: Tensor) -> Tensor:
+    return attn.create_alibi_bias(attn.cfg.n_heads, value.shape[-1], value.device)
 
 
 def _same_buffer(value: Tensor | None, made: Tensor | None) -> bool:
@@ -297,7 +277,7 @@ def first_change(model: PatchableModel) -> str | None:
 
     These are hooks, methods and classes: functions, numbers and buffers are read from the modules.
     """
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+    if _hooks_everywhere():
         return "hooks on all modules"
     for name, module in model.named_modules():
         name = plain_name(name)
@@ -327,20 +307,22 @@ def _replaced_method(module: nn.Module) -> str | None:
         for ancestor in kind.__mro__
         if _maker(ancestor) not in LIBRARIES
         for key, value in vars(ancestor).items()
-        for function in _functions_in(value)
-        if _writer(function) not in {_maker(ancestor), *MAKERS, *LIBRARIES}
+        if (writer := _writer(value)) is not None
+        and writer not in {_maker(ancestor), *MAKERS, *LIBRARIES}
     )
     return next(in_object, None) or next(in_class, None)
 
 
-def _functions_in(value: object) -> Iterator[FunctionType]:
-    """Yield the function behind a class attribute, if there is one."""
+def _writer(value: object) -> str | None:
+    """Return the package of the code behind a class attribute, which `functools.wraps` does not change;
+    ``None`` if it is not a function."""
     if isinstance(value, property):
         value = value.fget
     while isinstance(value, (staticmethod, classmethod, partialmethod)):
         value = value.func if isinstance(value, partialmethod) else value.__func__
-    if isinstance(value, FunctionType):
-        yield value
+    if not isinstance(value, FunctionType):
+        return None
+    return str(value.__globals__.get("__name__", "")).partition(".")[0]
 
 
 def _maker(kind: type) -> str:
@@ -348,9 +330,8 @@ def _maker(kind: type) -> str:
     return kind.__module__.partition(".")[0]
 
 
-def _writer(function: FunctionType) -> str:
-    """Return the package of a function's code, which `functools.wraps` does not change."""
-    return str(function.__globals__.get("__name__", "")).partition(".")[0]
+def _hooks_everywhere() -> bool:
+    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -360,14 +341,10 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def odd_attention(model: PatchableModel, length: int) -> str | None:
-    """Describe the first attention buffer that breaks an assumption of the incremental engine.
+    """Describe the first attention buffer that breaks an assumption of the incremental engine; ``None``
+    if every position sees only itself or earlier ones, with unchanged ALiBi slopes.
 
-    Args:
-        model: a transformer.
-        length: tokens of a prompt, including a common prefix.
-
-    Returns:
-        ``None`` if every position sees only itself or earlier ones, with unchanged ALiBi slopes.
+    ``length`` is that of the longest prompt in tokens, including a common prefix.
     """
     for layer, block in enumerate(model.blocks):
         attn, name = block.attn, f"blocks.{layer}.attn"
@@ -379,9 +356,7 @@ def odd_attention(model: PatchableModel, length: int) -> str | None:
         if attn.cfg.attention_dir == "causal" and not bool(mask.any(dim=1).all()):
             return f"{name}.mask, which hides every key from a position"
         alibi = getattr(attn, "alibi", None)
-        if alibi is not None and not torch.equal(
-            alibi, attn.create_alibi_bias(attn.cfg.n_heads, alibi.shape[-1], alibi.device)
-        ):
+        if alibi is not None and not torch.equal(alibi, _made_alibi(attn, alibi)):
             return f"the edited {name}.alibi"
     return None
 

@@ -14,10 +14,7 @@ from torch import nn
 from transformer_lens import HookedTransformerConfig, HookedTransformerKeyValueCache
 
 from pahq_plugin.errors import ModelError
-from pahq_plugin.host import (
-    PatchableModel,
-    PromptDataLoader,
-)
+from pahq_plugin.host import PatchableModel, PromptDataLoader
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.labels import edge_label
 from pahq_plugin.models.changes import changes, plain_name
@@ -27,7 +24,6 @@ from pahq_plugin.system.mapped import let_go_if_unchanged
 MACHINE_FIELDS = ("device", "n_devices", "seed", "init_weights", "trust_remote_code", "tokenizer_name")
 """Configuration fields that do not describe the model, or that a file must not set."""
 
-
 UNCOMPUTED_FIELDS = (
     "model_name", "original_architecture", "n_params", "n_ctx", "n_key_value_heads", "use_attn_result",
     "use_attn_in", "use_split_qkv_input", "use_hook_mlp_in", "use_hook_tokens",
@@ -36,7 +32,6 @@ UNCOMPUTED_FIELDS = (
     "checkpoint_value",
 )  # fmt: skip
 """Configuration fields without influence on a model's output, or set by `adapt`."""
-
 
 FINITE_ENTRIES = 2**22
 """Entries checked at a time, to bound the memory of the temporaries."""
@@ -88,19 +83,15 @@ def _instead_of(model: object) -> str:
     return "wrap it with auto_circuit.utils.graph_utils.patchable_model(...)"
 
 
-def _named_device(cfg: Any) -> torch.device:
-    """Return the device that the configuration names; refuse an invalid one with a `ModelError`."""
-    try:
-        return torch.device(cfg.device)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"cfg.device={getattr(cfg, 'device', None)!r} is not a device; set one, such as 'cpu'"
-        ) from error
-
-
 def _check_devices(model: PatchableModel) -> None:
     """Refuse a model whose weights, masks and ``cfg.device`` are not on one device."""
-    weights, named = next(model.wrapped_model.parameters()).device, _named_device(model.cfg)
+    weights = next(model.wrapped_model.parameters()).device
+    try:
+        named = torch.device(model.cfg.device)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"cfg.device={getattr(model.cfg, 'device', None)!r} is not a device; set one, such as 'cpu'"
+        ) from error
     if (named.type, named.index or 0) != (weights.type, weights.index or 0):
         raise ModelError(
             f"the weights are on {weights}, but cfg.device is {named}, where activations would go; call "
@@ -139,7 +130,8 @@ def _check_transformer(model: PatchableModel) -> None:
             "call model.set_ungroup_grouped_query_attention(True) first, or make the model patchable "
             "with pahq_plugin.adapt"
         )
-    if cfg.use_normalization_before_and_after and not all(map(_passes_heads, model.blocks)):
+    unmoved = [b for b in model.blocks if not isinstance(getattr(b, "ln1_post", None), nn.Identity)]
+    if cfg.use_normalization_before_and_after and unmoved:
         raise ModelError(
             "use_normalization_before_and_after is on (a post-norm model such as Gemma 2): hook_result "
             "is not what a head adds to the residual stream, so edges would be wrong; make the model "
@@ -171,9 +163,8 @@ def _check_configuration(model: PatchableModel) -> None:
         )
     inner: Any = model.wrapped_model
     words = getattr(inner.unembed, "W_U", None)
-    sized = (cfg.n_heads, cfg.d_model, cfg.d_head)
-    heads = [block.attn.W_Q for block in blocks if hasattr(block.attn, "W_Q")]
-    if any(tuple(weight.shape) != sized for weight in heads) or (
+    sizes = {tuple(block.attn.W_Q.shape) for block in blocks if hasattr(block.attn, "W_Q")}
+    if sizes - {(cfg.n_heads, cfg.d_model, cfg.d_head)} or (
         words is not None and words.shape[1] != cfg.d_vocab_out
     ):
         raise ModelError(
@@ -197,11 +188,6 @@ def _check_configuration(model: PatchableModel) -> None:
                 f"weights of {name} are in {parameter.dtype}, cfg.dtype is {cfg.dtype}; convert with "
                 "model.wrapped_model.to(dtype), which changes both"
             )
-
-
-def _passes_heads(block: Any) -> bool:
-    """Return whether no norm is left between a block's heads and the residual stream."""
-    return isinstance(getattr(block, "ln1_post", None), nn.Identity)
 
 
 def _check_caches(model: PatchableModel) -> None:
@@ -246,11 +232,7 @@ def _check_cache(cfg: Any, size: int, cache: HookedTransformerKeyValueCache) -> 
 
 
 def check_transformer(model: PatchableModel, method: str) -> None:
-    """Refuse a model without attention heads for ``method``, which chooses their precision.
-
-    Raises:
-        ModelError: the model is not a transformer.
-    """
+    """Refuse a model without attention heads for ``method``, which chooses their precision."""
     if not model.is_transformer or not hasattr(model.wrapped_model, "blocks"):
         raise ModelError(
             f"{method} chooses the precision of attention heads, but the model is not a transformer; "
@@ -276,9 +258,9 @@ def check_finite(model: PatchableModel) -> None:
         let_go_if_unchanged(parameter)
 
 
-def weight_parameters(model: PatchableModel) -> Iterator[tuple[str, nn.Parameter]]:
+def weight_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield the model's own parameters by name, without the host's patch masks."""
-    for name, parameter in model.wrapped_model.named_parameters():
+    for name, parameter in model.named_parameters():
         if not name.endswith("patch_mask"):
             yield plain_name(name), parameter
 
@@ -332,7 +314,7 @@ def _plain_contents(model: nn.Module) -> Iterator[tuple[str, str, str]]:
 
 @torch.inference_mode()
 def output_width(model: PatchableModel, tokens: torch.Tensor) -> int:
-    """Return the width of the last axis of the model's output."""
+    """Return the width of the last axis of the model's output on prompts ``[batch, pos]``."""
     return model.cfg.d_vocab_out if model.is_transformer else model(tokens[:1]).shape[-1]
 
 

@@ -23,13 +23,12 @@ class Architecture:
 
     Attributes:
         arguments: maps its configuration to arguments of TransformerLens' configuration.
-        module: a module of `transformer_lens.pretrained.weight_conversions`.
-        converter: the function there that maps model and configuration to TransformerLens' weights.
+        family: names the module of `transformer_lens.pretrained.weight_conversions` with the function
+            ``convert_FAMILY_weights``, which maps model and configuration to TransformerLens' weights.
     """
 
     arguments: Callable[[Any], dict[str, Any]]
-    module: str
-    converter: str
+    family: str
 
 
 def _gpt2(config: Any) -> dict[str, Any]:
@@ -87,8 +86,8 @@ def _qwen2(config: Any) -> dict[str, Any]:
 def _gemma(config: Any) -> dict[str, Any]:
     _require(config, attention_bias=False)
     _plain_rotary(config)
-    act = getattr(config, "hidden_activation", None) or "gelu_pytorch_tanh"
-    return _gated(config) | {"act_fn": act}
+    activation = getattr(config, "hidden_activation", None)
+    return _gated(config) | {"act_fn": activation or "gelu_pytorch_tanh"}
 
 
 def _gemma2(config: Any) -> dict[str, Any]:
@@ -97,36 +96,29 @@ def _gemma2(config: Any) -> dict[str, Any]:
             'attention scores have a soft cap, which attn_implementation="sdpa" ignores; load it '
             'with attn_implementation="eager"'
         )
-    return (
-        _gemma(config)
-        | _windows(config, config.layer_types)
-        | {
-            "attn_scale": config.query_pre_attn_scalar**0.5,
-            "attn_scores_soft_cap": config.attn_logit_softcapping or -1.0,
-            "output_logits_soft_cap": config.final_logit_softcapping or -1.0,
-            "use_normalization_before_and_after": True,
-        }
-    )
+    return _gemma(config) | {
+        **_windows(config, config.layer_types),
+        "attn_scale": config.query_pre_attn_scalar**0.5,
+        "attn_scores_soft_cap": config.attn_logit_softcapping or -1.0,
+        "output_logits_soft_cap": config.final_logit_softcapping or -1.0,
+        "use_normalization_before_and_after": True,
+    }
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "GPT2LMHeadModel": Architecture(_gpt2, "gpt2", "convert_gpt2_weights"),
-    "GPTNeoXForCausalLM": Architecture(_neox, "neox", "convert_neox_weights"),
-    "LlamaForCausalLM": Architecture(_llama, "llama", "convert_llama_weights"),
-    "MistralForCausalLM": Architecture(_mistral, "mistral", "convert_mistral_weights"),
-    "Qwen2ForCausalLM": Architecture(_qwen2, "qwen2", "convert_qwen2_weights"),
-    "GemmaForCausalLM": Architecture(_gemma, "gemma", "convert_gemma_weights"),
-    "Gemma2ForCausalLM": Architecture(_gemma2, "gemma", "convert_gemma_weights"),
+    "GPT2LMHeadModel": Architecture(_gpt2, "gpt2"),
+    "GPTNeoXForCausalLM": Architecture(_neox, "neox"),
+    "LlamaForCausalLM": Architecture(_llama, "llama"),
+    "MistralForCausalLM": Architecture(_mistral, "mistral"),
+    "Qwen2ForCausalLM": Architecture(_qwen2, "qwen2"),
+    "GemmaForCausalLM": Architecture(_gemma, "gemma"),
+    "Gemma2ForCausalLM": Architecture(_gemma2, "gemma"),
 }
 """Supported classes of `transformers`, by name."""
 
 
 def hooked_arguments(name: str, config: Any) -> dict[str, Any]:
-    """Return the arguments of TransformerLens' configuration for a supported architecture.
-
-    Args:
-        name: a key of `ARCHITECTURES`.
-        config: the model's own configuration, a `transformers.PretrainedConfig`.
+    """Return the arguments of TransformerLens' configuration for an architecture in `ARCHITECTURES`.
 
     Raises:
         ModelError: a value is missing, or `HookedTransformer` does not support it.
@@ -157,7 +149,7 @@ def _gated(config: Any) -> dict[str, Any]:
         "d_head": d_head,
         "n_key_value_heads": config.num_key_value_heads,
         "eps": config.rms_norm_eps,
-        "act_fn": config.hidden_act if hasattr(config, "hidden_act") else None,
+        "act_fn": getattr(config, "hidden_act", None),
         "gated_mlp": True,
         "final_rms": True,
         "positional_embedding_type": "rotary",
@@ -180,8 +172,8 @@ def _windows(config: Any, kinds: list[str] | None) -> dict[str, Any]:
 
 def _llama_rotary(config: Any) -> dict[str, Any]:
     """Return the arguments for Llama 3.1's rotary scaling, the only one in TransformerLens."""
-    scaling = getattr(config, "rope_scaling", None)
-    if not scaling or scaling.get("rope_type") == "default":
+    scaling = _rotary_scaling(config)
+    if not scaling:
         return {}
     if scaling.get("rope_type") != "llama3":
         raise ModelError(
@@ -196,9 +188,15 @@ def _llama_rotary(config: Any) -> dict[str, Any]:
     }
 
 
+def _rotary_scaling(config: Any) -> dict[str, Any]:
+    """Return the scaling of rotary angles; empty for none."""
+    scaling = getattr(config, "rope_scaling", None) or {}
+    return {} if scaling.get("rope_type") == "default" else scaling
+
+
 def _plain_rotary(config: Any) -> None:
-    scaling = getattr(config, "rope_scaling", None)
-    if scaling and scaling.get("rope_type") != "default":
+    scaling = _rotary_scaling(config)
+    if scaling:
         raise ModelError(
             f"rope_scaling is set ({scaling.get('rope_type')!r}); this architecture can be converted "
             "only without it"

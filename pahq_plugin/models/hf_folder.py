@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from safetensors import SafetensorError, safe_open
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, tokenizer_class_from_name
 
 from pahq_plugin.errors import ModelError, one_line
 from pahq_plugin.models.hf_configs import ARCHITECTURES
@@ -20,8 +24,8 @@ from pahq_plugin.system.files import read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""Floating dtypes of weights: safetensors' name -> torch's name."""
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""Floating dtypes of weights by safetensors' names."""
 
 HOW = "write it with model.save_pretrained(FOLDER) and tokenizer.save_pretrained(FOLDER)"
 
@@ -40,22 +44,18 @@ def load_folder(folder: Path) -> Any:
     config = _json(folder / CONFIG)
     architecture = _architecture(folder, config)
     _check_config(folder, config, architecture)
-    dtypes = _stored_dtypes(_weight_files(folder))
-    import transformers
-
+    dtype = _smallest_for(folder, _stored_dtypes(_weight_files(folder)))
     try:
         # The class is chosen here: code that config.json names (auto_map) is not loaded.
         model, report = load_with_report(
             getattr(transformers, architecture),
             str(folder.resolve()),
-            _smallest_for(folder, dtypes),
+            dtype,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             attn_implementation="eager",
         )
-    except ModelError:
-        raise
     except Exception as error:  # transformers may raise anything on broken files
         raise ModelError(
             f"{folder} cannot be loaded ({type(error).__name__}): {one_line(error)}"
@@ -68,15 +68,11 @@ def load_folder(folder: Path) -> Any:
 def load_with_report(kind: Any, name: str, dtype: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
     """Load a model of `transformers`, and return it with its report about weights, without logging.
 
-    Args:
-        kind: a class with `from_pretrained`.
-        name: a folder, or a name on the hub.
-        dtype: dtype of the weights.
-        options: further options of `from_pretrained`.
+    ``kind`` is a class with `from_pretrained`, ``name`` a folder or a name on the hub.
     """
-    import transformers
-
-    options[dtype_option(transformers.__version__)] = dtype
+    # The option has its present name since 4.56; the old one warns.
+    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
+    options["dtype" if (major, minor) >= (4, 56) else "torch_dtype"] = dtype
     with _quiet():
         return kind.from_pretrained(name, output_loading_info=True, **options)
 
@@ -84,7 +80,6 @@ def load_with_report(kind: Any, name: str, dtype: Any, **options: Any) -> tuple[
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Make `transformers` log only errors inside the ``with`` block."""
-    import transformers
 
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
@@ -95,20 +90,15 @@ def _quiet() -> Iterator[None]:
 
 
 def check_report(name: str, report: dict[str, Any]) -> None:
-    """Check the report of `from_pretrained` on weights; heads tied to embeddings count as present.
-
-    Args:
-        name: the folder or model, for the message.
-        report: the second value of ``from_pretrained(..., output_loading_info=True)``.
+    """Check the report of `load_with_report` on weights; heads tied to embeddings count as present.
 
     Raises:
         ModelError: weights are missing, and would be random, or are left over, and would be dropped.
     """
-    mismatched = [entry[0] for entry in report.get("mismatched_keys", ())]
     said = {
         "lacks": report.get("missing_keys", ()),
         "has the additional weights": report.get("unexpected_keys", ()),
-        "has wrong shapes of": mismatched,
+        "has wrong shapes of": [entry[0] for entry in report.get("mismatched_keys", ())],
     }
     found = [f"{verb} {_some(names)}" for verb, names in said.items() if names]
     if found or report.get("error_msgs"):
@@ -137,36 +127,23 @@ def _stored_dtypes(files: Iterable[Path]) -> dict[str, str]:
 
 
 def _smallest_for(folder: Path, dtypes: dict[str, str]) -> Any:
-    """Return torch's smallest floating dtype that represents every weight exactly.
-
-    Raises:
-        ModelError: a weight is quantised, or no tensor is in floating point.
-    """
-    import torch
-
+    """Return torch's smallest floating dtype that represents every weight; refuse quantised ones."""
     few = [n for n, kind in dtypes.items() if kind not in FLOATS and n.endswith(".weight")]
-    if few or not set(FLOATS) & set(dtypes.values()):
+    floats = [FLOATS[kind] for kind in set(dtypes.values()) if kind in FLOATS]
+    if few or not floats:
         found = f"{few[0]} is {dtypes[few[0]]}" if few else "no weights are in floating point"
         raise ModelError(f"{folder}: the model is quantised ({found}); save it unquantised")
-    wanted = None
-    for name in sorted(set(FLOATS) & set(dtypes.values())):
-        dtype = getattr(torch, FLOATS[name])
-        wanted = dtype if wanted is None else torch.promote_types(wanted, dtype)
-    return wanted
+    return reduce(torch.promote_types, floats)
 
 
 def _check_unread(folder: Path, model: Any) -> None:
-    """Check stored tensors that transformers does not read against those of the model.
+    """Refuse stored tensors that transformers does not read, if they differ from those of the model.
 
     These are the weights of a head that the configuration ties to the embedding, and the causal masks
     in old files.
-
-    Raises:
-        ModelError: a stored tensor differs.
     """
-    import torch
-
-    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if _is_tied(model) else set()
+    is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if is_tied else set()
     masks = {name for name, buffer in model.named_buffers() if buffer.dtype == torch.bool}
     prefix = f"{model.base_model_prefix}."
     for file in _weight_files(folder):
@@ -177,26 +154,16 @@ def _check_unread(folder: Path, model: Any) -> None:
                     continue
                 stored = opened.get_tensor(name)
                 there = model.get_parameter(own) if own in tied else model.get_buffer(own)
-                same = stored.shape == there.shape and torch.equal(stored.to(there.dtype), there)
-                if not same:
-                    raise ModelError(
-                        f"{folder} holds a {name} that differs from the model's: "
-                        + (
-                            "config.json ties it to the embedding (tie_word_embeddings)"
-                            if own in tied
-                            else "attention masks other than causal ones cannot be loaded"
-                        )
+                if torch.equal(stored.to(there.dtype), there):
+                    continue
+                raise ModelError(
+                    f"{folder} holds a {name} that differs from the model's: "
+                    + (
+                        "config.json ties it to the embedding (tie_word_embeddings)"
+                        if own in tied
+                        else "attention masks other than causal ones cannot be loaded"
                     )
-
-
-def _is_tied(model: Any) -> bool:
-    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
-
-
-def dtype_option(version: str) -> str:
-    """Return `from_pretrained`'s option for the dtype: the old name warns since 4.56."""
-    major, minor = (int(part) for part in version.split(".")[:2])
-    return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
+                )
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -204,9 +171,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     The class, named by ``tokenizer_config.json`` or else that of the model's architecture, supplies what
     the files may leave out: tokens for the beginning and end of a text, prefix spaces, normalisation.
-
-    Returns:
-        The tokenizer; ``None`` if the folder has no ``tokenizer.json``.
+    Without ``tokenizer.json`` the result is ``None``.
 
     Raises:
         ModelError: a file is damaged.
@@ -228,9 +193,6 @@ def load_tokenizer(folder: Path) -> Any:
 
 def _tokenizer_class(folder: Path) -> Any:
     """Return the class of a folder's tokenizer, one of transformers' own."""
-    import transformers
-    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, tokenizer_class_from_name
-
     named = None
     if (folder / TOKENIZER_CONFIG).is_file():
         named = _json(folder / TOKENIZER_CONFIG).get("tokenizer_class")
@@ -277,8 +239,6 @@ def _architecture(folder: Path, config: dict[str, Any]) -> str:
 
 def _check_config(folder: Path, config: dict[str, Any], architecture: str) -> None:
     """Refuse a configuration that contradicts itself, is quantised, or names its own file of weights."""
-    import transformers
-
     own = getattr(transformers, architecture).config_class.model_type
     named = config.get("model_type", own)
     if named != own and named in transformers.CONFIG_MAPPING:

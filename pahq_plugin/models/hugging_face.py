@@ -17,22 +17,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from pahq_plugin.errors import ModelError, one_line
-from pahq_plugin.host.types import OutputSlice
+from pahq_plugin.host.types import OutputSlice, PatchableModel
 from pahq_plugin.models.adapt import adapt
 from pahq_plugin.models.changes import Change, differences, has_hooks, without_weights
 from pahq_plugin.models.hf_configs import ARCHITECTURES, MOST_POSITIONS, hooked_arguments
 from pahq_plugin.models.hf_folder import load_folder, load_tokenizer
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
-
-    from pahq_plugin.host.types import PatchableModel
 
 WRAPPED = "_original_component"
 """The attribute under which a TransformerBridge keeps a module that it wraps."""
@@ -91,22 +88,15 @@ def hooked_model(
     process: bool = False,
     device: str | None = None,
 ) -> HookedTransformer:
-    """Convert a Hugging Face model to a `HookedTransformer` with all flags off.
-
-    Args:
-        model, tokenizer, n_ctx, process: as in `from_hugging_face`.
-        device: where to put the result; ``None`` for the given model's device.
-
-    Raises:
-        ModelError: see `from_hugging_face`.
-    """
+    """Convert a Hugging Face model to a `HookedTransformer` with all flags off, as in
+    `from_hugging_face`; without a ``device`` it is on the given model's."""
     name: str | None = None
     if isinstance(model, (str, Path)):
         folder = Path(model).expanduser()
         name = f"{folder.resolve().name} (local)"
         model = load_folder(folder)
         tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
-    elif _is_bridge(model):
+    elif isinstance(getattr(model, "original_model", None), nn.Module):  # a bridge
         tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
         model = model.original_model
     architecture = _architecture(model)
@@ -120,7 +110,8 @@ def hooked_model(
         "device": str(own_device),
     }
     plain = _as_configured(model, architecture)
-    own = _filled(plain, model) if _is_wrapped(model) else model
+    is_wrapped = any(WRAPPED in module._modules for module in model.modules())
+    own = _filled(plain, model) if is_wrapped else model
     with torch.no_grad():
         # Conversions multiply and add, which would round in 16 bits.
         wide = own if own_dtype == dtype else _widened(own, plain)
@@ -134,11 +125,6 @@ def hooked_model(
 
 
 # Which model it is -------------------------------------------------------------------------------
-
-
-def _is_bridge(model: object) -> bool:
-    """Return whether ``model`` wraps another; modules of `transformers` have no ``original_model``."""
-    return isinstance(getattr(model, "original_model", None), nn.Module)
 
 
 def _architecture(model: object) -> str:
@@ -184,14 +170,8 @@ def _model_name(model: Any, architecture: str) -> str:
 
 
 def _as_configured(model: Any, architecture: str) -> Any:
-    """Make the model anew from its configuration, without memory for its weights.
-
-    Raises:
-        ModelError: the given model has weights, hooks, buffers or parts that its configuration does not
-            describe, or lacks some.
-    """
-    import transformers
-
+    """Make the model anew from its configuration, without memory for its weights; refuse a model that
+    has other weights, hooks, buffers or parts than its configuration describes."""
     made = getattr(transformers, architecture)
     plain = without_weights(lambda: made(copy.deepcopy(model.config)))
     hooks = (
@@ -200,7 +180,7 @@ def _as_configured(model: Any, architecture: str) -> Any:
         if WRAPPED in name.split(".") and has_hooks(module)
     )
     changes = [*hooks, *differences(_own_modules(model), dict(plain.named_modules()))]
-    lost = [str(change) for change in changes if not _adds_nothing(change)]
+    lost = [str(change) for change in changes if not _is_zero_bias(change)]
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise ModelError(
@@ -221,17 +201,11 @@ def _own_modules(model: nn.Module, name: str = "") -> dict[str, nn.Module]:
     return found
 
 
-def _adds_nothing(change: Change) -> bool:
-    """Return whether a change is a zero bias, which a TransformerBridge adds to heads without bias."""
-    return change.kind == "weight" and change.name == "bias" and not _any(change.value)
-
-
-def _any(weight: Tensor | None) -> bool:
-    return weight is None or bool(weight.any())
-
-
-def _is_wrapped(model: nn.Module) -> bool:
-    return any(WRAPPED in module._modules for module in model.modules())
+def _is_zero_bias(change: Change) -> bool:
+    """Return whether a change is a bias of 0, which a TransformerBridge adds to heads without bias."""
+    if change.kind != "weight" or change.name != "bias" or change.value is None:
+        return False
+    return not bool(change.value.any())
 
 
 def _filled(plain: Any, model: nn.Module) -> Any:
@@ -261,16 +235,14 @@ def _converted(
     model: Any, architecture: str, arguments: dict[str, Any], process: bool
 ) -> HookedTransformer:
     """Convert the weights through TransformerLens; refuse those that do not fit the configuration."""
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    entry, kind = ARCHITECTURES[architecture], arguments["normalization_type"]
-    module = import_module(f"transformer_lens.pretrained.weight_conversions.{entry.module}")
+    family, kind = ARCHITECTURES[architecture].family, arguments["normalization_type"]
+    module = import_module(f"transformer_lens.pretrained.weight_conversions.{family}")
     folded: dict[str, Any] = {**arguments, "init_weights": False}
     if process:
         folded["normalization_type"] = f"{kind}Pre"
     try:
         hooked = HookedTransformer(HookedTransformerConfig(**folded))
-        state = getattr(module, entry.converter)(model, hooked.cfg)
+        state = getattr(module, f"convert_{family}_weights")(model, hooked.cfg)
         _load(hooked, state, process, centred=kind == "LN")
     except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
@@ -281,12 +253,7 @@ def _converted(
 
 
 def _load(hooked: HookedTransformer, state: dict[str, Tensor], process: bool, centred: bool) -> None:
-    """Load converted weights into a `HookedTransformer`.
-
-    Raises:
-        ValueError: a weight other than a bias is missing.
-        RuntimeError: a weight has a wrong shape.
-    """
+    """Load converted weights; only biases may be missing, any other weight is a `ValueError`."""
     if "pos_embed.W_pos" in state:
         state["pos_embed.W_pos"] = state["pos_embed.W_pos"][: hooked.cfg.n_ctx]
     for name in dict(hooked.named_parameters()).keys() - state.keys():
@@ -305,7 +272,10 @@ def _load(hooked: HookedTransformer, state: dict[str, Tensor], process: bool, ce
 
 
 def _check_logits(model: Any, hooked: HookedTransformer) -> None:
-    """Refuse a conversion whose logits differ from those of ``model`` (FP32 or FP64)."""
+    """Refuse a conversion whose logits differ from those of ``model`` (FP32 or FP64).
+
+    A constant offset over the vocabulary at a position does not count.
+    """
     length = min(CHECKED_TOKENS, hooked.cfg.n_ctx)
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(hooked.cfg.d_vocab, (1, length), generator=draw)
@@ -313,22 +283,14 @@ def _check_logits(model: Any, hooked: HookedTransformer) -> None:
     with torch.inference_mode(), _evaluating(model):
         theirs = model(input_ids=tokens, use_cache=False).logits.to(torch.float64)
         ours = hooked(tokens).to(torch.float64)
-    error = _largest_difference(ours, theirs)
+    ours, theirs = (x - x.mean(dim=-1, keepdim=True) for x in (ours, theirs))
+    error = float((ours - theirs).abs().max() / theirs.std().clamp(min=1e-30))
     if not error <= LARGEST_ERROR:
         raise ModelError(
             f"after conversion the logits of {hooked.cfg.model_name} differ by {error:.2g} of their "
             f"standard deviation (at most {LARGEST_ERROR:g}); this model computes something that "
             "a HookedTransformer cannot"
         )
-
-
-def _largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference of logits ``[batch, pos, vocab]``, in standard deviations.
-
-    A constant offset over the vocabulary at a position does not count.
-    """
-    ours, theirs = (x - x.mean(dim=-1, keepdim=True) for x in (ours, theirs))
-    return float((ours - theirs).abs().max() / theirs.std().clamp(min=1e-30))
 
 
 @contextmanager
@@ -343,14 +305,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _give_tokenizer(hooked: HookedTransformer, tokenizer: Any) -> None:
-    """Set a copy of the tokenizer, as `HookedTransformer.set_tokenizer` does, but without the hub.
-
-    Raises:
-        ModelError: it is not a tokenizer of `transformers`.
-    """
-    from transformers import PreTrainedTokenizerBase
-
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+    """Set a copy of the tokenizer, as `HookedTransformer.set_tokenizer` does, but without the hub."""
+    if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
         raise ModelError(
             f"tokenizer is a {type(tokenizer).__name__}; expected one of transformers, such as "
             "AutoTokenizer.from_pretrained gives"

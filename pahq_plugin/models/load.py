@@ -6,21 +6,21 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+import transformers
 from torch import Tensor
+from transformer_lens import HookedTransformer, HookedTransformerConfig, loading_from_pretrained
 
 from pahq_plugin.errors import ModelError, ProblemError
 from pahq_plugin.host.types import PatchableModel
 from pahq_plugin.models.adapt import adapt
 from pahq_plugin.models.hf_folder import check_report, load_with_report
 from pahq_plugin.models.hugging_face import hooked_model
+from pahq_plugin.models.on_disk import open_model
+from pahq_plugin.models.record import stored_name
 from pahq_plugin.system.torch_state import random_state_kept
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
-
 
 OWN_FORMATS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
 """Hub owners whose models TransformerLens reads from its own files."""
@@ -35,13 +35,10 @@ def language_model(
     Args:
         config: arguments of TransformerLens' ``HookedTransformerConfig``.
         state: every parameter by its TransformerLens name.
-        device: where to build it.
 
     Raises:
         ModelError: parameters are missing, left over, or of a wrong shape.
     """
-    from transformer_lens import HookedTransformer
-
     model = HookedTransformer({**config, "device": device})
     expected = dict(model.named_parameters())
     wrong = sorted(expected.keys() ^ state.keys()) or [
@@ -64,8 +61,6 @@ def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
         ProblemError: the name is unknown, or neither the hub nor a local cache has the model.
         ModelError: weights are missing or left over.
     """
-    from transformer_lens import HookedTransformer, loading_from_pretrained
-
     try:
         official = loading_from_pretrained.get_official_model_name(name)
     except ValueError as error:
@@ -96,19 +91,12 @@ def hub_model(name: str, device: str = "cpu") -> HookedTransformer:
 
 
 def _hub_weights(official: str) -> Any:
-    """Load the hub's model through `transformers`, and check its report about weights.
+    """Load the hub's model through `transformers`; ``None`` if TransformerLens has its own files of it.
 
-    TransformerLens does not check: weights missing from a damaged cache would be random.
-
-    Returns:
-        The model; ``None`` if TransformerLens reads its weights from its own files.
-
-    Raises:
-        ModelError: weights are missing or left over.
+    TransformerLens does not check the report about weights: any missing from a damaged cache would be
+    random.
     """
-    import transformers
-    from transformer_lens import loading_from_pretrained as loading
-
+    loading = loading_from_pretrained
     others = (*OWN_FORMATS, *loading.NON_HF_HOSTED_MODEL_NAMES, *loading.NEED_REMOTE_CODE_MODELS)
     if official.startswith(others) or any(kind in official.lower() for kind in ("bert", "t5")):
         return None
@@ -123,8 +111,6 @@ def is_folder(name: str | Path) -> bool:
         return True
     if not Path(name).is_dir():
         return False
-    from transformer_lens import loading_from_pretrained
-
     try:
         loading_from_pretrained.get_official_model_name(name)
     except ValueError:
@@ -132,35 +118,21 @@ def is_folder(name: str | Path) -> bool:
     return False
 
 
-@random_state_kept()
-def folder_model(folder: str | Path, device: str = "cpu") -> HookedTransformer:
-    """Load a Hugging Face model from a folder, processed as in `hub_model`, with its tokenizer if any.
-
-    Raises:
-        ModelError: the folder does not exist, or the model cannot be converted.
-    """
-    return hooked_model(folder, process=True, device=device)
-
-
-def is_stored(name: str | Path) -> bool:
-    """Return whether a folder holds a model that `save_model` wrote."""
-    from pahq_plugin.models.record import stored_name
-
-    return stored_name(name) is not None
-
-
 def any_model(name: str | Path, device: str = "cpu") -> HookedTransformer:
     """Load a model from a folder, stored (then on the CPU) or Hugging Face's, or by its hub name.
+
+    Hugging Face's models are processed as in `hub_model`.
 
     Raises:
         ModelError: the folder does not hold a model, or the model is damaged.
         ProblemError: see `hub_model`.
     """
-    from pahq_plugin.models.on_disk import open_model
-
-    if is_stored(name):
+    if stored_name(name) is not None:
         return open_model(name)
-    return folder_model(name, device) if is_folder(name) else hub_model(str(name), device)
+    if not is_folder(name):
+        return hub_model(str(name), device)
+    with random_state_kept():
+        return hooked_model(name, process=True, device=device)
 
 
 @random_state_kept()
@@ -196,23 +168,23 @@ TINY = {"n_layers": 2, "d_head": 8, "d_model": 16, "d_mlp": 24, "n_ctx": 8, "d_v
 @random_state_kept()
 def tiny_model(like: PatchableModel, seed: int) -> PatchableModel:
     """Make a small random model of the same kind: norms, positions, MLPs, grouping of heads."""
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
     cfg = like.cfg
-    groups = 1 if cfg.n_key_value_heads is None else cfg.n_heads // cfg.n_key_value_heads
-    sizes = TINY | {"n_heads": max(2, 2 * groups), "d_vocab_out": TINY["d_vocab"]}
-    sizes["n_key_value_heads"] = None if cfg.n_key_value_heads is None else 2
-    sizes["rotary_dim"] = None
+    record = {**cfg.to_dict(), **TINY, "n_heads": 2, "d_vocab_out": TINY["d_vocab"]}
+    record |= {"device": "cpu", "seed": None, "dtype": torch.float32, "tokenizer_name": None}
+    record |= {"n_params": None, "n_devices": 1, "load_in_4bit": False}
+    if cfg.n_key_value_heads is not None:
+        groups = cfg.n_heads // cfg.n_key_value_heads
+        record |= {"n_heads": 2 * groups, "n_key_value_heads": 2}
     if cfg.rotary_dim is not None:
-        sizes["rotary_dim"] = TINY["d_head"] if cfg.rotary_dim == cfg.d_head else TINY["d_head"] // 2
-    sizes["attn_types"] = None if cfg.attn_types is None else cfg.attn_types[: TINY["n_layers"]]
-    sizes["window_size"] = None if cfg.window_size is None else 3
-    sizes["d_mlp"] = None if cfg.attn_only else TINY["d_mlp"]
-    record = {**cfg.to_dict(), **sizes, "device": "cpu", "seed": None, "dtype": torch.float32}
-    record |= {"tokenizer_name": None, "n_params": None, "n_devices": 1, "load_in_4bit": False}
-    config = HookedTransformerConfig.from_dict(record)
+        record["rotary_dim"] = TINY["d_head"] // (1 if cfg.rotary_dim == cfg.d_head else 2)
+    if cfg.attn_types is not None:
+        record["attn_types"] = cfg.attn_types[: TINY["n_layers"]]
+    if cfg.window_size is not None:
+        record["window_size"] = 3
+    if cfg.attn_only:
+        record["d_mlp"] = None
     draw = torch.Generator().manual_seed(seed)
-    model = _frozen(HookedTransformer(config))
+    model = _frozen(HookedTransformer(HookedTransformerConfig.from_dict(record)))
     for name, parameter in sorted(model.named_parameters()):
         size = 1.0 if name.endswith(("W_E", "W_pos")) else 0.3
         value = size * torch.randn(parameter.shape, generator=draw)

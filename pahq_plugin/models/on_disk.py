@@ -15,7 +15,8 @@ The weights of an opened model are mapped into memory and read from disk on use.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from operator import lt
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -25,17 +26,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer
+from transformers import AutoTokenizer
 
 from pahq_plugin.errors import ModelError, one_line
 from pahq_plugin.models.adapt import check_kind
-from pahq_plugin.models.changes import (
-    ACTIVATIONS,
-    Change,
-    activation_name,
-    changes,
-    plain_name,
-    without_weights,
-)
+from pahq_plugin.models.changes import ACTIVATIONS, Change, activation_name, changes, without_weights
+from pahq_plugin.models.checks import weight_parameters
 from pahq_plugin.models.record import (
     DTYPES,
     EDITED_LAYOUT,
@@ -53,8 +49,9 @@ from pahq_plugin.system.mapped import let_go_if_unchanged, mapped_parameter, rea
 
 TOKENIZER = "tokenizer"
 WEIGHTS = re.compile(r"(un)?embedding\.safetensors|block-[0-9]{3,}\.safetensors")
+EDITS = ("number", "function", "buffer")
 NUMBERS, BUFFERS = (bool, int, float, str), ("mask", "IGNORE", "rotary_sin", "rotary_cos")
-"""Edited values that a folder can hold: types of numbers, names of buffers."""
+"""Edits that a folder can hold: their kinds, types of numbers, names of buffers."""
 
 
 def save_model(model: HookedTransformer, folder: str | Path, *, force: bool = False) -> None:
@@ -79,25 +76,26 @@ def save_model(model: HookedTransformer, folder: str | Path, *, force: bool = Fa
         _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     contents: dict[str, int] = {}
-    buffers = {edit.path: edit.value for edit in edits if edit.kind == "buffer"}
-    for file, weights in _files(_weights(model) | buffers):
+    by_kind = {kind: {e.path: e.value for e in edits if e.kind == kind} for kind in EDITS}
+    tensors = {name: parameter.detach() for name, parameter in weight_parameters(model)}
+    tensors |= by_kind["buffer"]
+    for file, names in _names_by_file(tensors).items():
+        weights = {name: tensors[name].cpu().contiguous() for name in names}
         contents |= {name: fingerprint(weight) for name, weight in weights.items()}
         with written_whole(folder / file) as temporary:
-            save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary)
+            save_file(weights, temporary)
     tokenizer: Any = model.tokenizer
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / TOKENIZER)
     record = {"layout": LAYOUT, "config": config_record(model), "fingerprints": contents}
     side = "right" if tokenizer is None else tokenizer.padding_side
     if edits or side != "right":
-        of_kind = {
-            kind: [edit for edit in edits if edit.kind == kind] for kind in ("number", "function")
-        }
+        functions = by_kind["function"].items()
         record |= {
             "layout": EDITED_LAYOUT,
-            "numbers": {edit.path: edit.value for edit in of_kind["number"]},
-            "functions": {edit.path: activation_name(edit.value) for edit in of_kind["function"]},
-            "buffers": sorted(buffers),
+            "numbers": by_kind["number"],
+            "functions": {path: activation_name(function) for path, function in functions},
+            "buffers": sorted(by_kind["buffer"]),
             "padding_side": side,
         }
     write_record(folder, record)
@@ -173,7 +171,7 @@ def _check_storable(model: object) -> None:
         raise ModelError(
             "a model with norms after attention cannot be searched layer by layer; use it in memory"
         )
-    for name, parameter in _weights(model).items():
+    for name, parameter in weight_parameters(model):
         if not bool(torch.isfinite(parameter).all()):
             raise ModelError(f"weights of {name} hold NaN or infinity")
 
@@ -188,20 +186,6 @@ def _check_edits(edits: Iterable[Change]) -> None:
         }
         if not held.get(edit.kind, False):
             raise ModelError(f"{edit} cannot be stored; undo that first, or use the model in memory")
-
-
-def _files(weights: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield each file's name with its weights by name."""
-    for file, names in _names_by_file(weights).items():
-        yield file, {name: weights[name].cpu() for name in names}
-
-
-def _weights(model: HookedTransformer) -> dict[str, Tensor]:
-    return {
-        plain_name(name): parameter.detach()
-        for name, parameter in model.named_parameters()
-        if not name.endswith("patch_mask")
-    }
 
 
 def _names_by_file(names: Iterable[str]) -> dict[str, list[str]]:
@@ -221,8 +205,6 @@ def _empty(folder: Path, cfg: Any, padding_side: Any) -> HookedTransformer:
     """Make the model with its tokenizer, without memory for its weights."""
     tokenizer = None
     if (folder / TOKENIZER).is_dir():
-        from transformers import AutoTokenizer
-
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder / TOKENIZER, local_files_only=True, trust_remote_code=False
@@ -275,9 +257,7 @@ def _put_buffer(model: HookedTransformer, file: Path, name: str, x: Tensor, cont
         raise ModelError(f"{file} is damaged: {name} was modified; save the model again")
     path, _, last = name.rpartition(".")
     wanted = getattr(model.get_submodule(path), last)
-    if x.ndim != wanted.ndim or any(
-        size < least for size, least in zip(x.shape, wanted.shape, strict=True)
-    ):
+    if x.ndim != wanted.ndim or any(map(lt, x.shape, wanted.shape)):
         raise ModelError(f"{file} is damaged: {name} is {tuple(x.shape)}, not {tuple(wanted.shape)}")
     # For a shorter context: TransformerLens reads masks from their end, rotary tables from their start.
     kept = tuple(slice(-n, None) if last == "mask" else slice(n) for n in wanted.shape)

@@ -51,11 +51,11 @@ def config_record(model: HookedTransformer) -> dict[str, Any]:
     """Return TransformerLens' configuration as JSON values."""
     record = {}
     for name, value in vars(model.cfg).items():
+        if name in MACHINE_FIELDS:
+            continue
         if name == "n_key_value_heads" and value is not None:
             first: Any = model.blocks[0]
             value = len(first.attn._W_K)  # `adapt` changes the field for KV caches
-        if name in MACHINE_FIELDS:
-            continue
         if isinstance(value, torch.dtype):
             value = str(value).removeprefix("torch.")
         record[name] = value.item() if isinstance(value, np.generic) else value
@@ -119,26 +119,22 @@ def configured(folder: Path, config: dict[str, Any], contents: dict[str, int], n
 
 
 def check_sizes(file: Path, cfg: Any, weights: dict[str, Tensor]) -> None:
-    """Check the configuration against the weights, before anything of that size is allocated.
-
-    Raises:
-        ModelError: they do not match, or masks of the whole context would not fit into memory.
-    """
+    """Refuse a configuration that does not match the weights, or whose masks would not fit into memory,
+    before anything of that size is allocated."""
     for name, fields in SIZES.items():
         shape = tuple(weights[name].shape) if name in weights else None
         optional = name == "blocks.0.mlp.W_in"  # attention only, or experts
         if shape != tuple(getattr(cfg, field) for field in fields) and not (optional and shape is None):
             raise ModelError(f"{file} is damaged: {name} is {shape}, expected ({', '.join(fields)})")
     experts = {name.split(".")[4] for name in weights if ".experts." in name}
-    grouped = 1 if cfg.n_key_value_heads is None else cfg.n_key_value_heads
-    rotary = 0 if cfg.rotary_dim is None else cfg.rotary_dim
     if (cfg.num_experts or 0) != len(experts):
         raise ModelError(
             f"{file} is damaged: num_experts={cfg.num_experts!r} with {len(experts)} experts"
         )
-    if not (
-        type(grouped) is type(rotary) is int and 1 <= grouped <= cfg.n_heads and rotary <= cfg.d_head
-    ):
+    grouped = 1 if cfg.n_key_value_heads is None else cfg.n_key_value_heads
+    rotary = 0 if cfg.rotary_dim is None else cfg.rotary_dim
+    are_counts = type(grouped) is type(rotary) is int
+    if not are_counts or not 1 <= grouped <= cfg.n_heads or rotary > cfg.d_head:
         raise ModelError(f"{file} is damaged: n_key_value_heads={grouped!r} or rotary_dim={rotary!r}")
     masks = cfg.n_layers * cfg.n_ctx**2
     if masks > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:

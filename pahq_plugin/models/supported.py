@@ -15,16 +15,9 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Supported:
-    """What one way of running a model supports.
+    """What one way of running a model supports; empty names of modules or activations stand for any.
 
-    Attributes:
-        positions: kinds of positional embedding.
-        dtypes: of the weights.
-        norms_after_attention: whether a norm may follow attention (Gemma 2).
-        norms: classes of norms; empty for any.
-        attention: classes of attention layers; empty for any.
-        mlps: classes of MLPs; empty for any.
-        activations: activation functions; empty for any.
+    ``norms_after_attention`` tells whether a norm may follow attention (Gemma 2).
     """
 
     positions: Names
