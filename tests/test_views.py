@@ -86,7 +86,7 @@ def test_the_repr_is_one_line(found: Discovery) -> None:
 
 
 def test_the_repr_reads_no_weights(found: Discovery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pahq_plugin.results.searched.model_digest", lambda model: 1 / 0)
+    monkeypatch.setattr("pahq_plugin.results.result.model_digest", lambda model: 1 / 0)
     assert repr(found) and printed(found) and found._repr_html_()
 
 

@@ -13,15 +13,10 @@ from typing import Annotated
 import typer
 
 from pahq_plugin import choices
-from pahq_plugin.cli import options as known
+from pahq_plugin.cli import options
 from pahq_plugin.cli.compare import compare
 from pahq_plugin.cli.discover import discover
-from pahq_plugin.cli.options import (
-    Debug,
-    Force,
-    Json,
-)
-from pahq_plugin.cli.output import complain, one_line_errors, print_json
+from pahq_plugin.cli.output import complain, one_line_errors, print_examination, print_json
 from pahq_plugin.cli.show import show
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.system.warn import never_fail_printing
@@ -61,9 +56,9 @@ for command in (discover, show, compare):
 def store(
     model: Annotated[str, typer.Argument(help="A TransformerLens model name, for example gpt2.")],
     folder: Annotated[Path, typer.Argument(help="Folder to write.")],
-    force: Force = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Write MODEL with one file per block, so that discover need not read all of it at once.
 
@@ -80,11 +75,10 @@ def store(
 
 
 @app.command()
-def doctor(as_json: Json = False, debug: Debug = False) -> None:
+def doctor(as_json: options.Json = False, debug: options.Debug = False) -> None:
     """Show what is installed, which number formats are fast here, and what is missing."""
     with one_line_errors(debug):
         from pahq_plugin.cli.doctor import examine
-        from pahq_plugin.cli.output import print_examination
 
         found = examine()
         if as_json:
@@ -95,8 +89,8 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
 
 @app.command()
 def schema(
-    command: Annotated[str, known.argument(choices.WITH_JSON, "A command that has --json.")],
-    debug: Debug = False,
+    command: Annotated[str, options.argument(choices.WITH_JSON, "A command that has --json.")],
+    debug: options.Debug = False,
 ) -> None:
     """Print the JSON Schema of COMMAND's output with --json."""
     with one_line_errors(debug):

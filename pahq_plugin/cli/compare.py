@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pahq_plugin import choices
-from pahq_plugin.cli import options as known
-from pahq_plugin.cli.options import (
-    Ablation,
-    BatchSize,
-    Bos,
-    Debug,
-    Json,
-    Model,
-    Positional,
-    Prompts,
-    flags_given,
-)
+from pahq_plugin.cli import options
 from pahq_plugin.cli.output import complain, one_line_errors, print_json
 from pahq_plugin.errors import ConfigError, counted
 from pahq_plugin.system.launch import launched
@@ -29,8 +18,6 @@ if TYPE_CHECKING:
     from pahq_plugin.compare.plan import Plan
     from pahq_plugin.compare.run import Outcome
 
-PROBLEM_OPTIONS = ("model", "prompts", "batch_size", "positional", "bos")
-
 DEFAULT_METHODS = ("pahq", "acdc", "pahq-paper", "rtn-q", "eap", "eap-ig", "act-mag", "random")
 """Compared by default: methods that take seconds. ``all`` adds the rest."""
 
@@ -38,43 +25,45 @@ DEFAULT_METHODS = ("pahq", "acdc", "pahq-paper", "rtn-q", "eap", "eap-ig", "act-
 def compare(
     context: typer.Context,
     problems: Annotated[
-        list[str] | None, known.argument(choices.PROBLEMS, "Problems, for example ioi.")
+        list[str] | None, options.argument(choices.PROBLEMS, "Problems, for example ioi.")
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="A TOML file with problems, methods, ...")] = None,
     profile: Annotated[
-        str | None, known.option(choices.PROFILES, "A bundled plan: reduced or full.")
+        str | None, options.option(choices.PROFILES, "A bundled plan: reduced or full.")
     ] = None,
     methods: Annotated[
         str | None,
-        known.list_option(choices.COMPARED, "pahq,acdc,eap,..., host keys, pahq@int8; or all."),
+        options.list_option(choices.COMPARED, "pahq,acdc,eap,..., host keys, pahq@int8; or all."),
     ] = None,
     thresholds: Annotated[
         str | None, typer.Option(help="Thresholds of searches, for example 0.01,0.001.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Number of prompt seeds.", min=1)] = 1,
-    model: Model = None,
-    prompts: Prompts = None,
-    batch_size: BatchSize = None,
-    positional: Positional = False,
-    bos: Bos = None,
+    model: options.Model = None,
+    prompts: options.Prompts = None,
+    batch_size: options.BatchSize = None,
+    positional: options.Positional = False,
+    bos: options.Bos = None,
     batches: Annotated[int, typer.Option(help="Batches to search with; 0 for all.")] = 1,
     test_batches: Annotated[int, typer.Option(help="Held-out batches to judge with; 0 for all.")] = 0,
-    ablation: Ablation = "resample",
+    ablation: options.Ablation = "resample",
     out: Annotated[Path, typer.Option(help="Folder for the comparison.")] = Path("runs/compare"),
     processes: Annotated[int, typer.Option(help="Searches at a time; 1 for clean timings.", min=1)] = 1,
     threads: Annotated[int, typer.Option(help="Threads of each search.", min=1)] = 1,
-    as_json: Json = False,
-    debug: Debug = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Compare methods on PROBLEMS (or a plan) and write tables, plots and a page.
 
     Finished searches in the folder are not repeated: run the same command again to continue.
     """
     with one_line_errors(debug), launched() as world:
+        shared = {
+            "model": model, "prompts": prompts and str(prompts), "batch_size": batch_size,
+            "positional": positional, "bos": bos,
+        }  # fmt: skip
         named = {
-            "problems": [
-                _problem(p, model, prompts, batch_size, positional, bos) for p in problems or ()
-            ],
+            "problems": [{"name": name, **shared} for name in problems or ()],
             "methods": _methods(methods),
             "thresholds": _numbers(thresholds),
         }
@@ -83,7 +72,7 @@ def compare(
             plan,
             profile,
             {name: value for name, value in named.items() if value},
-            flags_given(context, ("seeds", *settings, *PROBLEM_OPTIONS)),
+            options.flags_given(context, ("seeds", *settings, *shared)),
             settings | {"seeds": list(range(seeds))},
         )
         from pahq_plugin.compare.page.write import write_report
@@ -110,14 +99,9 @@ def _plan(
     """Return the plan that the flags name or describe.
 
     Args:
-        file: file of a plan.
-        profile: name of a bundled plan.
         named: problems, methods and thresholds that were given.
         given: other flags that were given.
         settings: values of the other flags, with defaults.
-
-    Raises:
-        ConfigError: two sources at once, or none.
     """
     from pahq_plugin.compare.plan import make_plan, read_plan
     from pahq_plugin.compare.plan import profile as bundled
@@ -125,8 +109,7 @@ def _plan(
     sources = [name for name, value in (("--plan", file), ("--profile", profile)) if value]
     beside = [*sources[1:], *named, *given]
     if sources and beside:
-        other = beside[0]
-        raise ConfigError(f"{sources[0]} says what to compare; leave out {other}")
+        raise ConfigError(f"{sources[0]} says what to compare; leave out {beside[0]}")
     if file is not None:
         return read_plan(file)
     if profile is not None:
@@ -134,18 +117,6 @@ def _plan(
     if "problems" not in named:
         raise ConfigError("name a problem (pahq compare ioi), a --plan FILE or a --profile")
     return make_plan({"methods": list(DEFAULT_METHODS)} | named | settings, Path())
-
-
-def _problem(
-    name: str,
-    model: str | None,
-    prompts: Path | None,
-    batch_size: int | None,
-    positional: bool,
-    bos: bool | None,
-) -> dict[str, Any]:
-    given = {"model": model, "prompts": prompts and str(prompts), "batch_size": batch_size, "bos": bos}
-    return {"name": name, "positional": positional} | {k: v for k, v in given.items() if v is not None}
 
 
 def _methods(text: str | None) -> list[str]:
@@ -156,7 +127,6 @@ def _methods(text: str | None) -> list[str]:
 
 
 def _numbers(text: str | None) -> list[float]:
-    """Parse numbers separated by commas, or refuse the text."""
     try:
         return [float(part) for part in _parts(text)]
     except ValueError:

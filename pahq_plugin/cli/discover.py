@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,22 +11,8 @@ import typer
 
 from pahq_plugin import choices
 from pahq_plugin.choices import CHECKPOINT_EVERY, DEFAULT_THRESHOLD
-from pahq_plugin.cli import options as known
+from pahq_plugin.cli import options
 from pahq_plugin.cli.early import CHECKPOINT, check_folder, check_problem, how_to_go_on
-from pahq_plugin.cli.options import (
-    Ablation,
-    BatchSize,
-    Bos,
-    Debug,
-    Force,
-    Json,
-    Model,
-    Out,
-    Positional,
-    Prompts,
-    Top,
-    flags_given,
-)
 from pahq_plugin.cli.output import one_line_errors, print_result
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.system.launch import launched
@@ -33,50 +20,50 @@ from pahq_plugin.system.launch import launched
 
 def discover(
     context: typer.Context,
-    problem: Annotated[str, known.argument(choices.PROBLEMS, "A bundled problem, for example ioi.")],
-    model: Model = None,
-    prompts: Prompts = None,
+    problem: Annotated[str, options.argument(choices.PROBLEMS, "A bundled problem, for example ioi.")],
+    model: options.Model = None,
+    prompts: options.Prompts = None,
     method: Annotated[
-        str, known.option(choices.METHODS, "pahq, acdc, eap, ... or a host key.")
+        str, options.option(choices.METHODS, "pahq, acdc, eap, ... or a host key.")
     ] = "pahq",
     threshold: Annotated[float, typer.Option(help="Smaller effects are pruned.")] = DEFAULT_THRESHOLD,
     metric: Annotated[
         str | None,
-        known.option(choices.METRICS, "kl_div, mse or logit_diff; default: the problem's."),
+        options.option(choices.METRICS, "kl_div, mse or logit_diff; default: the problem's."),
     ] = None,
-    ablation: Ablation = "resample",
+    ablation: options.Ablation = "resample",
     engine: Annotated[
-        str, known.option((*choices.ENGINES, "onnx"), "auto, incremental, host or onnx.")
+        str, options.option((*choices.ENGINES, "onnx"), "auto, incremental, host or onnx.")
     ] = "auto",
-    low: Annotated[str | None, known.option(choices.FORMATS, "Number format of heads.")] = None,
-    mlp: Annotated[str | None, known.option(choices.FORMATS, "Number format of MLPs.")] = None,
-    scale: Annotated[str | None, known.option(choices.SCALES, "row, head, tensor or none.")] = None,
-    policy: Annotated[str | None, known.option(choices.POLICIES, "Which parts stay in FP32.")] = None,
+    low: Annotated[str | None, options.option(choices.FORMATS, "Number format of heads.")] = None,
+    mlp: Annotated[str | None, options.option(choices.FORMATS, "Number format of MLPs.")] = None,
+    scale: Annotated[str | None, options.option(choices.SCALES, "row, head, tensor or none.")] = None,
+    policy: Annotated[str | None, options.option(choices.POLICIES, "Which parts stay in FP32.")] = None,
     parts: Annotated[
         str | None,
-        known.list_option(choices.PARTS, "What --low applies to: qkv,output,scores,values,unembed."),
+        options.list_option(choices.PARTS, "What --low applies to: qkv,output,scores,values,unembed."),
     ] = None,
     weights: Annotated[
-        str | None, known.option(("int4",), "int4: store weights of int8 parts in 4 bits.")
+        str | None, options.option(("int4",), "int4: store weights of int8 parts in 4 bits.")
     ] = None,
     activations: Annotated[
-        str | None, known.option(("high", "low"), "high: round weights only.")
+        str | None, options.option(("high", "low"), "high: round weights only.")
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Error budget of --policy hybrid.")] = None,
     guard: Annotated[
         str | None, typer.Option(help="Guard band: auto or a number; inf re-decides all.")
     ] = None,
     kernel: Annotated[
-        str | None, known.option(choices.KERNELS, "auto, eager or native products.")
+        str | None, options.option(choices.KERNELS, "auto, eager or native products.")
     ] = None,
     batches: Annotated[int, typer.Option(help="Loader batches to average over; 0 for all.")] = 1,
-    batch_size: BatchSize = None,
+    batch_size: options.BatchSize = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if available.")
     ] = None,
     n_edges: Annotated[int | None, typer.Option(help="Edges that score methods keep.")] = None,
-    positional: Positional = False,
-    bos: Bos = None,
+    positional: options.Positional = False,
+    bos: options.Bos = None,
     seed: Annotated[int, typer.Option(help="Seed of the prompts and the search.")] = 0,
     checkpoint: Annotated[
         Path | None, typer.Option(help="File to resume from; default: one in the --out folder.")
@@ -88,11 +75,11 @@ def discover(
         str | None,
         typer.Option(help="Memory limit, for example 8GB; other weights stay on disk."),
     ] = None,
-    out: Out = None,
-    force: Force = False,
-    top: Top = 20,
-    as_json: Json = False,
-    debug: Debug = False,
+    out: options.Out = None,
+    force: options.Force = False,
+    top: options.Top = 20,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Find the circuit of PROBLEM and print its strongest edges."""
     with one_line_errors(debug, how_to_go_on(checkpoint, out)), launched() as world:
@@ -118,14 +105,11 @@ def discover(
             on_disk=max_memory is not None,
             bos=bos,
         )
-        say(loaded.note, shown=bool(loaded.note) and world.is_first and not as_json)
-        whole = len(loaded.train_loader)
+        talks = world.is_first and not as_json
+        say(loaded.note, shown=bool(loaded.note) and talks)
+        whole, size = len(loaded.train_loader), loaded.train_loader.batch_size
         if prompts is not None and 0 < batches < whole:
-            size = loaded.train_loader.batch_size
-            say(
-                f"taking {batches} of {whole} batches of {size}; --batches 0 takes all",
-                shown=world.is_first and not as_json,
-            )
+            say(f"taking {batches} of {whole} batches of {size}; --batches 0 takes all", shown=talks)
         own = out / CHECKPOINT if out is not None and "checkpoint" in uses else None
         result = run(
             loaded.model,
@@ -134,19 +118,7 @@ def discover(
             threshold=threshold,
             metric=metric or (loaded.metric if "metric" in uses else None),
             ablation=ablation,
-            precision=_precision(
-                loaded.model,
-                low=low,
-                mlp=mlp,
-                scale=scale,
-                policy=policy,
-                parts=None if parts is None else tuple(filter(None, parts.split(","))),
-                weights=weights,
-                activations=activations,
-                budget=budget,
-                guard=_guard(guard),
-                kernel=kernel,
-            ),
+            precision=_precision(loaded.model, context.params),
             engine=engine,
             batches=batches or None,
             true_edges=loaded.true_edges if "true_edges" in uses else None,
@@ -163,8 +135,6 @@ def discover(
             result.save(out, force=force)
             if own is not None and checkpoint is None:
                 own.unlink(missing_ok=True)
-        from dataclasses import asdict
-
         print_result(result.record(), asdict(result.stats), top, as_json, saved=out)
 
 
@@ -180,32 +150,31 @@ OPTIONS = {
 
 def _refuse_unused(context: typer.Context, method: str, uses: Collection[str]) -> None:
     """Refuse options that the method does not use."""
-    useless = [option for name, options in OPTIONS.items() if name not in uses for option in options]
-    given = flags_given(context, useless)
+    useless = [flag for name, flags in OPTIONS.items() if name not in uses for flag in flags]
+    given = options.flags_given(context, useless)
     if given:
-        others = [option for name, options in OPTIONS.items() if name in uses for option in options]
-        usable = ", ".join(sorted(f"--{option.replace('_', '-')}" for option in others))
+        others = [flag for name, flags in OPTIONS.items() if name in uses for flag in flags]
+        usable = ", ".join(sorted(f"--{flag.replace('_', '-')}" for flag in others))
         raise ConfigError(f"method {method!r} cannot use {', '.join(given)}; it uses {usable}")
 
 
-def _precision(model: Any, **flags: Any) -> Any:
+def _precision(model: Any, flags: Mapping[str, Any]) -> Any:
     """Return the device's default precision changed by the given flags; ``None`` if there are none."""
-    changes = {name: value for name, value in flags.items() if value is not None}
+    changes = {name: flags[name] for name in OPTIONS["precision"] if flags[name] is not None}
     if not changes:
         return None
-    from dataclasses import replace
-
+    if "parts" in changes:
+        changes["parts"] = tuple(filter(None, changes["parts"].split(",")))
+    if "guard" in changes:
+        changes["guard"] = _guard(changes["guard"])
     from pahq_plugin.models.checks import model_device
     from pahq_plugin.precision.config import default_precision
 
     return replace(default_precision(model_device(model)), **changes)
 
 
-def _guard(text: str | None) -> str | float | None:
-    """Parse ``auto`` or a number, or refuse the text."""
-    if text is None or text == "auto":
-        return text
+def _guard(text: str) -> str | float:
     try:
-        return float(text)
+        return text if text == "auto" else float(text)
     except ValueError:
         raise ConfigError(f"--guard {text!r} must be auto or a number, for example 0.3") from None

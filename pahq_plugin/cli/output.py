@@ -15,10 +15,10 @@ from typing import Any
 import typer
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pahq_plugin.errors import PahqError, PahqWarning, one_line
+from pahq_plugin.results.terminal import print_view, record_view, titled
 from pahq_plugin.system.warn import OWN
 
 
@@ -103,8 +103,6 @@ class _OneLine(logging.Handler):
 def complain(line: str, style: str = "red") -> None:
     """Print one line on standard error, coloured on a terminal without ``NO_COLOR`` or with
     ``FORCE_COLOR``."""
-    from rich.console import Console
-
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     console.print(line, style=style, soft_wrap=True)
 
@@ -121,9 +119,7 @@ def print_result(
     if as_json:
         print_json(record | {"stats": stats})
         return
-    from pahq_plugin.results.terminal import print_record
-
-    print_record(record, stats, top)
+    print_view(record_view(record, stats, top))
     if saved is not None:
         typer.echo(f"saved in {saved}; show it again with: pahq show {saved}")
 
@@ -144,7 +140,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     count = len(columns)
     while count > 2 and _width(widths[:count]) > console.width:
         count -= 1
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = titled(title)
     for name, width in zip(columns[:count], widths, strict=False):
         justify: Any = "right" if table.columns else "left"
         table.add_column(name, justify=justify, no_wrap=not table.columns, width=width)
@@ -163,25 +159,18 @@ def _width(columns: Sequence[int]) -> int:
 def print_examination(found: dict[str, Any]) -> None:
     """Print what ``pahq doctor`` found."""
     console = Console(highlight=False)
-    versions = Table(title="Installed", title_justify="left", title_style="bold")
-    versions.add_column("package")
-    versions.add_column("version")
+    versions = titled("Installed", "package", "version")
     for name, version in found["versions"].items():
         versions.add_row(name, Text(version or "not installed", style="" if version else "dim"))
     console.print(versions)
-    formats = Table(title=f"Number formats on {found['device']}", title_justify="left",
-                    title_style="bold")  # fmt: skip
-    formats.add_column("format")
-    formats.add_column("multiplied in hardware")
-    formats.add_column("kernel used")
+    columns = ("format", "multiplied in hardware", "kernel used")
+    formats = titled(f"Number formats on {found['device']}", *columns)
     for name, fast in found["formats"].items():
         formats.add_row(name, "yes" if fast else "no", found["kernels"].get(name, ""))
     console.print(formats)
     console.print("A format without a kernel is emulated in FP32: the same numerics, but no faster.")
     console.print(f"Default precision here: {found['default_precision']}")
-    uses = Table(title="Uses, and what they require", title_justify="left", title_style="bold")
-    for name in ("use", "ready", "requires"):
-        uses.add_column(name)
+    uses = titled("Uses, and what they require", "use", "ready", "requires")
     for entry in found["uses"]:
         ready = {True: "yes", False: "no", None: "not tried"}[entry["ready"]]
         uses.add_row(entry["use"], ready, Text("" if entry["ready"] else entry["takes"]))

@@ -7,14 +7,10 @@ from typing import Annotated
 
 import typer
 
-from pahq_plugin.cli.options import (
-    Debug,
-    Force,
-    Json,
-    Top,
-)
+from pahq_plugin.cli import options
 from pahq_plugin.cli.output import one_line_errors, print_result
 from pahq_plugin.errors import ConfigError
+from pahq_plugin.results.terminal import print_view
 
 
 def show(
@@ -32,24 +28,22 @@ def show(
     license: Annotated[str | None, typer.Option(help="Licence on the card, such as mit.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Model on the card: owner/name.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the drawing in a browser.")] = False,
-    force: Force = False,
-    top: Top = 20,
-    as_json: Json = False,
-    debug: Debug = False,
+    force: options.Force = False,
+    top: options.Top = 20,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Print or draw a saved result, without loading the model."""
     with one_line_errors(debug):
+        from pahq_plugin.results.card import write_card
         from pahq_plugin.results.drawing.write import Drawing, difference_of
         from pahq_plugin.results.files import read_record, read_stats, result_file
-        from pahq_plugin.results.terminal import print_view
 
         drawing = Drawing(html=html, dot=dot, compare=compare, show=open_page, force=force)
         drawing.check(as_json)
         if card:
             if as_json:
                 raise ConfigError("--json prints the result; leave out --card")
-            from pahq_plugin.results.card import write_card
-
             folder = result_file(result).parent
             made = write_card(folder, license=license, base_model=base_model, force=force)
             typer.echo(f"wrote {made}")

@@ -46,13 +46,7 @@ def write_card(
 ) -> Path:
     """Write the card of the result in ``folder`` atomically and return its path.
 
-    Args:
-        folder: folder of a saved result.
-        measures: name -> value of measures of the circuit, such as ``{"faithfulness": 0.96}``.
-        license: the result's licence as the hub spells it, such as ``mit``; ``None`` leaves it open.
-        base_model: hub name of the model that was searched; ``None`` takes the name in the result,
-            if it is a hub name.
-        force: whether to replace an existing ``README.md``.
+    The arguments are those of `pahq_plugin.results.result.Discovery.save_card`.
 
     Raises:
         ResultError: the folder holds no result, or a damaged one.
@@ -69,11 +63,7 @@ def write_card(
 
 
 def check_card_place(folder: Path, force: bool) -> None:
-    """Refuse a folder that cannot get a card.
-
-    Raises:
-        ConfigError: its ``README.md`` is a folder, or exists while ``force`` is false.
-    """
+    """Refuse with a `ConfigError` a folder that cannot get a card."""
     file = folder / CARD_FILE
     if file.is_dir():
         raise ConfigError(f"{file} is a folder; save the card in another folder")
@@ -87,15 +77,7 @@ def card_text(
     license: str | None = None,
     base_model: str | None = None,
 ) -> str:
-    """Return the Markdown text of a card.
-
-    Args:
-        record: checked content of a ``result.json``.
-        measures, license, base_model: see `write_card`.
-
-    Raises:
-        ConfigError: an invalid licence or model name, or a measure that is not a finite number.
-    """
+    """Return the Markdown text of a card of a checked record; see `write_card`."""
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
         raise ConfigError(f"license {license!r:.80} must be a name that the hub knows, such as mit")
     if base_model is not None and not HUB_NAME.fullmatch(base_model):
@@ -121,28 +103,24 @@ def card_text(
 
 def _front_matter(record: dict[str, Any], license: str | None, base: str | None) -> str:
     tags = ["mechanistic-interpretability", "circuit-discovery", "pahq-plugin"]
-    method = record["settings"]["method"]
+    tags.append(record["settings"]["method"])
     lines = ["---", "library_name: pahq-plugin"]
-    lines += [f"license: {license}"] if license else ["# license: choose one, such as mit"]
+    lines.append(f"license: {license}" if license else "# license: choose one, such as mit")
     lines += [f"base_model: {json.dumps(base)}"] if base else []
-    return "\n".join([*lines, "tags:", *(f"- {json.dumps(t)}" for t in [*tags, method]), "---", ""])
+    return "\n".join([*lines, "tags:", *(f"- {json.dumps(tag)}" for tag in tags), "---", ""])
 
 
 def _summary(record: dict[str, Any]) -> str:
     model, decisions = record["model"], record["decisions"]
     kept, exact = (sum(entry[key] for entry in decisions) for key in ("kept", "exact"))
     share = kept / len(decisions) if decisions else 0.0
+    method = _code(record["settings"]["method"])
     return (
         f"# Circuit of {_plain(model['name'])}\n\n"
-        f"{kept:,} of {len(decisions):,} edges ({share:.1%}), found by `{_code(method_of(record))}`. "
+        f"{kept:,} of {len(decisions):,} edges ({share:.1%}), found by `{method}`. "
         f"{exact:,} edges were decided in FP32"
         + (f", {len(decisions) - exact:,} in lower precision.\n" if exact < len(decisions) else ".\n")
     )
-
-
-def method_of(record: dict[str, Any]) -> str:
-    """Return the method's name."""
-    return str(record["settings"]["method"])
 
 
 def _settings(record: dict[str, Any]) -> list[tuple[str, str]]:

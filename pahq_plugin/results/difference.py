@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from pahq_plugin.errors import ResultError, printable
 from pahq_plugin.labels import edge_label
 from pahq_plugin.results.decision import Decision
 from pahq_plugin.results.notebook import framed, table
+from pahq_plugin.results.terminal import titled
 
 if TYPE_CHECKING:
     from pahq_plugin.host import Edge  # for results read from files: only names and positions
@@ -97,7 +97,7 @@ class Difference:
         """Return the summary and the first ``most`` edges of each list, for a rich console."""
         parts: list[RenderableType] = [Text(self.summary(), style="bold")]
         for title, changes in self._lists(most) if most else ():
-            made = Table(title=Text(title), title_justify="left", title_style="bold")
+            made = titled(Text(title))
             made.add_column("edge", no_wrap=True)
             for name in self.names:
                 made.add_column(Text(printable(name)), justify="right")
@@ -133,12 +133,7 @@ def difference(
     second: Sequence[Decision],
     settings: tuple[Mapping[str, Any], Mapping[str, Any]],
 ) -> Difference:
-    """Compare two results.
-
-    Args:
-        first: decisions, with ``edge``, ``effect`` and ``kept``.
-        second: decisions on the same edges in any order; the model may have other weights.
-        settings: settings of both results.
+    """Compare two results: decisions on the same edges in any order, and both results' settings.
 
     Raises:
         ResultError: an edge exists in only one of the two graphs; the message names it.
@@ -169,7 +164,6 @@ def _change(a: Decision, b: Decision) -> Change:
 
 
 def _check_one_graph(ours: Mapping[str, Decision], theirs: Mapping[str, Decision]) -> None:
-    """Refuse results whose graphs do not have the same edges."""
     for here, there, which in ((ours, theirs, "first"), (theirs, ours, "second")):
         lacking = next((name for name in here if name not in there), None)
         if lacking is not None:
@@ -187,14 +181,12 @@ def _unit(settings: Mapping[str, Any]) -> tuple[object, object]:
 
 def _names(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, str]:
     """Name both results by method, adding settings until the names differ."""
-    names = tuple(str(settings.get("method")) for settings in (first, second))
+    names = (str(first.get("method")), str(second.get("method")))
     for key in ("threshold", "metric", "ablation", "n_edges", "seed"):
         if names[0] != names[1]:
             break
         if first.get(key) != second.get(key):
-            names = tuple(
-                f"{n}, {key} {s.get(key)}" for n, s in zip(names, (first, second), strict=True)
-            )
+            names = (f"{names[0]}, {key} {first.get(key)}", f"{names[1]}, {key} {second.get(key)}")
     if names[0] == names[1]:
         names = (f"first {names[0]}", f"second {names[1]}")
-    return names[0], names[1]
+    return names

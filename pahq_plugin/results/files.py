@@ -11,29 +11,20 @@ from pahq_plugin.errors import ResultError
 from pahq_plugin.system.files import read_json
 
 SCHEMA = "pahq-discovery/1"
+RESULT_FILE, RUN_FILE = "result.json", "run.json"
+CHECKPOINT = "checkpoint.safetensors"
+"""In the folder of a result while the search is running."""
 
+Fields = dict[str, type | tuple[type, ...]]
+"""Names of fields and their types."""
 
-RUN_FILE = "run.json"
+SETTINGS: Fields = {"method": str, "scored": bool, "ablation": str, "seed": int}
+"""Settings of every result."""
 
-
-SETTINGS: dict[str, type | tuple[type, ...]] = {
-    "method": str,
-    "scored": bool,
-    "ablation": str,
-    "seed": int,
-}
-"""Settings of every result, with their types."""
-
-
-SEARCH_SETTINGS: dict[str, type | tuple[type, ...]] = {
-    "threshold": (int, float),
-    "metric": str,
-    "precision": (dict, type(None)),
-}
+SEARCH_SETTINGS: Fields = {"threshold": (int, float), "metric": str, "precision": (dict, type(None))}
 """Further settings of a search."""
 
-
-STATS: dict[str, type | tuple[type, ...]] = {
+STATS: Fields = {
     "evaluations": int,
     "re_evaluations": int,
     "seconds": (int, float),
@@ -43,7 +34,6 @@ STATS: dict[str, type | tuple[type, ...]] = {
     "sensitivity": dict,
     "memory": dict,
 }
-
 
 ENTRY_FIELDS = {"edge", "seq_idx", "effect", "kept", "exact"}
 
@@ -57,10 +47,7 @@ def record_text(record: dict[str, Any]) -> str:
 
 
 def result_file(path: str | Path) -> Path:
-    """Return the path of a saved result's ``result.json``.
-
-    Args:
-        path: that file, or its folder.
+    """Return the path of a saved result's ``result.json``; ``path`` is that file or its folder.
 
     Raises:
         ResultError: there is no such file.
@@ -102,13 +89,22 @@ def read_record(file: Path) -> dict[str, Any]:
     for number, entry in enumerate(decisions):
         if not _is_entry(entry):
             raise ResultError(f"{file}: decision {number} is damaged: {json.dumps(entry)[:80]}")
-    _check_complete(file, decisions, model["edges"])
-    if not scored:
-        _check_kept(file, decisions, settings["threshold"])
+    distinct = {(entry["edge"], entry["seq_idx"]) for entry in decisions}
+    if not len(distinct) == len(decisions) == model["edges"]:
+        raise ResultError(
+            f"{file} holds {len(decisions)} decisions on {len(distinct)} edges; "
+            f"the model has {model['edges']}, each decided once"
+        )
+    for entry in [] if scored else decisions:  # scores may go with any circuit
+        if entry["kept"] != (entry["effect"] >= settings["threshold"]):
+            raise ResultError(
+                f"{file}: {entry['edge']} is marked {'kept' if entry['kept'] else 'removed'}, "
+                f"but its effect is {entry['effect']:g}"
+            )
     return record
 
 
-def _fits(values: dict[str, Any], fields: dict[str, Any]) -> bool:
+def _fits(values: dict[str, Any], fields: Fields) -> bool:
     """Return whether ``values`` has every field with its type; a bool does not count as a number."""
     return all(
         isinstance(values.get(name), kind) and (kind is bool or not isinstance(values.get(name), bool))
@@ -116,39 +112,15 @@ def _fits(values: dict[str, Any], fields: dict[str, Any]) -> bool:
     )
 
 
-def _check_complete(file: Path, decisions: list[dict[str, Any]], edges: int) -> None:
-    """Refuse decisions that are not exactly one per edge of the model."""
-    distinct = {(entry["edge"], entry["seq_idx"]) for entry in decisions}
-    if not len(distinct) == len(decisions) == edges:
-        raise ResultError(
-            f"{file} holds {len(decisions)} decisions on {len(distinct)} edges; "
-            f"the model has {edges}, each decided once"
-        )
-
-
-def _check_kept(file: Path, decisions: list[dict[str, Any]], threshold: float) -> None:
-    """Refuse a search's decision that contradicts its effect; scores may go with any circuit."""
-    wrong = [e for e in decisions if e["kept"] != (e["effect"] >= threshold)]
-    if wrong:
-        raise ResultError(
-            f"{file}: {wrong[0]['edge']} is marked {'kept' if wrong[0]['kept'] else 'removed'}, "
-            f"but its effect is {wrong[0]['effect']:g}"
-        )
-
-
 def _is_entry(entry: object) -> bool:
     if not isinstance(entry, dict) or set(entry) != ENTRY_FIELDS:
         return False
-    number = entry["effect"]
+    position = entry["seq_idx"]
     return (
-        isinstance(entry["edge"], str)
+        _fits(entry, {"edge": str, "effect": (int, float), "kept": bool, "exact": bool})
         and entry["edge"].count("->") == 1
-        and (entry["seq_idx"] is None or (type(entry["seq_idx"]) is int and entry["seq_idx"] >= 0))
-        and isinstance(number, (int, float))
-        and not isinstance(number, bool)
-        and math.isfinite(number)
-        and isinstance(entry["kept"], bool)
-        and isinstance(entry["exact"], bool)
+        and (position is None or (type(position) is int and position >= 0))
+        and math.isfinite(entry["effect"])
     )
 
 
@@ -191,10 +163,3 @@ def read_stats(folder: Path) -> dict[str, Any]:
         if not all(type(number) in (int, float) and number >= 0 for number in numbers):
             raise ResultError(f"{file} is damaged: {name} must hold numbers of at least 0")
     return stats
-
-
-RESULT_FILE = "result.json"
-
-
-CHECKPOINT = "checkpoint.safetensors"
-"""In the folder of a result while the search is running."""

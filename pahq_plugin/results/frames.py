@@ -16,11 +16,9 @@ COLUMNS = ("edge", "src", "dest", "seq_idx", "effect", "kept", "exact", "score")
 
 
 def data_frame(decisions: Sequence[Decision], scores: Sequence[float]) -> pandas.DataFrame:
-    """Return one row per edge, in the order decided; ``seq_idx`` is NA for edges without a position.
+    """Return one row per edge, in the order decided, with its prune score.
 
-    Args:
-        decisions: of a result.
-        scores: the prune score of each.
+    ``seq_idx`` is NA for edges without a position.
     """
     import pandas as pd
 
@@ -38,17 +36,13 @@ def node_graph(
 ) -> networkx.MultiDiGraph[str]:
     """Return a graph in which the Q, K and V of a head are inputs of one node.
 
-    Args:
-        decisions: of a result.
-        scores: the prune score of each.
-        settings: the result's settings; those with plain values become attributes of the graph.
-        whole: whether to include removed edges and their nodes.
+    Settings with plain values become attributes of the graph. Removed edges and their nodes are included
+    if ``whole``.
     """
     import networkx as nx
 
-    plain = {k: v for k, v in settings.items() if isinstance(v, (str, int, float, bool))}
     graph: networkx.MultiDiGraph[str] = nx.MultiDiGraph()
-    graph.graph.update(plain)
+    graph.graph.update({k: v for k, v in settings.items() if isinstance(v, (str, int, float))})
     for decision, score in zip(decisions, scores, strict=True):
         if not (whole or decision.kept):
             continue

@@ -35,10 +35,10 @@ def result_html(record: dict[str, Any], stats: dict[str, Any], top: int) -> str:
     if kept and top:
         scored = bool(record["settings"].get("scored"))
         lines += [_table(kept, top, scored), f"<p>Busiest nodes: {html.escape(busiest(kept))}</p>"]
-    if loss_line(record):
-        lines.append(f"<p>{html.escape(loss_line(record))}</p>")
-    if cost(stats):
-        lines.append(f'<p class="quiet pahq-cost">{html.escape(cost(stats))}</p>')
+    if rise := loss_line(record):
+        lines.append(f"<p>{html.escape(rise)}</p>")
+    if spent := cost(stats):
+        lines.append(f'<p class="quiet pahq-cost">{html.escape(spent)}</p>')
     return framed("\n".join(lines))
 
 
@@ -48,12 +48,7 @@ def framed(body: str) -> str:
 
 
 def table(caption: str, columns: list[str], rows: list[list[str]], numbers: set[int]) -> str:
-    """Return a table.
-
-    Args:
-        caption, columns, rows: HTML.
-        numbers: indices of columns to align right.
-    """
+    """Return a table of HTML texts; the columns with an index in ``numbers`` are aligned right."""
 
     def row(tag: str, cells: list[str], scope: str = "") -> str:
         kinds = [' class="number"' if place in numbers else "" for place in range(len(cells))]
@@ -74,12 +69,9 @@ def _table(kept: list[Decision], top: int, scored: bool) -> str:
         sign = " negative" if decision.effect < 0 else ""
         width = 100 * abs(decision.effect) / largest
         bar = f'<span class="track"><span class="bar{sign}" style="width: {width:.1f}%"></span></span>'
-        row = [str(rank), _name(decision), f"{decision.effect:.3g}", bar]
+        name = f'<span class="edge">{html.escape(label(decision))}</span>'
+        row = [str(rank), name, f"{decision.effect:.3g}", bar]
         rows.append(row if scored else [*row, "FP32" if decision.exact else "screened"])
     columns = ["#", "edge", "score" if scored else "effect", "", "decided on"]
     caption = f"Strongest {len(rows)} of {len(kept):,} kept edges"
     return table(caption, columns[: 4 if scored else 5], rows, {0, 2})
-
-
-def _name(decision: Decision) -> str:
-    return f'<span class="edge">{html.escape(label(decision))}</span>'

@@ -20,13 +20,9 @@ import torch
 from rich.console import Group
 
 from pahq_plugin.errors import ConfigError, ResultError
-from pahq_plugin.host import (
-    Edge,
-    PatchableModel,
-    PruneScores,
-)
+from pahq_plugin.host import Edge, PatchableModel, PruneScores
 from pahq_plugin.host.graph import find_edge
-from pahq_plugin.models.checks import check_patchable
+from pahq_plugin.models.checks import check_patchable, configuration_digest, model_digest
 from pahq_plugin.results.card import card_text, check_card_place, write_card
 from pahq_plugin.results.decision import Decision, entry, saved_decisions, saved_edge, strongest
 from pahq_plugin.results.difference import Difference, difference
@@ -42,9 +38,6 @@ from pahq_plugin.results.files import (
 )
 from pahq_plugin.results.frames import data_frame, node_graph
 from pahq_plugin.results.notebook import result_html
-from pahq_plugin.results.searched import Searched as Searched
-from pahq_plugin.results.searched import model_name as model_name
-from pahq_plugin.results.stats import Stats as Stats
 from pahq_plugin.results.terminal import record_view, summary
 from pahq_plugin.system.files import installed_version, write_text
 
@@ -52,12 +45,69 @@ if TYPE_CHECKING:
     import networkx
     import pandas
 
-
 PACKAGES = ("pahq-plugin", "auto-circuit", "transformer-lens", "torch", "numpy")
-
-
 SHOWN = 20
 """Default number of edges in a table."""
+
+
+@dataclass
+class Stats:
+    """The cost of a run.
+
+    Attributes:
+        evaluations: patched forwards, one per row of a batch of candidates.
+        re_evaluations: edges decided again in FP32 because of the guard band or its monitoring.
+        seconds: wall-clock time of the search, without loading the model.
+        peak_bytes: peak memory: of the GPU's allocator, or resident memory of the process.
+        forward_equivalents: ``seconds`` over the time of one plain forward of the same prompts, in the
+            model's own precision.
+        guard: relative width, floor and number of widenings of the guard band; empty without a band.
+        sensitivity: of the hybrid policy, the error of each part in its configured format
+            (`pahq_plugin.discovery.hybrid`); empty without one.
+        memory: with ``max_memory``, in bytes: the budget, the peak use, all weights, resident weights,
+            and weights read from disk or copied to the GPU; empty otherwise.
+    """
+
+    evaluations: int = 0
+    re_evaluations: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    forward_equivalents: float = 0.0
+    guard: dict[str, float] = field(default_factory=dict)
+    sensitivity: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Identity of a model at the time it was searched.
+
+    Attributes:
+        name: see `model_name`.
+        digest: digest of its edges and weights.
+        edges: number of edges.
+        configuration: digest of everything else that determines its output; ``None`` if unknown.
+    """
+
+    name: str
+    digest: str
+    edges: int
+    configuration: str | None
+
+    @staticmethod
+    def of(model: PatchableModel) -> Searched:
+        """Identify a model as it is now; this reads every weight."""
+        return Searched(
+            model_name(model), model_digest(model), len(model.edges), configuration_digest(model)
+        )
+
+
+def model_name(model: PatchableModel) -> str:
+    """Return the configured name of a transformer, or the class of any other wrapped model."""
+    return (
+        getattr(getattr(model.wrapped_model, "cfg", None), "model_name", None)
+        or type(model.wrapped_model).__name__
+    )
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,7 +227,6 @@ class Discovery:
         }
 
     def _scores(self) -> list[float]:
-        """Return the prune score of each decision's edge."""
         scores = self.prune_scores
         return [float(decision.edge.prune_score(scores)) for decision in self.decisions]
 
@@ -193,9 +242,6 @@ class Discovery:
         """
         folder, text = Path(path), record_text(self.record())
         _check_place(folder, text, force)
-        return self._write(folder, text)
-
-    def _write(self, folder: Path, text: str) -> Path:
         write_text(folder / RESULT_FILE, text)
         write_text(folder / RUN_FILE, json.dumps(self._run_record(), indent=2) + "\n")
         return folder
@@ -225,12 +271,11 @@ class Discovery:
             ResultError: ``path`` is a file, or holds another result or an unreadable one.
         """
         folder, own = Path(path), self.record()
-        text = record_text(own)
-        _check_place(folder, text, force)
+        _check_place(folder, record_text(own), force)
         check_card_place(folder, force)  # nothing is saved if the card cannot be written
         card_text(own, measures or {}, license, base_model)
         if force or not (folder / RESULT_FILE).is_file():
-            self._write(folder, text)
+            self.save(folder, force=force)
         return write_card(folder, measures=measures, license=license, base_model=base_model, force=force)
 
     @staticmethod
@@ -266,18 +311,15 @@ class Discovery:
             replace(d, edge=find_edge(model, *saved_edge(d.edge)), effect=float(d.effect))
             for d in saved_decisions(record)
         )
-        return Discovery(decisions, record["settings"], _stats(file.parent), model, searched)
+        stats = Stats(**read_stats(file.parent))
+        return Discovery(decisions, record["settings"], stats, model, searched)
 
     def record(self) -> dict[str, Any]:
         """Return the content of ``result.json``: settings, model and decisions as JSON values."""
         searched = self.searched or Searched.of(self.model)
         return {
             "schema": SCHEMA,
-            "model": {
-                "name": searched.name,
-                "digest": searched.digest,
-                "edges": searched.edges,
-            },
+            "model": {"name": searched.name, "digest": searched.digest, "edges": searched.edges},
             "settings": dict(self.settings),
             "decisions": [entry(decision) for decision in self.decisions],
         }
@@ -293,10 +335,6 @@ class Discovery:
             "python": platform.python_version(),
             "versions": {name: installed_version(name) for name in PACKAGES},
         }
-
-
-def _stats(folder: Path) -> Stats:
-    return Stats(**read_stats(folder))
 
 
 def _check_place(folder: Path, text: str, force: bool) -> None:

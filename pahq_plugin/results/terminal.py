@@ -20,9 +20,9 @@ BAR_WIDTH, LEAST_BAR = 24, 4
 """Length of the longest bar in characters, and the least with which bars are drawn at all."""
 
 
-def print_record(record: dict[str, Any], stats: dict[str, Any], top: int) -> None:
-    """Print a result: a summary, its ``top`` strongest edges, its busiest nodes, its cost."""
-    print_view(record_view(record, stats, top))
+def titled(title: str | Text, *columns: str) -> Table:
+    """Return an empty table with its title at the left."""
+    return Table(*columns, title=title, title_justify="left", title_style="bold")
 
 
 def print_view(view: RenderableType) -> None:
@@ -31,7 +31,7 @@ def print_view(view: RenderableType) -> None:
 
 
 def record_view(record: dict[str, Any], stats: dict[str, Any], top: int) -> Group:
-    """Return what `print_record` prints, for any rich console."""
+    """Return a summary, the ``top`` strongest edges, the busiest nodes and the cost."""
     parts: list[RenderableType] = [Text(summary(record), style="bold")]
     kept = strongest(saved_decisions(record))
     if kept and top:
@@ -75,16 +75,8 @@ class EdgeTable:
         yield self._table(shown, max(bar, 0) if bar >= LEAST_BAR else 0, block, 0 < decided <= spare)
 
     def _table(self, shown: list[Decision], bar: int, block: str, decided: bool) -> Table:
-        """Make the table.
-
-        Args:
-            shown: decisions to list.
-            bar: width of the longest bar; 0 for none.
-            block: character that bars are made of.
-            decided: whether there is room for the column ``decided on``.
-        """
-        title = f"Strongest {len(shown)} of {len(self._kept):,} kept edges"
-        table = Table(title=title, title_justify="left", title_style="bold")
+        """Make the table; ``bar`` is the width of the longest bar, 0 for none."""
+        table = titled(f"Strongest {len(shown)} of {len(self._kept):,} kept edges")
         table.add_column("#", justify="right", style="dim")
         table.add_column("edge", no_wrap=True)
         table.add_column("score" if self._scored else "effect", justify="right", no_wrap=True)
@@ -105,18 +97,9 @@ class EdgeTable:
 
 def busiest(kept: list[Decision], count: int = 8) -> str:
     """Return the nodes with the most kept edges; Q, K and V of a head count together."""
-    edges: Counter[str] = Counter()
-    for decision in kept:
-        source, destination, _ = ends(decision.edge.name)
-        edges[source] += 1
-        edges[destination] += 1
-    return ", ".join(
-        f"{printable(node)} ({n})" for node, n in sorted(edges.items(), key=_by_count)[:count]
-    )
-
-
-def _by_count(item: tuple[str, int]) -> tuple[int, str]:
-    return (-item[1], item[0])
+    edges = Counter(node for decision in kept for node in ends(decision.edge.name)[:2])
+    most = sorted(edges.items(), key=lambda item: (-item[1], item[0]))[:count]
+    return ", ".join(f"{printable(node)} ({n})" for node, n in most)
 
 
 def loss_line(record: dict[str, Any]) -> str:

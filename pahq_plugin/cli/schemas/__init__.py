@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from importlib import resources
 from importlib.metadata import entry_points
-from importlib.resources.abc import Traversable
 
 from pahq_plugin.errors import ConfigError
+from pahq_plugin.system.plugins import COMMANDS
 
 SAME = {"show": "discover", "import": "discover"}
 """Commands whose output has the schema of another command."""
@@ -24,27 +24,22 @@ def schema_text(command: str) -> str:
     Raises:
         ConfigError: no such command, or one without a schema; the message lists the known ones.
     """
-    found = _file(command)
-    if found is None or not found.is_file():
-        names = [*OWN, *(name for name in sorted(_others()) if _has_one(name))]
+    text = _text(command)
+    if text is None:
+        names = [*OWN, *(name for name in sorted(_others()) if _text(name) is not None)]
         raise ConfigError(f"no schema for {command!r}; known: {', '.join(names)}")
-    return found.read_text(encoding="utf-8")
+    return text
 
 
-def _file(command: str) -> Traversable | None:
+def _text(command: str) -> str | None:
     command = SAME.get(command, command)
-    if command in OWN:
-        return resources.files(__name__) / f"{command}.json"
-    package = _others().get(command)
-    return None if package is None else resources.files(package) / "schemas" / f"{command}.json"
-
-
-def _has_one(command: str) -> bool:
-    found = _file(command)
-    return found is not None and found.is_file()
+    package = "pahq_plugin.cli" if command in OWN else _others().get(command)
+    if package is None:
+        return None
+    file = resources.files(package) / "schemas" / f"{command}.json"
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def _others() -> dict[str, str]:
     """Return command -> package for the commands of other packages."""
-    entries = entry_points(group="pahq.commands")
-    return {entry.name: entry.module.partition(".")[0] for entry in entries}
+    return {entry.name: entry.module.partition(".")[0] for entry in entry_points(group=COMMANDS)}
