@@ -72,8 +72,7 @@ def discover(
         float, typer.Option(help="Seconds between checkpoints.", min=0)
     ] = CHECKPOINT_EVERY,
     max_memory: Annotated[
-        str | None,
-        typer.Option(help="Memory limit, for example 8GB; other weights stay on disk."),
+        str | None, typer.Option(help="Memory limit, for example 8GB; other weights stay on disk.")
     ] = None,
     out: options.Out = None,
     force: options.Force = False,

@@ -57,18 +57,13 @@ def hardware_formats(device: torch.device) -> dict[str, bool]:
     }
 
 
-def _is_offline() -> bool:
-    """Return whether huggingface_hub is told to stay offline."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
 def uses(device: torch.device) -> list[dict[str, Any]]:
     """Return the uses of the package, whether each is ready here (``None`` if not tried), and what it
     requires."""
     formats = hardware_formats(device)
-    onnx, offline = has("onnx", "onnxruntime"), _is_offline()
+    onnx = has("onnx", "onnxruntime")
     hub = "huggingface.co once, or a filled cache"
-    if offline:
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         hub += "; HF_HUB_OFFLINE is set, so only what is in the cache can be used"
     found: list[tuple[str, bool | None, str]] = [
         ("circuits: discover, compare", _lens_fits(), f"pip install {LENS}"),

@@ -14,10 +14,6 @@ def check_problem(name: str, prompts: Path | None = None) -> None:
     """Refuse an unknown problem or a missing prompt file.
 
     Tracr problems take no prompts; `load_problem` refuses those.
-
-    Raises:
-        ProblemError: no such problem.
-        PromptError: no such prompt file.
     """
     if name not in PROBLEMS:
         raise ProblemError(f"no problem {name!r}; the known ones are {', '.join(PROBLEMS)}")
@@ -26,11 +22,7 @@ def check_problem(name: str, prompts: Path | None = None) -> None:
 
 
 def check_folder(out: Path | None, force: bool) -> None:
-    """Refuse an ``--out`` folder that cannot get a result.
-
-    Raises:
-        ConfigError: it is a file, or holds a result while ``force`` is false.
-    """
+    """Refuse an ``--out`` folder that cannot get a result."""
     if out is None:
         return
     if out.exists() and not out.is_dir():

@@ -35,12 +35,7 @@ class InFile:
 
 
 def read_mapped(file: Path) -> dict[str, Tensor]:
-    """Map the tensors of a safetensors file privately, by name: the file is never written to.
-
-    Raises:
-        OSError: the file cannot be read.
-        safetensors.SafetensorError: the file is not in the safetensors format.
-    """
+    """Map the tensors of a safetensors file privately, by name: the file is never written to."""
     with safe_open(file, framework="pt") as opened:
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
 
@@ -59,14 +54,9 @@ def is_mapped(parameter: Tensor) -> bool:
 
 
 def let_go_if_unchanged(parameter: Tensor, content: int | None = None) -> bool:
-    """Release the pages of a mapped parameter if they match its file.
+    """Release the pages of a parameter if it is mapped and matches its file; return whether it does.
 
-    Args:
-        parameter: any parameter.
-        content: its fingerprint, if known.
-
-    Returns:
-        Whether the parameter is mapped and matches its file.
+    ``content`` is its fingerprint, if known.
     """
     if not is_mapped(parameter):
         return False
@@ -80,28 +70,21 @@ def let_go_if_unchanged(parameter: Tensor, content: int | None = None) -> bool:
 def spilled(x: Tensor, folder: Path) -> Tensor:
     """Copy ``x`` to an unnamed file in ``folder``, mapped so that writes go to the file.
 
-    The file disappears with the tensor, even if the process is killed.
-
-    Raises:
-        OSError: the disk is full.
+    The file disappears with the tensor, even if the process is killed. A full disk is an `OSError`.
     """
     if x.numel() == 0:
         return x.clone()
     with tempfile.NamedTemporaryFile(dir=folder, prefix="pahq-", suffix=".bin") as file:
-        _reserve(file, x.nbytes)
+        # Reserve the disk space now: a write to a mapping on a full disk would kill the process.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, x.nbytes)
+        else:
+            file.truncate(x.nbytes)
         copy = torch.from_file(file.name, shared=True, size=x.numel(), dtype=x.dtype)
     copy = copy.view(x.shape)
     copy.copy_(x.detach())
     let_go(copy)
     return copy
-
-
-def _reserve(file: Any, nbytes: int) -> None:
-    """Reserve the disk space now: a write to a mapping on a full disk would kill the process."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, nbytes)
-    else:
-        file.truncate(nbytes)
 
 
 def let_go(x: Tensor) -> None:

@@ -16,10 +16,8 @@ SHORTAGES = (
 )  # fmt: skip
 """Parts of the messages of torch's allocator, the system and CUDA's libraries."""
 
-
 TIDY_BYTES, KEPT_BYTES = 2**17, 2**26
 """Freed bytes that the C library may keep under a memory budget, and otherwise (glibc's own maximum)."""
-
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 

@@ -40,20 +40,16 @@ def memory_above(device: torch.device | None = None) -> Iterator[Memory]:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     else:
-        _forget_peak()
+        with suppress(OSError):  # not Linux, or not permitted in this container
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         before = _resident_peak()
     yield memory
     after = torch.cuda.max_memory_allocated(device) if cuda else _resident_peak()
     memory.above = max(0, after - before)
 
 
-def _forget_peak() -> None:
-    with suppress(OSError):  # not Linux, or not permitted in this container
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
 def _resident_peak() -> int:
-    """Return the peak resident bytes, since `_forget_peak` if the system supports that."""
+    """Return the peak resident bytes, since the last reset if the system supports that."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:

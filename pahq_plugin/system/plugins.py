@@ -33,11 +33,7 @@ def is_reference(name: object) -> bool:
 
 
 def referred(name: str, kind: type[Value]) -> Value:
-    """Import the attribute that ``"module:attribute"`` names.
-
-    Args:
-        name: the reference; the module must be on Python's path.
-        kind: the class that the attribute must be an instance of.
+    """Import the attribute that ``"module:attribute"`` names, an instance of ``kind``.
 
     Raises:
         ConfigError: the module or attribute does not exist, or is not of that class.

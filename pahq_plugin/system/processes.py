@@ -44,13 +44,7 @@ PATIENCE = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run.
-
-    Attributes:
-        rank: index of this process.
-        size: number of processes.
-        device: where tensors must be to be exchanged.
-    """
+    """The processes of a run; tensors must be on ``device`` to be exchanged."""
 
     rank: int = 0
     size: int = 1
@@ -62,11 +56,7 @@ class World:
         return self.rank == 0
 
     def share_of(self, batch: Batch) -> Batch:
-        """Return this process's prompts of a batch.
-
-        Raises:
-            DistributedError: there are fewer prompts than processes.
-        """
+        """Return this process's prompts of a batch; refuse a batch with fewer prompts than processes."""
         if self.size == 1:
             return batch
         if len(batch.clean) < self.size:
@@ -74,29 +64,16 @@ class World:
                 f"a batch of {len(batch.clean)} prompts cannot be shared by {self.size} processes; "
                 "start fewer, or pass a larger batch_size"
             )
-        return type(batch)(
-            key=batch.key,
-            batch_diverge_idx=batch.batch_diverge_idx,
-            clean=self._part(batch.clean),
-            corrupt=self._part(batch.corrupt),
-            answers=self._part(batch.answers),
-            wrong_answers=self._part(batch.wrong_answers),
-        )
-
-    def _part(self, values: Any) -> Any:
-        """Return the ``rank``-th of ``size`` nearly equal parts of a tensor or list."""
-        first, last = (len(values) * i // self.size for i in (self.rank, self.rank + 1))
-        return values[first:last]
+        first, last = (len(batch.clean) * i // self.size for i in (self.rank, self.rank + 1))
+        names = ("clean", "corrupt", "answers", "wrong_answers")
+        parts = {name: getattr(batch, name)[first:last] for name in names}
+        return type(batch)(key=batch.key, batch_diverge_idx=batch.batch_diverge_idx, **parts)
 
     def total(self, compute: Callable[[], Tensor], count: int) -> Tensor:
         """Sum a tensor over all processes, bit for bit the same in each.
 
-        Args:
-            compute: returns this process's summand, FP64 ``[count]``.
-            count: its length, the same in every process.
-
-        Raises:
-            MetricError: in every process, if one of them raises it.
+        ``compute`` returns this process's summand, FP64 ``[count]``. If it raises a `MetricError` in one
+        process, all of them raise one.
         """
         if self.size == 1:
             return compute()
@@ -147,11 +124,7 @@ class World:
         return values
 
     def agree(self, settings: Mapping[str, Any]) -> None:
-        """Check that all processes have the same settings.
-
-        Raises:
-            DistributedError: in every process whose settings differ from another's.
-        """
+        """Raise a `DistributedError` if another process has different settings."""
         for rank, others in enumerate(self.collect(dict(settings))):
             pairs = ((key, others.get(key), value) for key, value in settings.items())
             different = next((pair[0] for pair in pairs if not is_same_setting(*pair)), None)
@@ -228,12 +201,9 @@ def launched() -> Iterator[World]:
 
 
 def _wait_for(host: str, port: int, seconds: float) -> None:
-    """Wait until the first process listens.
+    """Wait until the first process listens; after ``seconds`` raise an `OSError`.
 
     PyTorch itself would try twice, half that time apart, and fail after more than a minute.
-
-    Raises:
-        OSError: no process listens within ``seconds``.
     """
     until = time.monotonic() + seconds
     while True:

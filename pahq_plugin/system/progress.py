@@ -13,15 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 Bar = Callable[..., None]
 """``bar(done, note="")`` reports that ``done`` steps are finished."""
@@ -47,16 +40,16 @@ def in_notebook() -> bool:
 def _terminal_bar(label: str, total: int, shown: bool) -> Iterator[Bar]:
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[note]}"),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
     )
     # FORCE_COLOR makes rich treat a file as a terminal; a bar would fill a log with hundreds of lines.
     seen = shown and console.is_terminal and console.file.isatty()
-    with Progress(*columns, console=console, disable=not seen) as bar:
+    with progress.Progress(*columns, console=console, disable=not seen) as bar:
         task = bar.add_task(label, total=total, note="")
         yield lambda done, note="": bar.update(task, completed=done, note=note)
 

@@ -15,8 +15,6 @@ from typing import Any
 import torch
 
 _lock = threading.RLock()
-
-
 _kept: list[_State] = []
 """States to restore, oldest first: of nested ``with`` blocks or of several threads."""
 
@@ -64,9 +62,7 @@ def _leave(own: _State) -> None:
 def seeded(seed: int, *, alone: bool = False) -> Iterator[None]:
     """Seed Python's and torch's generators for the ``with`` block, then restore them.
 
-    Args:
-        seed: seed of both generators.
-        alone: make other threads that ask to be alone wait until this block ends.
+    With ``alone``, other threads that ask to be alone wait until this block ends.
     """
     with _lock if alone else nullcontext(), random_state_kept():
         with _lock:
@@ -78,13 +74,8 @@ def seeded(seed: int, *, alone: bool = False) -> Iterator[None]:
 OWN = "ieee"
 """torch's name for matrix products in true FP32."""
 
-
 _LOCK = threading.Lock()
-
-
 _inside = 0
-
-
 _before = ExitStack()
 """Restores the FP32 switches, which are global: the first thread to enter sets them, the last to leave
 restores them."""
@@ -113,13 +104,8 @@ def _take_no_short_cut(stack: ExitStack) -> None:
     matmul = torch.backends.cuda.matmul
     if hasattr(matmul, "fp32_precision"):  # torch 2.9
         for switch in (matmul, torch.backends.mkldnn.matmul):  # type: ignore[attr-defined]
-            _set(switch, "fp32_precision", OWN, stack)
+            stack.callback(setattr, switch, "fp32_precision", switch.fp32_precision)
+            switch.fp32_precision = OWN
     else:
         stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         torch.set_float32_matmul_precision("highest")
-
-
-def _set(switch: Any, name: str, value: str, stack: ExitStack) -> None:
-    """Set an attribute until ``stack`` is closed."""
-    stack.callback(setattr, switch, name, getattr(switch, name))
-    setattr(switch, name, value)
