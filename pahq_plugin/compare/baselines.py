@@ -51,19 +51,14 @@ class Baseline:
     def fitted(
         self, metric: str, threshold: float | None, token_answers: bool, changed: Mapping[str, Any]
     ) -> Method:
-        """Return the method with its options for one problem.
-
-        Args:
-            metric: the problem's loss.
-            threshold: threshold of a method that sweeps.
-            token_answers: whether right and wrong answers are token ids.
-            changed: options of a host algorithm that the plan sets.
+        """Return the method with its options for one problem, and those that the plan changes.
 
         Raises:
             ConfigError: the method needs token ids as answers, or takes no options.
         """
         method = self.method
-        if not token_answers and not method.searches and self._reads_answers:
+        reads_answers = method.reads_answers or self.answers is not None
+        if not token_answers and not method.searches and reads_answers:
             if self.answers is None:
                 raise ConfigError(f"{self.name} differentiates logits of answers; these are numbers")
             method = replace(self.answers, name=method.name)
@@ -73,10 +68,6 @@ class Baseline:
         if not isinstance(method, HostAlgorithm):
             raise ConfigError(f"{self.name} is not an algorithm of the host and takes no options")
         return replace(method, options={**method.options, **options})
-
-    @property
-    def _reads_answers(self) -> bool:
-        return self.method.reads_answers or self.answers is not None
 
 
 def _host(key: str, name: str, title: str, **options: Any) -> Method:
@@ -105,13 +96,11 @@ def _target(metric: str, threshold: float | None, token_answers: bool) -> dict[s
 EAP_MSE = _host("Edge Answer Logit MSE Gradient At Clean", "eap", "edge attribution patching (MSE)")
 IG_KEY = "Integrated Edge Gradients (Logit Diff)"
 
-_SEARCHES = [
-    Baseline(name, OWN_METHODS[name], sweeps=True) for name in ("pahq", "acdc", "pahq-paper", "rtn-q")
-]
-_HOSTS = [
+_SEARCHES = ("pahq", "acdc", "pahq-paper", "rtn-q")
+_BASELINES = [
+    *(Baseline(name, OWN_METHODS[name], sweeps=True) for name in _SEARCHES),
     Baseline(
-        "host-acdc", _host("ACDC", "host-acdc", "ACDC of the host"),
-        sweeps=True, options=_one_threshold,
+        "host-acdc", _host("ACDC", "host-acdc", "ACDC of the host"), sweeps=True, options=_one_threshold
     ),
     Baseline("eap", OWN_METHODS["eap"], answers=EAP_MSE),
     Baseline("eap-ig", OWN_METHODS["eap-ig"]),
@@ -120,8 +109,7 @@ _HOSTS = [
         answers=_host(IG_KEY, "ig", "integrated gradients", answer_function="mse"),
     ),
     Baseline(
-        "edge-probing",
-        _host("Subnetwork Edge Probing", "edge-probing", "edge probing"), options=_target,
+        "edge-probing", _host("Subnetwork Edge Probing", "edge-probing", "edge probing"), options=_target
     ),
     Baseline(
         "subnetwork-probing",
@@ -129,13 +117,10 @@ _HOSTS = [
     ),
     Baseline("act-mag", _host("Act Mag", "act-mag", "activation magnitude")),
     Baseline("random", _host("Random", "random", "random")),
-    Baseline(
-        "ground-truth",
-        _host(NEEDS_TRUE_EDGES, "ground-truth", "the published circuit"),
-    ),
+    Baseline("ground-truth", _host(NEEDS_TRUE_EDGES, "ground-truth", "the published circuit")),
 ]  # fmt: skip
 
-BASELINES: dict[str, Baseline] = {baseline.name: baseline for baseline in [*_SEARCHES, *_HOSTS]}
+BASELINES: dict[str, Baseline] = {baseline.name: baseline for baseline in _BASELINES}
 EXACT = "acdc"
 """The FP32 search that others are compared with."""
 

@@ -33,12 +33,8 @@ def read_search(file: Path) -> dict[str, Any]:
 def read_judged(file: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     """Read and check one method's circuits on held-out prompts, see `pahq_plugin.compare.work.judge`.
 
-    Args:
-        file: file in ``judged``.
-        expected: problem, method and seed that the file must have.
-
     Raises:
-        ResultError: the file is damaged.
+        ResultError: the file is damaged, or has another problem, method or seed than ``expected``.
     """
     record = _record(file)
     edges, measures = record.get("edges"), record.get("measures")

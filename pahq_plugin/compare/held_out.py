@@ -59,13 +59,9 @@ class Judge:
 
     @torch.inference_mode()
     def run(self, circuit: Collection[Edge]) -> list[list[float]]:
-        """Run a circuit on the prompts.
+        """Run the prompts with all edges outside ``circuit`` patched.
 
-        Args:
-            circuit: edges to keep; all others are patched.
-
-        Returns:
-            ``[prompt, measure]`` in the order of `MEASURES`; only the loss if not ``answered``.
+        Returns ``[prompt, measure]`` in the order of `MEASURES`; only the loss if not ``answered``.
         """
         masks = {w.module_name: torch.ones_like(w.patch_mask.data) for w in self.model.dest_wrappers}
         for edge in circuit:
@@ -91,13 +87,7 @@ class Judge:
 def judging(
     model: PatchableModel, loader: PromptDataLoader, ablation: AblationType, metric: Metric
 ) -> Iterator[Judge]:
-    """Borrow a model to run its circuits.
-
-    Args:
-        model: a factorized host model.
-        loader: held-out prompts; all batches are used.
-        ablation: what a patched edge carries.
-        metric: the loss.
+    """Borrow a factorized model to run its circuits on all batches of ``loader``.
 
     Raises:
         PromptError: prompts do not fit the model.

@@ -47,10 +47,7 @@ RESAMPLES = 1000
 def rates(circuit: Collection[Any], true_edges: Collection[Any], n_edges: int) -> Point:
     """Return the false and the true positive rate of a circuit, in that order.
 
-    Args:
-        circuit: the kept edges.
-        true_edges: the published circuit, neither empty nor all edges.
-        n_edges: number of edges of the model.
+    The published circuit must be neither empty nor all ``n_edges`` edges of the model.
     """
     true = set(true_edges)
     right = len(true & set(circuit))
@@ -60,9 +57,7 @@ def rates(circuit: Collection[Any], true_edges: Collection[Any], n_edges: int) -
 def roc_points(scores: ArrayLike, truth: ArrayLike) -> list[Point]:
     """Return false and true positive rate at every cut-off of |score|, from (0, 0) to (1, 1).
 
-    Args:
-        scores: ``[edge]``.
-        truth: ``[edge]``, whether the edge is in the published circuit.
+    ``scores`` is ``[edge]``; ``truth``, ``[edge]``, says whether each is in the published circuit.
     """
     # Keep points on a straight line: under a staircase they add area.
     false, true, _ = roc_curve(np.asarray(truth), np.abs(scores), drop_intermediate=False)
@@ -79,9 +74,7 @@ def pessimistic_auc(points: Iterable[Point]) -> float:
 
     A search yields one circuit per threshold, not a ranking, and nothing is assumed between them: at a
     false positive rate x the staircase has the best true positive rate of the circuits with at most x.
-
-    Args:
-        points: (false, true) positive rates in any order; (1, 1) adds nothing.
+    Points are (false, true) positive rates in any order; (1, 1) adds nothing.
     """
     area = best = 0.0
     for false, true in sorted(points):
@@ -103,10 +96,7 @@ def faithfulness(value: ArrayLike, empty: ArrayLike, full: ArrayLike) -> Any:
 def completeness(complement: ArrayLike, empty: ArrayLike, full: ArrayLike) -> Any:
     """Return 1 if none of the behaviour is outside the circuit, 0 if all of it is.
 
-    Args:
-        complement: m with the circuit's own edges patched and all others kept.
-        empty: m with every edge patched.
-        full: m of the whole model.
+    ``complement`` is m with the circuit's own edges patched and all others kept.
     """
     return 1 - faithfulness(complement, empty, full)
 
@@ -116,15 +106,8 @@ def curve(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return faithfulness against share of edges, from (0, 0) to (1, 1), by ascending size.
 
-    Circuits of equal size are averaged into one point.
-
-    Args:
-        sizes: ``[circuit]``.
-        values: faithfulness, ``[..., circuit]``.
-        n_edges: number of edges of the model.
-
-    Returns:
-        Shares ``[point]`` and faithfulness ``[..., point]``.
+    From ``sizes``, ``[circuit]``, and their faithfulness, ``[..., circuit]``, to ``[point]`` and
+    ``[..., point]``. Circuits of equal size are averaged into one point.
     """
     given = np.asarray(values, dtype=float)
     columns = {0: np.zeros(given.shape[:-1]), n_edges: np.ones(given.shape[:-1])}
@@ -170,13 +153,7 @@ def bootstrap(groups: Sequence[Group], seed: int = 0, resamples: int = RESAMPLES
     averages the statistics of the seeds (Davison & Hinkley 1997, section 3.8). With one seed only
     prompts are drawn; with few seeds the interval says little about other seeds.
 
-    Args:
-        groups: one per seed.
-        seed: seed of the resampling.
-        resamples: number of resamples.
-
-    Returns:
-        Lower and upper end at `CONFIDENCE`; NaN if the statistic is always NaN.
+    Returns the lower and upper end at `CONFIDENCE`; NaN if the statistic is always NaN.
     """
     rng = np.random.default_rng(seed)
     draws = resamples * len(groups)

@@ -46,15 +46,8 @@ PROBLEM_SETTINGS = ("name", "model", "prompts", "batch_size", "positional", "bos
 class ProblemSpec:
     """Arguments of ``load_problem`` except the seed.
 
-    Attributes:
-        name: a problem's name.
-        model: a hub model or a folder; ``None`` for the problem's own.
-        prompts: a prompt file.
-        batch_size: prompts per batch.
-        positional: whether edges are those of single positions.
-        content: digest of the prompt file when the plan was made.
-        bos: whether text prompts begin with BOS; ``None`` for the model's setting.
-        model_content: digest of the model's folder when the plan was made.
+    ``content`` and ``model_content`` are digests of the prompt file and of the model's folder, taken
+    when the plan was made.
     """
 
     name: str
@@ -80,10 +73,9 @@ class Search:
     """One search by one method: the unit of work, run in its own process.
 
     Attributes:
-        problem: what to search.
         method: a name in `pahq_plugin.compare.baselines`.
         threshold: ``None`` for methods that take none.
-        seed: seed of prompts and method.
+        seed: of prompts and method.
         batches: batches of prompts to search with; ``None`` for all.
         ablation: name of a host ablation type.
         options: changed arguments of a host algorithm.
@@ -128,7 +120,6 @@ class Plan:
     Attributes:
         searches: in the order given, without duplicates.
         test_batches: held-out batches to judge circuits on; ``None`` for all.
-        title: title of the report.
         note: a sentence on what was left out, for the report.
     """
 
@@ -158,13 +149,10 @@ def file_digest(file: str | Path) -> str:
 
 
 def folder_digest(model: str | Path) -> str | None:
-    """Hash the model in a folder by the names and contents of its files.
+    """Hash the model in a folder by the names and contents of its files; ``None`` for a hub name.
 
     For a folder that ``pahq store`` wrote, ``model.json`` is enough: it holds fingerprints of all
     weights, which are checked when the model is opened.
-
-    Returns:
-        Hexadecimal digits; ``None`` for a hub name.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
@@ -223,17 +211,12 @@ def profile(name: str) -> Plan:
 
 
 def make_plan(content: Mapping[str, Any], folder: Path) -> Plan:
-    """Make a plan from the values of a TOML file.
-
-    Args:
-        content: see the module's docstring.
-        folder: folder that prompt files are relative to.
+    """Make a plan from the values of a TOML file; prompt files are relative to ``folder``.
 
     Raises:
         ConfigError: an unknown key, or a value of the wrong type or range.
     """
-    known = {*SETTINGS, "runs", "title", "note", "test_batches"}
-    _refuse_unknown(content, known, "the plan")
+    _refuse_unknown(content, {*SETTINGS, "runs", "title", "note", "test_batches"}, "the plan")
     shared = {name: content[name] for name in SETTINGS if name in content}
     runs = content.get("runs", [{}])
     if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
@@ -293,11 +276,8 @@ def _refuse_ambiguous(searches: Collection[Search]) -> None:
     alike: dict[tuple[str, str], Search] = {}
     for search in searches:
         first = alike.setdefault((search.problem.label, search.method), search)
-        differing = [
-            name
-            for name in ("batches", "ablation", "options")
-            if getattr(search, name) != getattr(first, name)
-        ]
+        names = ("batches", "ablation", "options")
+        differing = [name for name in names if getattr(search, name) != getattr(first, name)]
         if differing:
             raise ConfigError(
                 f"two runs have {search.method} on {search.problem.label} with different "

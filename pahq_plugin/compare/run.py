@@ -53,12 +53,7 @@ PRELOADED = ("pahq_plugin.discovery.discover", "pahq_plugin.problems.load", "pah
 
 @dataclass(frozen=True)
 class Work:
-    """One piece of work.
-
-    Attributes:
-        label: readable name.
-        run: called in its process; picklable.
-    """
+    """One piece of work with a readable name; ``run`` is called in its process and must be picklable."""
 
     label: str
     run: Callable[[], None]
@@ -66,13 +61,7 @@ class Work:
 
 @dataclass
 class Outcome:
-    """What was refused, failed or warned of in a comparison.
-
-    Attributes:
-        refused: label -> reason of work that a method or problem does not support.
-        failed: label -> reason of work that broke.
-        warned: label -> warnings of work.
-    """
+    """What was refused as not supported, what broke, and warnings, each by the label of the work."""
 
     refused: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -87,7 +76,7 @@ def run_plan(
     progress: bool = True,
     world: Any = ALONE,
 ) -> Outcome:
-    """Run the unfinished work of a plan.
+    """Run the unfinished work of a plan; what is not in the outcome is in the folder.
 
     Args:
         plan: what to compare.
@@ -96,9 +85,6 @@ def run_plan(
         threads: threads of each process.
         progress: show a bar when a terminal is attached.
         world: a `pahq_plugin.system.processes.World` of processes that share the work and the folder.
-
-    Returns:
-        What was refused or failed; everything else is in the folder.
 
     Raises:
         ConfigError: ``folder`` is a file, or ``processes`` or ``threads`` is below 1.
@@ -125,12 +111,12 @@ def run_plan(
         if not (judged / judgement.file).is_file()
     ]
     run_work("circuits judged", judgements, processes, outcome, progress)
-    everyone = world.collect(outcome)
-    return Outcome(
-        {label: why for one in everyone for label, why in one.refused.items()},
-        {label: why for one in everyone for label, why in one.failed.items()},
-        {label: lines for one in everyone for label, lines in one.warned.items()},
-    )
+    total = Outcome()
+    for one in world.collect(outcome):
+        total.refused |= one.refused
+        total.failed |= one.failed
+        total.warned |= one.warned
+    return total
 
 
 def is_found(search: Search, found: Path) -> bool:
@@ -210,12 +196,10 @@ def _start(context: Any, piece: Work) -> tuple[Connection, ForkServerProcess]:
 def _close(piece: Work, process: Any, receiver: Connection, outcome: Outcome) -> None:
     """Join a process and record how it ended."""
     process.join()
-    refused, reason = False, f"its process ended with exit code {process.exitcode}"
-    warned: list[str] = []
-    with suppress(EOFError):
+    refused, reason, warned = False, f"its process ended with exit code {process.exitcode}", []
+    with receiver, suppress(EOFError):
         if receiver.poll():
             refused, reason, warned = receiver.recv()
-    receiver.close()
     if warned:
         outcome.warned[piece.label] = warned
     if refused:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -20,28 +20,20 @@ from pahq_plugin.results.decision import SavedEdge
 TOP_HEADS = 5
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds and its interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def columns(self, name: str) -> dict[str, float]:
-        """Return the estimate as three columns of a table."""
-        return {name: self.mean, f"{name}_low": self.low, f"{name}_high": self.high}
-
-
-def estimate(groups: Sequence[measures.Group]) -> Estimate:
-    """Return a statistic's mean over seeds, with a bootstrap interval."""
+def estimate(name: str, groups: Sequence[measures.Group]) -> dict[str, float]:
+    """Return three columns: a statistic's mean over seeds, and both ends of its bootstrap interval."""
     means = [float(statistic(values.mean(axis=0)[None])[0]) for values, statistic in groups]
-    return Estimate(float(np.mean(means)), *measures.bootstrap(groups))
+    low, high = measures.bootstrap(groups)
+    return {name: float(np.mean(means)), f"{name}_low": low, f"{name}_high": high}
 
 
-def over_seeds(values: Iterable[float]) -> Estimate:
-    """Return the mean of one number per seed, with a bootstrap interval."""
-    return estimate([(np.array([[value]]), lambda means: means[:, 0]) for value in values])
+def over_seeds(name: str, values: Iterable[float]) -> dict[str, float]:
+    """Return the `estimate` of one number per seed."""
+    return estimate(name, [(np.array([[value]]), _first) for value in values])
+
+
+def _first(means: Any) -> Any:
+    return means[:, 0]
 
 
 def summary(material: Material) -> pd.DataFrame:
@@ -61,8 +53,11 @@ def summary(material: Material) -> pd.DataFrame:
 
     ``_low`` and ``_high`` are the ends of 95 % intervals.
     """
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in material.findings:
+        groups.setdefault((finding.search.problem.label, finding.search.method), []).append(finding)
     rows = []
-    for (problem, method), findings in _by_problem_and_method(material.findings):
+    for (problem, method), findings in groups.items():
         judged = [j for j in material.judged if _is_of(j, problem, method)]
         rows.append(
             {
@@ -78,17 +73,6 @@ def summary(material: Material) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def _by_problem_and_method(
-    findings: Sequence[Finding],
-) -> list[tuple[tuple[str, str], list[Finding]]]:
-    """Group findings by problem and method, in the order of first appearance."""
-    groups: dict[tuple[str, str], list[Finding]] = {}
-    for finding in findings:
-        key = (finding.search.problem.label, finding.search.method)
-        groups.setdefault(key, []).append(finding)
-    return list(groups.items())
 
 
 def _is_of(judged: Judged, problem: str, method: str) -> bool:
@@ -133,7 +117,7 @@ def _roc_columns(findings: Sequence[Finding], true: frozenset[SavedEdge] | None)
         scores = ranking_scores(group)
         areas.append(measures.roc_auc(list(scores.values()), [name in true for name in scores]))
         pessimistic.append(measures.pessimistic_auc(roc(group, true)))
-    return over_seeds(areas).columns("roc_auc") | over_seeds(pessimistic).columns("pessimistic_auc")
+    return over_seeds("roc_auc", areas) | over_seeds("pessimistic_auc", pessimistic)
 
 
 def _area_columns(judged: Sequence[Judged]) -> dict[str, Any]:
@@ -144,7 +128,7 @@ def _area_columns(judged: Sequence[Judged]) -> dict[str, Any]:
     for behaviour in judged[0].behaviours:
         for name, area in (("cpr", measures.cpr), ("cmd", measures.cmd)):
             groups = [curve_group(j, behaviour, area) for j in judged]
-            columns |= estimate(groups).columns(f"{name}_{behaviour}")
+            columns |= estimate(f"{name}_{behaviour}", groups)
     return columns
 
 
@@ -174,17 +158,15 @@ def _stability(findings: Sequence[Finding]) -> dict[str, Any]:
     neighbours = [
         measures.jaccard(a.circuit, b.circuit) for group in by_seed(findings) for a, b in pairwise(group)
     ]
-    return {"seed_stability": _mean(between_seeds), "threshold_stability": _mean(neighbours)}
+    return {
+        "seed_stability": pd.Series(between_seeds, dtype=float).mean(),
+        "threshold_stability": pd.Series(neighbours, dtype=float).mean(),
+    }
 
 
 def _differing(findings: Sequence[Finding], material: Material) -> dict[str, Any]:
     """Count decisions that differ from those in FP32, over all thresholds and seeds."""
-    pairs = [
-        (finding, exact)
-        for finding in findings
-        if get_baseline(finding.search.method).sweeps
-        and (exact := material.exact_for(finding.search)) is not None
-    ]
+    pairs = [(f, exact) for f in findings if (exact := material.exact_for(f.search))]
     if not pairs:
         return {}
     return {
@@ -218,19 +200,13 @@ def at_threshold(material: Material, threshold: float) -> pd.DataFrame:
 def _circuit_columns(pairs: Sequence[tuple[Judged, dict[str, Any]]]) -> dict[str, Any]:
     columns: dict[str, Any] = {"size": float(np.mean([circuit["size"] for _, circuit in pairs]))}
     for index, name in enumerate(pairs[0][0].record["measures"]):
-        shown = "accuracy" if name == "correct" else name
-        columns |= estimate([_column_group(circuit["inside"], index) for _, circuit in pairs]).columns(
-            shown
-        )
+        groups = [(np.array(c["inside"])[:, index : index + 1], _first) for _, c in pairs]
+        columns |= estimate("accuracy" if name == "correct" else name, groups)
     for behaviour in pairs[0][0].behaviours:
         for name, side in (("faithfulness", "inside"), ("completeness", "outside")):
             groups = [_share_group(judged, behaviour, circuit, side) for judged, circuit in pairs]
-            columns |= estimate(groups).columns(f"{name}_{behaviour}")
+            columns |= estimate(f"{name}_{behaviour}", groups)
     return columns
-
-
-def _column_group(rows: Sequence[Sequence[float]], index: int) -> measures.Group:
-    return np.array(rows)[:, index : index + 1], lambda means: means[:, 0]
 
 
 def _share_group(
@@ -260,20 +236,19 @@ def precision_study(material: Material) -> pd.DataFrame:
     exact_share       share of decisions taken in FP32
     ================  ==========================================================================
     """
-    faithful = {
-        (j.record["problem"], j.record["method"], j.record["seed"], c["threshold"]): j.faithfulness(
-            "loss", c["inside"]
-        )
-        for j in material.judged
-        for c in j.record["circuits"]
-    }
+    faithful = {}
+    for judged in material.judged:
+        of = (judged.record["problem"], judged.record["method"], judged.record["seed"])
+        for circuit in judged.record["circuits"]:
+            faithful[*of, circuit["threshold"]] = judged.faithfulness("loss", circuit["inside"])
     rows = []
     for finding in material.findings:
         search = finding.search
         exact = material.exact_for(search)
-        if not get_baseline(search.method).sweeps or exact is None or search.method == EXACT:
+        if exact is None or search.method == EXACT:
             continue
         ours, theirs = heads(finding.circuit), heads(exact.circuit)
+        wanted = top_heads(exact)
         key = (search.problem.label, search.method, search.seed, search.threshold)
         reference = (key[0], EXACT, *key[2:])
         off = abs(faithful.get(key, np.nan) - faithful.get(reference, np.nan))
@@ -286,7 +261,7 @@ def precision_study(material: Material) -> pd.DataFrame:
                 "jaccard": measures.jaccard(finding.circuit, exact.circuit),
                 "heads_lost": len(theirs - ours),
                 "heads_gained": len(ours - theirs),
-                "top_heads": share_of(top_heads(exact), top_heads(finding)),
+                "top_heads": len(wanted & top_heads(finding)) / len(wanted) if wanted else 1.0,
                 "faithfulness_off": off,
                 "exact_share": np.mean([d.exact for d in finding.decisions]),
             }
@@ -298,11 +273,6 @@ def precision_study(material: Material) -> pd.DataFrame:
     return grouped.mean().assign(**extra).reset_index()
 
 
-def share_of(wanted: set[str], given: set[str]) -> float:
-    """Return the share of ``wanted`` that is in ``given``; 1 if ``wanted`` is empty."""
-    return len(wanted & given) / len(wanted) if wanted else 1.0
-
-
 def heads(circuit: Iterable[SavedEdge]) -> set[str]:
     """Return the attention heads with an edge in the circuit: names such as ``"A1.3"``."""
     nodes = (node for name, _ in circuit for node in ends(name)[:2])
@@ -311,14 +281,9 @@ def heads(circuit: Iterable[SavedEdge]) -> set[str]:
 
 def top_heads(finding: Finding) -> set[str]:
     """Return the `TOP_HEADS` heads with the largest sums of |effect| over kept outgoing edges."""
-    sums: dict[str, float] = {}
+    sums: defaultdict[str, float] = defaultdict(float)
     for name in finding.circuit:
         source = ends(name[0]).source
         if kind_of(source) == "head":
-            sums[source] = sums.get(source, 0.0) + abs(finding.scores[name])
+            sums[source] += abs(finding.scores[name])
     return set(sorted(sums, key=lambda head: (-sums[head], head))[:TOP_HEADS])
-
-
-def _mean(values: Sequence[float]) -> float:
-    given = [value for value in values if not np.isnan(value)]
-    return float(np.mean(given)) if given else float("nan")

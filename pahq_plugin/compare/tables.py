@@ -20,12 +20,13 @@ from pahq_plugin.compare.baselines import EXACT, get_baseline
 from pahq_plugin.compare.files import read_judged
 from pahq_plugin.compare.plan import Plan, Search
 from pahq_plugin.compare.run import is_found, judgements_of
-from pahq_plugin.compare.work import Judgement, cost, cut
+from pahq_plugin.compare.work import cost, cut
 from pahq_plugin.errors import ResultError
 from pahq_plugin.results.decision import Decision, SavedEdge, saved_decisions, saved_edge
 from pahq_plugin.results.files import RESULT_FILE, read_record
 
 MIB = 2**20
+COSTS = ("seconds", "forward_equivalents", "evaluations", "re_evaluations")
 CIRCUIT_COLUMNS = ["problem", "method", "threshold", "seed", "size", "share", "metric", "loss"]
 """Columns that `circuits` always has."""
 
@@ -86,10 +87,8 @@ class Judged:
 
     def faithfulness(self, name: str, rows: Sequence[Sequence[float]]) -> float:
         """Return the faithfulness of a circuit's ``[prompt, measure]``, in one of `behaviours`."""
-        means = [
-            self.behaviour(name, r).mean() for r in (rows, self.record["empty"], self.record["whole"])
-        ]
-        return float(measures.faithfulness(*means))
+        measured = (rows, self.record["empty"], self.record["whole"])
+        return float(measures.faithfulness(*(self.behaviour(name, r).mean() for r in measured)))
 
 
 @dataclass(frozen=True)
@@ -141,10 +140,8 @@ def read_material(plan: Plan, folder: Path) -> Material:
     found, judged = folder / "found", folder / "judged"
     findings = tuple(_finding(s, found / s.folder) for s in plan.searches if is_found(s, found))
     files = {judged / judgement.file: judgement for judgement in judgements_of(plan, found)}
-    return Material(
-        findings,
-        tuple(Judged(read_judged(file, _expected(j))) for file, j in files.items() if file.is_file()),
-    )
+    judgements = (Judged(read_judged(file, j.about)) for file, j in files.items() if file.is_file())
+    return Material(findings, tuple(judgements))
 
 
 def _finding(search: Search, folder: Path) -> Finding:
@@ -152,11 +149,6 @@ def _finding(search: Search, folder: Path) -> Finding:
         return Finding(search, read_record(folder / RESULT_FILE), cost(folder))
     except ResultError as error:
         raise ResultError(f"{error}; delete {folder} and run again") from error
-
-
-def _expected(judgement: Judgement) -> dict[str, Any]:
-    first = judgement.searches[0]
-    return {"problem": first.problem.label, "method": first.method, "seed": first.seed}
 
 
 def searches(material: Material) -> pd.DataFrame:
@@ -171,11 +163,9 @@ def searches(material: Material) -> pd.DataFrame:
 def _search_row(finding: Finding, material: Material) -> dict[str, Any]:
     search, circuit = finding.search, finding.circuit
     sweeps = get_baseline(search.method).sweeps
-    exact = material.exact_for(search) if sweeps else None
+    exact = material.exact_for(search)
     true = material.true_edges.get(search.problem.label)
-    false_rate, true_rate = (
-        measures.rates(circuit, true, finding.edges) if true and sweeps else (None, None)
-    )
+    rates = measures.rates(circuit, true, finding.edges) if true and sweeps else (None, None)
     return {
         **_keys(search),
         "edges": finding.edges,
@@ -183,8 +173,8 @@ def _search_row(finding: Finding, material: Material) -> dict[str, Any]:
         "differing": len(circuit ^ exact.circuit) if exact else None,
         "jaccard": measures.jaccard(circuit, exact.circuit) if exact else None,
         "exact_share": np.mean([d.exact for d in finding.decisions]) if sweeps else None,
-        "false_rate": false_rate,
-        "true_rate": true_rate,
+        "false_rate": rates[0],
+        "true_rate": rates[1],
     }
 
 
@@ -193,17 +183,9 @@ def costs(material: Material) -> pd.DataFrame:
     rows = []
     for finding in material.findings:
         spent = finding.cost
-        rows.append(
-            {
-                **_keys(finding.search),
-                "seconds": spent["seconds"],
-                "forward_equivalents": spent["forward_equivalents"],
-                "evaluations": spent["evaluations"],
-                "re_evaluations": spent["re_evaluations"],
-                "extra_mib": spent["extra_bytes"] / MIB,
-                "peak_mib": spent["peak_bytes"] / MIB,
-            }
-        )
+        row = _keys(finding.search) | {name: spent[name] for name in COSTS}
+        row |= {"extra_mib": spent["extra_bytes"] / MIB, "peak_mib": spent["peak_bytes"] / MIB}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from pahq_plugin.compare.baselines import get_baseline
 from pahq_plugin.compare.files import read_search
-from pahq_plugin.compare.plan import Search, digest_of, file_digest, folder_digest, slug
+from pahq_plugin.compare.plan import (
+    PROBLEM_SETTINGS,
+    Search,
+    digest_of,
+    file_digest,
+    folder_digest,
+    slug,
+)
 from pahq_plugin.errors import ConfigError, ModelError, PromptError, ResultError
 from pahq_plugin.results.decision import Decision, SavedEdge, saved_decisions, saved_edge
 from pahq_plugin.results.files import RESULT_FILE, RUN_FILE, read_record, read_stats
@@ -49,18 +56,22 @@ class Judgement:
     evidence: str
 
     @property
+    def about(self) -> dict[str, Any]:
+        """Problem, method and seed, as its file names them."""
+        first = self.searches[0]
+        return {"problem": first.problem.label, "method": first.method, "seed": first.seed}
+
+    @property
     def file(self) -> str:
         """Name of its file, unique for everything that the judgement depends on."""
-        first = self.searches[0]
         keys = [search.key() for search in self.searches]
         digest = digest_of([keys, self.sizes, self.test_batches, self.evidence])
-        return f"{slug(f'{first.problem.label} {first.method} seed {first.seed}')}-{digest}.json"
+        return f"{slug('{problem} {method} seed {seed}'.format(**self.about))}-{digest}.json"
 
     @property
     def label(self) -> str:
         """Readable name."""
-        first = self.searches[0]
-        return f"circuits of {first.method} on {first.problem.label}, seed {first.seed}"
+        return "circuits of {method} on {problem}, seed {seed}".format(**self.about)
 
 
 def find(search: Search, folder: Path, threads: int) -> None:
@@ -83,12 +94,8 @@ def find(search: Search, folder: Path, threads: int) -> None:
         raise ConfigError(f"{search.method} searches with the first batch only; set batches to 1")
     model, batches = problem.model, collect_batches(problem.model, problem.train_loader, search.batches)
     forward_seconds(model, batches)  # one-time costs are charged to no method
-    method = baseline.fitted(
-        problem.metric,
-        search.threshold,
-        has_answers(batches, _outputs(model)),
-        search.options,
-    )
+    answered = has_answers(batches, model.cfg.d_vocab_out)
+    method = baseline.fitted(problem.metric, search.threshold, answered, search.options)
     arguments: dict[str, Any] = {}
     if "threshold" in method.uses:
         arguments |= {"threshold": search.threshold, "metric": problem.metric}
@@ -119,12 +126,7 @@ def find(search: Search, folder: Path, threads: int) -> None:
 
 
 def _save_whole(result: Discovery, record: dict[str, Any], there: Path) -> None:
-    """Write a result and its search; the folder ``there`` appears with all its files at once.
-
-    Raises:
-        OSError: the folder cannot be written.
-        ResultError: the folder exists already, and files are missing.
-    """
+    """Write a result and its search; the folder ``there`` appears with all its files at once."""
     there.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".", dir=there.parent))
     try:
@@ -153,30 +155,26 @@ def judge(judgement: Judgement, found: Path, folder: Path, threads: int) -> None
     torch.set_num_threads(threads)
     first = judgement.searches[0]
     problem = _load(first)
-    model = problem.model
-    loader = problem.test_loader
+    model, true, loader = problem.model, problem.true_edges, problem.test_loader
     if judgement.test_batches is not None and judgement.test_batches < len(loader):
         loader = loader_of(collect_batches(model, loader, judgement.test_batches), loader)
     circuits: list[dict[str, Any]] = []
     with judging(model, loader, ablation_type(first.ablation), METRICS[problem.metric]) as borrowed:
         for threshold, names in chosen_circuits(judgement, found, len(model.edges)):
             circuit = {find_edge(model, name, position) for name, position in names}
-            entry: dict[str, Any] = {"threshold": threshold, "size": len(circuit)}
-            entry["inside"] = borrowed.run(circuit)
+            entry = {"threshold": threshold, "size": len(circuit), "inside": borrowed.run(circuit)}
             if threshold is not None:
                 entry["outside"] = borrowed.run(model.edges - circuit)
             circuits.append(entry)
         record = {
-            "problem": first.problem.label,
-            "method": first.method,
-            "seed": first.seed,
+            **judgement.about,
             "metric": problem.metric,
             "edges": len(model.edges),
             "measures": MEASURES if borrowed.answered else MEASURES[:1],
             "whole": borrowed.whole(),
             "empty": borrowed.empty(),
             "circuits": circuits,
-            "true_edges": None if problem.true_edges is None else _labels(problem.true_edges),
+            "true_edges": None if true is None else sorted([edge.name, edge.seq_idx] for edge in true),
         }
     write_text(folder / judgement.file, json.dumps(record, allow_nan=False) + "\n")
 
@@ -211,11 +209,7 @@ def cut(ranking: Sequence[Decision], size: int) -> list[SavedEdge]:
 
 
 def cost(folder: Path) -> dict[str, Any]:
-    """Return the cost of a search: its stats and the content of its ``search.json``.
-
-    Raises:
-        ResultError: a file is damaged, or its stats are missing.
-    """
+    """Return the cost of a search: its stats and the content of its ``search.json``."""
     if not (folder / RUN_FILE).is_file():
         raise ResultError(f"{folder / RUN_FILE} is missing; delete {folder} and run again")
     return read_stats(folder) | read_search(folder / SEARCH_FILE)
@@ -225,25 +219,10 @@ def _load(search: Search) -> Any:
     from pahq_plugin.problems import load_problem
 
     given = search.problem
-    problem = load_problem(
-        given.name,
-        model=given.model,
-        prompts=given.prompts,
-        batch_size=given.batch_size,
-        positional=given.positional,
-        bos=given.bos,
-        seed=search.seed,
-    )
+    settings = {name: getattr(given, name) for name in PROBLEM_SETTINGS}
+    problem = load_problem(**settings, seed=search.seed)
     if given.prompts and file_digest(given.prompts) != given.content:
         raise PromptError(f"{given.prompts} was changed while the comparison ran; start it again")
     if given.model and folder_digest(given.model) != given.model_content:
         raise ModelError(f"{given.model} was changed while the comparison ran; start it again")
     return problem
-
-
-def _outputs(model: Any) -> int:
-    return model.cfg.d_vocab_out
-
-
-def _labels(edges: Any) -> list[list[Any]]:
-    return sorted([edge.name, edge.seq_idx] for edge in edges)

@@ -305,10 +305,10 @@ def test_neighbours_are_by_threshold_and_seeds_apart() -> None:
 
 def test_estimates_by_hand() -> None:
     groups = [(np.array([[1.0], [3.0]]), square), (np.array([[4.0]]), square)]
-    made = estimate(groups)
+    made = estimate("x", groups)
     # Means of two draws: 1 in 1 of 64 cases, (1 + 4) / 2 in 4 of 64, 16 in 16 of 64.
-    assert (made.mean, made.low, made.high) == ((4 + 16) / 2, 2.5, 16)
-    assert over_seeds([1.0, 3.0]).columns("x") == {"x": 2, "x_low": 1, "x_high": 3}
+    assert made == {"x": (4 + 16) / 2, "x_low": 2.5, "x_high": 16}
+    assert over_seeds("x", [1.0, 3.0]) == {"x": 2, "x_low": 1, "x_high": 3}
 
 
 def square(means: Any) -> Any:

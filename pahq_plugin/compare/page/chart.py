@@ -30,12 +30,9 @@ class Series:
     """One method's points.
 
     Attributes:
-        name: name of the method.
-        x: numbers.
         y: numbers; for dots, the names of their rows.
         low, high: ends of intervals around y (for dots: around x); empty for none.
-        step: how points are joined.
-        notes: a note on each point.
+        notes: one on each point.
     """
 
     name: str
@@ -53,13 +50,10 @@ class Chart:
 
     Attributes:
         ident: name of its files, and its id in the page.
-        title: what it shows.
-        caption: how to read it.
-        x_label, y_label: axis labels with units.
+        x_label, y_label: with units.
         series: one per method.
         kind: lines with points, or one row with a dot per method.
         spread: what the intervals are.
-        x_log: whether the horizontal axis is logarithmic.
         y_range: range of the vertical axis; ``None`` for all data.
     """
 

@@ -24,11 +24,7 @@ BEHAVIOUR_NAMES = {"loss": "minus the loss", "logit_diff": "logit difference"}
 class Frames:
     """The tables of a comparison, see `pahq_plugin.compare.tables` and ``summary``.
 
-    Attributes:
-        searches, costs, circuits: tidy tables.
-        summary: one row per problem and method.
-        points: circuits at each threshold with intervals, from ``at_threshold``.
-        study: the effect of precision.
+    ``points`` are circuits at each threshold, with intervals; ``study`` is the effect of precision.
     """
 
     searches: pd.DataFrame
@@ -80,11 +76,10 @@ def roc_chart(problem: str, material: Material) -> Chart | None:
 
 def _rising(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the points that raise the true positive rate, so that the staircase never falls."""
-    best, kept = -1.0, []
+    kept: list[tuple[float, float]] = []
     for x, y in sorted(points):
-        if y > best:
+        if not kept or y > kept[-1][1]:
             kept.append((x, y))
-            best = y
     return kept
 
 
@@ -113,18 +108,15 @@ def faithfulness_chart(problem: str, behaviour: str, frames: Frames) -> Chart | 
     series = [one for one in series if one.x]
     if not series:
         return None
-    metric = rows["metric"].iloc[0]
-    shown = metric if behaviour == "loss" else "logit difference"
+    if behaviour == "loss":
+        shown, why = f"minus {rows['metric'].iloc[0]}", "Searches keep this loss low."
+    else:
+        shown, why = "logit difference", "Attribution estimates this, and MIB measures it."
     return Chart(
         f"faithfulness-{behaviour.replace('_', '-')}-{slug(problem)}",
-        f"Faithfulness against size, {problem}, {'minus ' if behaviour == 'loss' else ''}{shown}",
+        f"Faithfulness against size, {problem}, {shown}",
         "0: same as with every edge patched; 1: same as the whole model. Held-out prompts; searches "
-        "with 95 % intervals over prompts and seeds. Curves of equal circuits coincide. "
-        + (
-            "Searches keep this loss low."
-            if behaviour == "loss"
-            else "Attribution estimates this, and MIB measures it."
-        ),
+        f"with 95 % intervals over prompts and seeds. Curves of equal circuits coincide. {why}",
         "share of edges kept",
         "faithfulness",
         series,
@@ -186,15 +178,7 @@ def _cost_chart(
         caption,
         label,
         "",
-        [
-            Series(
-                column,
-                list(middle),
-                names,
-                [least[name] for name in names],
-                [most[name] for name in names],
-            )
-        ],
+        [Series(column, list(middle), names, list(least[names]), list(most[names]))],
         kind="dots",
         spread="minimum to maximum",
         x_log=bool((least > 0).all()),  # a logarithmic axis has no 0

@@ -58,11 +58,7 @@ DEFINITIONS: tuple[tuple[str, str, str], ...] = (
         "neighbouring thresholds.",
         "",
     ),
-    (
-        "plain forwards",
-        "Time divided by that of one unpatched forward pass of the same prompts.",
-        "",
-    ),
+    ("plain forwards", "Time divided by that of one unpatched forward pass of the same prompts.", ""),
     (
         "intervals",
         "95 %, from 1,000 resamples of the seeds and, within each seed, of its held-out prompts. With "

@@ -16,8 +16,6 @@ from pahq_plugin.compare.page.chart import ON_TOP, Chart, Series, style
 from pahq_plugin.compare.page.readable import ABSENT, Table, number
 from pahq_plugin.results.drawing.page import json_text
 
-FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#1f2937"}
-HEIGHT = 380
 MOST_ROWS = 20
 """The most points of a series that its table lists."""
 
@@ -41,7 +39,9 @@ def library() -> str:
 
 def figure(chart: Chart) -> str:
     """Return the chart as HTML: drawing, caption, and the numbers for readers who cannot see it."""
-    drawn = json_text({"data": _traces(chart), "layout": _layout(chart)})
+    draw = _dots if chart.kind == "dots" else _line
+    traces = [draw(series, place) for place, series in enumerate(chart.series)]
+    drawn = json_text({"data": traces, "layout": _layout(chart)})
     label = html.escape(f"{chart.title}. {chart.caption}", quote=True)
     return (
         f'<figure class="plot"><div class="chart" id="{chart.ident}" role="group" aria-label="{label}">'
@@ -69,11 +69,6 @@ def _some(length: int) -> list[int]:
     if length <= MOST_ROWS:
         return list(range(length))
     return [round(i * (length - 1) / (MOST_ROWS - 1)) for i in range(MOST_ROWS)]
-
-
-def _traces(chart: Chart) -> list[dict[str, Any]]:
-    draw = _dots if chart.kind == "dots" else _line
-    return [draw(series, place) for place, series in enumerate(chart.series)]
 
 
 def _line(series: Series, place: int) -> dict[str, Any]:
@@ -147,8 +142,8 @@ def _layout(chart: Chart) -> dict[str, Any]:
     if chart.kind == "dots":
         y |= {"autorange": "reversed", "title": {"text": ""}}
     return {
-        "font": FONT,
-        "height": HEIGHT,
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#1f2937"},
+        "height": 380,
         "margin": {"l": 60, "r": 16, "t": 16, "b": 48},
         "paper_bgcolor": "#ffffff",
         "plot_bgcolor": "#ffffff",

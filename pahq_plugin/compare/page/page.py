@@ -28,9 +28,6 @@ class Report:
     """The content of a page.
 
     Attributes:
-        plan: what was compared.
-        material: results.
-        frames: tables of the results.
         left_out: sentences on what was reduced, refused or failed.
         facts: (name, value) of what the figures depend on: machine, versions, processes.
     """
@@ -68,8 +65,9 @@ def _navigation(report: Report) -> str:
 
 
 def _body(report: Report) -> str:
+    across = shown.across(report.frames).html()
     sections = [
-        _section("found", "What was found", _list(findings(report.frames)) + _summary(report)),
+        _section("found", "What was found", _list(findings(report.frames)) + across),
         _section("compared", "What was compared", _compared(report)),
         *(_problem(problem, report) for problem in report.problems),
         _precision(report),
@@ -87,10 +85,6 @@ def _section(ident: str, title: str, content: str) -> str:
 def _list(sentences: Iterable[str]) -> str:
     items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
     return f"<ul>{items}</ul>" if items else "<p>Nothing.</p>"
-
-
-def _summary(report: Report) -> str:
-    return shown.across(report.frames).html()
 
 
 def _compared(report: Report) -> str:

@@ -16,15 +16,7 @@ ABSENT = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text; the first column names the row.
-
-    Attributes:
-        ident: name of its file.
-        title: what it shows.
-        caption: how to read it.
-        columns: headings.
-        rows: cells.
-    """
+    """A table of text; the first column names the row, and ``ident`` its file."""
 
     ident: str
     title: str
@@ -89,10 +81,8 @@ def rendered(frame: pd.DataFrame, cells: dict[str, Cell], ident: str, title: str
     """Return a table with one column per cell function, without columns that have no value."""
     rows = [[make(row) for make in cells.values()] for _, row in frame.iterrows()]
     kept = [i for i in range(len(cells)) if i == 0 or any(row[i] not in (ABSENT, "") for row in rows)]
-    names = list(cells)
-    return Table(
-        ident, title, caption, [names[i] for i in kept], [[row[i] for i in kept] for row in rows]
-    )
+    columns, *rows = ([row[i] for i in kept] for row in (list(cells), *rows))
+    return Table(ident, title, caption, columns, rows)
 
 
 def across(frames: Frames) -> Table:

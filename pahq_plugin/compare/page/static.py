@@ -13,9 +13,6 @@ from pahq_plugin.compare.page.chart import ON_TOP, Chart, Series, style
 from pahq_plugin.compare.page.readable import number
 from pahq_plugin.system.files import written_whole
 
-SIZE = (6.4, 4.0)
-"""Width and height in inches."""
-DPI = 200
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "x": "x", "triangle-up": "^", "cross": "+"}
 SETTINGS: Any = {
@@ -32,18 +29,19 @@ SETTINGS: Any = {
 
 def write_chart(chart: Chart, folder: Path) -> list[Path]:
     """Draw a chart into ``IDENT.png`` and ``IDENT.svg``; returns both paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     with rc_context(SETTINGS):
         figure = draw(chart)
         files = [folder / f"{chart.ident}.{suffix}" for suffix in ("png", "svg")]
         for file in files:
-            _write(figure, file)
+            metadata = {"Date": None} if file.suffix == ".svg" else {}
+            with written_whole(file) as temporary:
+                figure.savefig(temporary, metadata=metadata, format=file.suffix[1:])
     return files
 
 
 def draw(chart: Chart) -> Figure:
     """Draw the chart as a matplotlib figure."""
-    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(6.4, 4.0), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for place, series in enumerate(chart.series):
@@ -76,12 +74,12 @@ def _line(axes: Any, series: Series, place: int) -> None:
     drawn: dict[str, Any] = {
         "color": look.color,
         "linestyle": DASHES[look.dash],
-        "marker": MARKERS[look.marker],
+        "linewidth": 0.7 * look.width,
+        "marker": None if len(series.x) > 30 else MARKERS[look.marker],
+        "markersize": 3 + look.width / 2,
+        "label": series.name,
+        "zorder": 3 if series.name == ON_TOP else 2,
     }
-    drawn |= {"markersize": 3 + look.width / 2, "linewidth": 0.7 * look.width, "label": series.name}
-    drawn["zorder"] = 3 if series.name == ON_TOP else 2
-    if len(series.x) > 30:
-        drawn["marker"] = None
     if series.step == "stairs":
         axes.step(series.x, series.y, where="post", **drawn)
     else:
@@ -98,9 +96,3 @@ def _dots(axes: Any, series: Series, place: int) -> None:
         axes.annotate(
             number(x, 2), (x, name), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=8
         )
-
-
-def _write(figure: Figure, file: Path) -> None:
-    metadata = {"Date": None} if file.suffix == ".svg" else {}
-    with written_whole(file) as temporary:
-        figure.savefig(temporary, metadata=metadata, format=file.suffix[1:])

@@ -41,17 +41,14 @@ COSTLY = ("integrated_grad_samples", "epochs")
 
 
 def write_report(plan: Plan, folder: Path, outcome: Outcome, how: str, progress: bool = True) -> Report:
-    """Write tables, plots and page from the results in a folder.
+    """Write tables, plots and page from the results in a comparison's folder.
 
     Args:
         plan: what was compared.
         folder: the comparison's folder.
-        outcome: what was refused or failed.
+        outcome: of `pahq_plugin.compare.run.run_plan`.
         how: processes and threads, for the page.
         progress: show a bar when a terminal is attached.
-
-    Returns:
-        The content of the page.
 
     Raises:
         ConfigError: there are no results to report.
@@ -136,14 +133,11 @@ def reductions(plan: Plan, material: Material) -> Iterator[str]:
 
 def _fewer(own: Sequence[Search], fellows: Sequence[Search]) -> str:
     """Return how many of the plan's seeds and thresholds a method had; empty if all."""
-    return " and ".join(
-        f"{len(used)} of {len(available)} {name}"
-        for name, used, available in (
-            ("seeds", {s.seed for s in own}, {s.seed for s in fellows}),
-            *([("thresholds", _thresholds(own), _thresholds(fellows))] if _thresholds(own) else []),
-        )
-        if len(used) < len(available)
+    counts = (
+        ("seeds", len({s.seed for s in own}), len({s.seed for s in fellows})),
+        ("thresholds", len(_thresholds(own)), len(_thresholds(fellows))),  # 0 if the method takes none
     )
+    return " and ".join(f"{used} of {all_} {name}" for name, used, all_ in counts if 0 < used < all_)
 
 
 def _thresholds(searches: Iterable[Search]) -> set[float]:
@@ -178,10 +172,7 @@ def _facts(plan: Plan, material: Material, how: str) -> Iterator[tuple[str, str]
     prompts = [len(judged.record["whole"]) for judged in material.judged]
     yield "Methods", ", ".join(dict.fromkeys(s.method for s in searches))
     yield "Seeds", ", ".join(map(str, sorted({s.seed for s in searches})))
-    yield (
-        "Thresholds",
-        ", ".join(f"{t:g}" for t in sorted(_thresholds(searches))),
-    )
+    yield "Thresholds", ", ".join(f"{t:g}" for t in sorted(_thresholds(searches)))
     searched = ", ".join("all batches" if b is None else counted(b, "batch", "batches") for b in batches)
     least, most = min(prompts, default=0), max(prompts, default=0)
     judged = f"{least} others" if least == most else f"{least} to {most} others"

@@ -16,26 +16,16 @@ from pahq_plugin.results.drawing.scale import EffectScale
 from pahq_plugin.results.terminal import summary
 
 SCRIPTS = (
-    "elements.js",
-    "circuits.js",
-    "tooltip.js",
-    "picture.js",
-    "camera.js",
-    "navigation.js",
-    "edge_table.js",
-    "legend.js",
-    "save.js",
-    "viewer.js",
-)
+    "elements.js", "circuits.js", "tooltip.js", "picture.js", "camera.js", "navigation.js",
+    "edge_table.js", "legend.js", "save.js", "viewer.js",
+)  # fmt: skip
 """The viewer's scripts; each uses only earlier ones."""
 
 
 def circuit_data(record: dict[str, Any], name: str | None = None) -> dict[str, Any]:
-    """Return what the viewer draws of a result, as JSON values.
+    """Return what the viewer draws of a checked ``result.json``, as JSON values.
 
-    Args:
-        record: checked content of a ``result.json``.
-        name: name of the circuit in a list of several; by default its method and threshold.
+    In a list of several circuits, this one has the given name; by default its method and threshold.
 
     Raises:
         ResultError: the edges form a cycle.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 from pahq_plugin.labels import NodeKind, ends
@@ -38,7 +40,7 @@ def circuit_dot(record: dict[str, Any]) -> str:
         f"  graph [rankdir=BT, label={quoted(summary(record))}, labelloc=b];",
         '  node [fontname="Helvetica", color="#4a5160"];',
         '  edge [fontname="Helvetica", fontsize=9];',
-        *(_rank(row) for row in _rows(nodes)),
+        *(_rank(row) for _, row in groupby(nodes, key=lambda node: node.y)),
         *(_edge(decision, scale) for decision in kept),
         "}",
     ]
@@ -56,14 +58,7 @@ def quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def _rows(nodes: list[Node]) -> list[list[Node]]:
-    rows: dict[float, list[Node]] = {}
-    for node in nodes:
-        rows.setdefault(node.y, []).append(node)
-    return list(rows.values())
-
-
-def _rank(row: list[Node]) -> str:
+def _rank(row: Iterable[Node]) -> str:
     """Return the DOT statement that puts the nodes of one row at one height."""
     names = [(quoted(node.name), SHAPES[node.kind]) for node in row]
     members = " ".join(f"{name} [label={name}, {shape}];" for name, shape in names)

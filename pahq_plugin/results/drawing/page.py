@@ -31,14 +31,7 @@ def json_text(data: object) -> str:
 
 
 def page(title: str, body: str, *, css: str, js: str) -> str:
-    """Return a whole HTML page.
-
-    Args:
-        title: plain text.
-        body: markup, inserted unchanged.
-        css: style sheet, added to ``page.css``.
-        js: script, after the body.
-    """
+    """Return a whole HTML page; ``body`` is markup, and ``css`` is added to ``page.css``."""
     return Template(asset("page.html")).substitute(
         title=html.escape(title), css=asset("page.css") + css, body=body, js=js
     )

@@ -71,11 +71,7 @@ class Drawing:
                 raise ConfigError(f"{file} exists already; pass --force to replace it")
 
     def write(self, result: Path, say: Callable[[str], None]) -> None:
-        """Draw the result, and report each file that was written through ``say``.
-
-        Raises:
-            ResultError: a result is damaged, or the two results are of different models.
-        """
+        """Draw the result, and report each file that was written through ``say``."""
         record = read_record(result_file(result))
         if self.html is not None or self.show:
             page = self.html or Path(tempfile.mkdtemp(prefix="pahq-")) / "circuit.html"
@@ -113,15 +109,11 @@ def _names(result: Path, other: Path) -> tuple[str, str]:
 
 
 def difference_of(result: Path, other: Path) -> Difference:
-    """Return the difference between two saved results.
-
-    Raises:
-        ResultError: one is damaged, or the two are of different models.
-    """
-    records = [read_record(result_file(folder)) for folder in (result, other)]
-    check_comparable(*records)
-    first, second = (saved_decisions(record) for record in records)
-    found = difference(first, second, (records[0]["settings"], records[1]["settings"]))
+    """Return the difference between two saved results."""
+    first, second = (read_record(result_file(folder)) for folder in (result, other))
+    check_comparable(first, second)
+    decisions = saved_decisions(first), saved_decisions(second)
+    found = difference(*decisions, (first["settings"], second["settings"]))
     return replace(found, names=_names(result, other))
 
 
@@ -131,11 +123,7 @@ def folder_name(result: Path) -> str:
 
 
 def check_comparable(first: dict[str, Any], second: dict[str, Any]) -> None:
-    """Refuse results of different models; warn if only the weights differ.
-
-    Raises:
-        ResultError: the digests differ, and so do the name or the number of edges.
-    """
+    """Refuse results of different models; warn if only the weights differ."""
     one, two = first["model"], second["model"]
     if one["digest"] == two["digest"]:
         return
