@@ -168,11 +168,9 @@ def unpacked(content: Packed, order: Sequence[Edge]) -> Snapshot:
     """Undo `packed`; the decisions are those on the first edges of ``order``."""
     tensors, state = content
     taken = zip(order, *(tensors[name].tolist() for name in ("effects", "kept", "exact")))  # noqa: B905
-    return Snapshot(
-        decisions=tuple(Decision(edge, *values) for edge, *values in taken),
-        predicted=tuple(tensors["predicted"].tolist()),
-        **state | {name: tuple(state[name]) for name in ("recent", "audits")},
-    )
+    decisions = tuple(Decision(edge, *values) for edge, *values in taken)
+    rest: dict[str, Any] = state | {name: tuple(state[name]) for name in ("recent", "audits")}
+    return Snapshot(decisions, tuple(tensors["predicted"].tolist()), **rest)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
