@@ -9,7 +9,7 @@ import torch
 
 from pahq_plugin.precision.formats import get_format
 from tests.helpers.gpu import DEVICE
-from tests.test_kernels import both, values
+from tests.precision.test_kernels import both, values
 
 OFF = {"fp8_e4m3": 2**-10, "bf16": 2**-18, "fp16": 2**-18}
 """How far a number of a product may be from the reference's, over the sum of its summands' magnitudes.

@@ -1,4 +1,4 @@
-"""Streams and masters where there are no streams: the order of work; see gpu/test_streams."""
+"""FP32 weights in host memory while a model is lent: they come back, and nothing depends on it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import pytest
 import torch
 
 import pahq_plugin as pahq
-from pahq_plugin.choices import STREAMS
 from pahq_plugin.precision.config import PAPER_PRECISION, RTN_PRECISION, PrecisionConfig
 from pahq_plugin.precision.offload import Masters
-from pahq_plugin.precision.streams import INLINE, Streams
+from pahq_plugin.precision.streams import INLINE
 from tests.helpers.small import LENGTH, VOCABULARY, patchable, small_model, transformer
 
 PROMPTS = torch.randint(VOCABULARY, (3, LENGTH), generator=torch.Generator().manual_seed(0))
-CPU = torch.device("cpu")
 
 
 def precision(**changes: Any) -> PrecisionConfig:
@@ -24,15 +22,6 @@ def precision(**changes: Any) -> PrecisionConfig:
 
 def weights_with_sizes(model: Any) -> dict[str, int]:
     return {name: parameter.numel() for name, parameter in model.wrapped_model.named_parameters()}
-
-
-def test_work_on_a_stream_that_is_not_there_runs_where_it_is() -> None:
-    streams = Streams(CPU, STREAMS)
-    x = torch.ones(2)
-    with streams.on("low", x):
-        y = x + 1
-    streams.join("low", y)
-    assert y.tolist() == [2, 2]
 
 
 def test_weights_come_back_bit_for_bit() -> None:

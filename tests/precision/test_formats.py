@@ -255,11 +255,6 @@ def test_weights_that_are_not_finite_are_refused(name: str, granularity: str, ba
         get_format(name).quantise_weight(weight, check_granularity(granularity))
 
 
-def test_int4_holds_no_activations() -> None:
-    with pytest.raises(ConfigError, match="weights only"):
-        get_format("int4").quantise_activation(random_tensor(2, 3), "row")
-
-
 @pytest.mark.parametrize("name", ["bf16", "fp8_e4m3", "int8"])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_an_empty_batch_gives_an_empty_product(name: str, granularity: str) -> None:
