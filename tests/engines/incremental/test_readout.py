@@ -47,5 +47,5 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
     positions, _ = output_positions(model, batch.clean.shape[1])
     final = torch.zeros(1, len(batch.clean), len(positions), model.cfg.d_model, dtype=model.cfg.dtype)
     read = Readout(model, batch, final[0], ("kl_div", METRICS["kl_div"]), 2**20)
-    with pytest.raises(MetricError, match="'kl_div' returned nan; losses must be finite"):
+    with pytest.raises(MetricError, match="kl_div"):
         read.losses(final + torch.nan)

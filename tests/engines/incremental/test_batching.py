@@ -106,7 +106,7 @@ def test_passes_grow_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_single_row_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     short_of_memory(monkeypatch, 0, ERRORS[0])
-    with pytest.raises(ModelError, match="not enough memory for the smallest pass"):
+    with pytest.raises(ModelError, match="memory"):
         found("acdc")
 
 
@@ -131,7 +131,7 @@ def test_memory_that_runs_out_while_edges_are_removed(
         original(*arguments)
 
     monkeypatch.setattr(owner, where, short)
-    with pytest.raises(ModelError, match=r"memory ran out \(.+\); pass a smaller batch_size"):
+    with pytest.raises(ModelError, match="batch_size"):
         search(checkpoint=file)
     assert kept(search(checkpoint=file)) == kept(undisturbed)
 

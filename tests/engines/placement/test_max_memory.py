@@ -12,10 +12,7 @@ import pytest
 import torch
 
 import pahq_plugin as pahq
-from pahq_plugin.discovery import search as discovery
-from pahq_plugin.errors import ConfigError
 from tests.helpers.families import family_loader, family_model
-from tests.helpers.refused import refused
 
 SCRIPT = """
 import json, sys
@@ -137,50 +134,9 @@ def test_a_model_in_memory_is_given_back_as_it_was() -> None:
         parameter.data.add_(0)
 
 
-def test_only_the_search_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the plain forwards that its time is held against, which need every weight, too."""
-    loader, settings = family_loader(), {"method": "acdc", "progress": False, "max_memory": "24.5MB"}
-    found = pahq.discover(pahq.adapt(family_model("llama-3")), loader, **settings)
-    monkeypatch.setattr(discovery, "forward_seconds", lambda *_: 1.0)
-    without = pahq.discover(pahq.adapt(family_model("llama-3")), loader, **settings)
-    assert found.stats.memory["moved"] == without.stats.memory["moved"] > 0
-    assert found.stats.forward_equivalents > 0
-
-
 def test_the_plan_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     model, loader = pahq.adapt(family_model("gpt2")), family_loader()
     pahq.discover(model, loader, method="acdc", max_memory="1GB")
     assert "max_memory 1,000 MB: all weights stay in memory" in capfd.readouterr().err
     pahq.discover(model, loader, method="acdc", max_memory="1GB", progress=False)
     assert capfd.readouterr().err == ""
-
-
-def test_what_cannot_keep_a_budget_is_refused() -> None:
-    model, loader = pahq.adapt(family_model("gpt2")), family_loader()
-    for method in ("eap", "eap-ig", "Random"):
-        with refused(ConfigError, method, "max_memory"):
-            pahq.discover(model, loader, method=method, max_memory="1GB")
-    with refused(ConfigError, "engine='host'", "max_memory"):
-        pahq.discover(model, loader, engine="host", max_memory="1GB")
-    with refused(ConfigError, "max_memory", "norms after attention"):
-        pahq.discover(pahq.adapt(family_model("gemma-2")), loader, max_memory="1GB")
-    with refused(ConfigError, "max_memory", "too small", "at least"):
-        pahq.discover(model, loader, max_memory="1MB")
-    with refused(ConfigError, "max_memory='a lot'"):
-        pahq.discover(model, loader, max_memory="a lot")
-
-
-def test_without_room_for_low_copies_it_measures_in_full_precision() -> None:
-    model, loader = pahq.adapt(family_model("gpt2")), family_loader()
-    with pytest.raises(ConfigError) as caught:
-        pahq.discover(model, loader, max_memory=1)
-    least = int(str(caught.value).split("at least ")[1].split()[0])
-    needs = dict(progress=False, max_memory=least)
-    precision = pahq.PrecisionConfig(low="int8", mlp="int8", kernel="eager")
-    with pytest.warns(pahq.PahqWarning, match="full precision"):
-        result = pahq.discover(model, loader, precision=precision, **needs)  # type: ignore[arg-type]
-    whole = pahq.discover(model, loader, method="acdc", progress=False)
-    assert [(d.edge, d.kept) for d in result.decisions] == [(d.edge, d.kept) for d in whole.decisions]
-    assert all(d.exact for d in result.decisions) and result.settings["precision"] is None
-    with refused(ConfigError, "low copies", "acdc"):  # the paper's recipe is not FP32
-        pahq.discover(model, loader, method="pahq-paper", **needs)  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import random
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -17,26 +16,21 @@ from pahq_plugin.discovery.discover import discover
 from pahq_plugin.engines.incremental import budget
 from pahq_plugin.engines.incremental.engine import IncrementalEngine
 from pahq_plugin.engines.question import Question
-from pahq_plugin.engines.whole_forward import HostEngine
-from pahq_plugin.errors import PahqWarning
-from pahq_plugin.host import AblationType, Edge, PatchableModel
+from pahq_plugin.host import AblationType, Edge
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.lending import borrowed
-from pahq_plugin.host.patching import prepare
 from pahq_plugin.host.prompts import collect_batches
 from pahq_plugin.metrics import resolve_metric
 from pahq_plugin.precision.config import FULL_PRECISION, PrecisionConfig
 from tests.helpers.architectures import Architecture, architectures, build, random_architecture
+from tests.helpers.engines import engines
 from tests.helpers.fake_engine import swept
-from tests.helpers.replay import (
-    ABSOLUTE_TOLERANCE,
-    RELATIVE_TOLERANCE,
-    replay,
-    threshold_for_share,
-)
+from tests.helpers.replay import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, replay, threshold_for_share
 
 SAMPLE = range(1, 5)
+
 GRID = (0, *range(5, 120))
+
 ARCHITECTURES = [
     *(pytest.param(seed, id=f"seed{seed}") for seed in SAMPLE),
     *(pytest.param(seed, id=f"seed{seed}", marks=pytest.mark.full) for seed in GRID),
@@ -81,24 +75,6 @@ def test_any_architecture(architecture: Architecture) -> None:
     assert report.agrees, report
 
 
-def engines(
-    architecture: Architecture, **options: Any
-) -> tuple[PatchableModel, HostEngine, IncrementalEngine]:
-    """Both engines on the same question, each on a model of its own."""
-    kind = ablation_type(architecture.ablation)
-    made = []
-    for _ in range(2):
-        model, loader = build(architecture)
-        prompts = collect_batches(model, loader, None)
-        metric = resolve_metric(architecture.metric, architecture.d_vocab)
-        made.append(Question(model, loader, prompts, kind, metric))
-    slow, fast = made
-    prepared = prepare(slow.model, slow.loader, slow.prompts, kind)
-    host = HostEngine(slow, prepared)
-    quick = IncrementalEngine(fast, **options)
-    return slow.model, host, quick
-
-
 @pytest.mark.parametrize(
     "seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.full) for seed in range(3, 8))]
 )
@@ -141,23 +117,6 @@ def test_rows_honour_predictions(seed: int) -> None:
         quick.remove([edge for edge, kept, _ in answered if not kept])
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_restore_equals_removing_one_after_the_other(seed: int) -> None:
-    architecture = random_architecture(300 + seed, max_edges=150)
-    model, host, quick = engines(architecture)
-    draw = random.Random(seed)
-    edges = canonical_edges(model)
-    removed = draw.sample(edges, len(edges) // 2)
-    for edge in removed:
-        quick.remove([edge])
-    quick.restore(removed[: len(removed) // 2])
-    host.restore(removed[: len(removed) // 2])
-    for edge in [e for e in edges if e not in removed][::5]:
-        slow = host.effects([edge], [False], exact=True)[0]
-        fast = quick.effects([edge], [False], exact=True)[0]
-        assert fast == pytest.approx(slow, abs=max(1e-5, 1e-4 * abs(slow)))
-
-
 @pytest.mark.parametrize(
     ("row_bytes", "work_share", "memo_bytes"),
     [
@@ -190,20 +149,6 @@ def test_decisions_do_not_depend_on_how_memory_is_used(
     assert [(d.edge, d.kept) for d in taken] == [(d.edge, d.kept) for d in wanted]
 
 
-def test_a_destination_that_nothing_reads_costs_nothing() -> None:
-    """All edges into the output are gone, so every other effect is zero without an evaluation."""
-    model, _, quick = engines(random_architecture(5, max_edges=150))
-    edges = canonical_edges(model)
-    output = [edge for edge in edges if edge.dest == edges[0].dest]
-    for edge in output:
-        quick.remove([edge])
-    before = quick.evaluations
-    for edge in edges[len(output) :]:
-        assert quick.effects([edge], [False], exact=True) == [0.0]
-        quick.remove([edge])
-    assert quick.evaluations == before
-
-
 @pytest.mark.parametrize("ablation", list(AblationType))
 def test_every_ablation(ablation: AblationType) -> None:
     model, loader = build(random_architecture(3, max_edges=150))
@@ -227,39 +172,11 @@ def test_a_callable_metric_and_a_random_order() -> None:
     assert report.agrees, report
 
 
-def test_screening_never_commits_low_precision_numbers() -> None:
-    """After a screened sweep the engine's state is what FP32 makes of the same removals."""
-    model, host, _ = engines(random_architecture(9, max_edges=150))
-    architecture = random_architecture(9, max_edges=150)
-    loader = build(architecture)[1]
-    prompts = collect_batches(model, loader, None)
-    kind, metric = ablation_type(architecture.ablation), resolve_metric(architecture.metric, 2)
-    screen = PrecisionConfig(low="fp8_e5m2", mlp="fp8_e5m2", guard=0.0)
-    quick = IncrementalEngine(Question(model, loader, prompts, kind, metric), screen)
-    decisions = swept(quick, canonical_edges(model), 1e-3).run()
-    assert quick.screens and not any(d.exact for d in decisions)
-    host.restore([d.edge for d in decisions if not d.kept])
-    for decision in [d for d in decisions if d.kept][:10]:
-        slow = host.effects([decision.edge], [False], exact=True)[0]
-        fast = quick.effects([decision.edge], [False], exact=True)[0]
-        assert fast == pytest.approx(slow, abs=max(1e-5, 1e-4 * abs(slow)))
-
-
 def test_full_precision_is_exact() -> None:
     assert FULL_PRECISION.is_exact
     model, loader = build(random_architecture(2, max_edges=100))
     result = search(model, loader, method="acdc", threshold=1e-3)
     assert all(decision.exact for decision in result.decisions)
-
-
-def test_what_it_cannot_do_falls_back_with_a_warning() -> None:
-    model, loader = build(random_architecture(2, max_edges=60))
-    plain = search(model, loader, method="acdc", threshold=1e-3)
-    model.wrapped_model.blocks[0].attn.hook_z.add_hook(lambda value, hook: value)
-    with pytest.warns(PahqWarning, match=r"does not support hooks on blocks\.0\.attn\.hook_z"):
-        result = search(model, loader, method="acdc", threshold=1e-3, engine="incremental")
-    assert [(d.edge, d.kept) for d in result.decisions] == [(d.edge, d.kept) for d in plain.decisions]
-    assert (plain.settings["engine"], result.settings["engine"]) == ("incremental", "host")
 
 
 def test_threads_do_not_change_decisions() -> None:
