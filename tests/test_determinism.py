@@ -1,5 +1,5 @@
-"""Equal decisions whatever the threads and batches; between processes see test_registry,
-checkpoint/test_kills and test_distributed."""
+"""Equal decisions whatever the threads and batches; between processes see discovery/test_register,
+discovery/test_checkpoint_kills and test_distributed."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attr import evolve
 from auto_circuit.data import PromptPairBatch
 from auto_circuit.utils.patchable_model import PatchableModel
 
@@ -18,14 +19,17 @@ from tests.helpers.small import loader, patchable, small_model, tokens, transfor
 RESAMPLE = AblationType.RESAMPLE
 
 
+def pair(clean: torch.Tensor, corrupt: torch.Tensor) -> PromptPairBatch:
+    (batch,) = loader()
+    return evolve(batch, clean=clean, corrupt=corrupt)
+
+
 def differing_from(*positions: int) -> PromptPairBatch:
     """Prompts of 6 tokens that differ at one position each; at none where it is 6."""
-    (batch,) = loader()
-    batch.clean = tokens(0)
-    batch.corrupt = batch.clean.clone()
+    clean, corrupt = tokens(0), tokens(0)
     for row, first in enumerate(positions):
-        batch.corrupt[row, first : first + 1] = (batch.clean[row, first : first + 1] + 1) % 40
-    return batch
+        corrupt[row, first : first + 1] = (clean[row, first : first + 1] + 1) % 40
+    return pair(clean, corrupt)
 
 
 def test_nothing_changes_before_the_first_difference() -> None:
@@ -53,11 +57,12 @@ class LeftPadding:
 
 
 def test_an_equal_token_that_is_padding_in_one_prompt_alone_is_a_difference() -> None:
-    model, batch = small_model(), differing_from(6, 6, 6, 6)
+    """Its first 0 is padding where another one follows, else the start of the prompt."""
+    model = small_model()
+    clean, corrupt = torch.tensor([[0, 0, 3, 5, 7, 9]] * 4), torch.tensor([[0, 4, 3, 5, 7, 9]] * 4)
+    assert first_changes(model, pair(clean, corrupt), RESAMPLE).tolist() == [1] * 4
     model.wrapped_model.tokenizer = LeftPadding()
-    batch.clean = torch.tensor([[0, 0, 3, 5, 7, 9]] * 4)
-    batch.corrupt = torch.tensor([[0, 4, 3, 5, 7, 9]] * 4)
-    assert first_changes(model, batch, RESAMPLE).tolist() == [0] * 4
+    assert first_changes(model, pair(clean, corrupt), RESAMPLE).tolist() == [0] * 4
 
 
 def plans_of(model: PatchableModel, **changes: Any) -> tuple[KeptGraph, Plans]:

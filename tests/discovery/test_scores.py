@@ -70,7 +70,7 @@ def test_infinite_scores_become_ten_times_the_largest(
 def test_scores_that_are_no_numbers_are_refused(n_edges: int | None) -> None:
     model = small_edges()
     order = canonical_order(model)
-    with refused(MetricError, f"the score of edge {order[2].name} is not a number: the loss or its"):
+    with refused(MetricError, order[2].name):
         rank(assigned(model, [1.0, 2.0, math.nan, math.inf]), order, n_edges)
 
 

@@ -8,9 +8,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pahq_plugin.discovery.guard import FLOOR_OF_FP32, RELATIVE, GuardBand, calibrated_band, fixed_band
+from pahq_plugin.discovery.guard import (
+    FLOOR_OF_FP32,
+    RELATIVE,
+    SAMPLE,
+    GuardBand,
+    calibrated_band,
+    fixed_band,
+    make_guard,
+)
+from tests.helpers.fake_engine import FakeEngine, edges, random_loss, relative_noise, swept
 
 EFFECTS = st.floats(-5, 5)
+
 THRESHOLDS = st.floats(1e-4, 1)
 
 
@@ -135,3 +145,43 @@ def test_calibrated_bands_are_never_narrower_than_fp32(
     band = calibrated_band(0.01, loss, pairs)
     assert band.relative >= RELATIVE and math.isfinite(band.relative)
     assert band.floor >= FLOOR_OF_FP32 * max(1.0, abs(loss))
+
+
+def test_a_guard_of_zero_trusts_every_effect() -> None:
+    order = edges(8)
+    engine = FakeEngine(random_loss(order, 2), lookahead=3, noise=relative_noise(2, 0.9))
+    guard = make_guard(engine, order, 0.5, 0, seed=0)
+    assert guard is None
+    decisions = swept(engine, order, 0.5, guard).run()
+    assert not engine.asked_exactly and not any(decision.exact for decision in decisions)
+
+
+def test_no_guard_where_none_is_needed() -> None:
+    order = edges(5)
+    screening = FakeEngine(random_loss(order, 1), noise=relative_noise(1, 0.1))
+    exact = FakeEngine(random_loss(order, 1))
+    assert make_guard(screening, order, 0.5, 0.0, seed=0) is None
+    assert make_guard(exact, order, 0.5, "auto", seed=0) is None
+    assert make_guard(exact, order, 0.5, math.inf, seed=0) is None
+    assert screening.evaluations == exact.evaluations == 0
+
+
+def test_a_number_makes_a_fixed_band() -> None:
+    order = edges(5)
+    engine = FakeEngine(random_loss(order, 1), noise=relative_noise(1, 0.1))
+    guard = make_guard(engine, order, 0.5, 0.7, seed=0)
+    assert guard is not None and guard.fixed and guard.relative == 0.7
+    assert engine.evaluations == 0
+
+
+def test_auto_calibrates_on_the_whole_model() -> None:
+    order = edges(40)
+    engine = FakeEngine(random_loss(order, 1), noise=relative_noise(1, 0.5))
+    guard = make_guard(engine, order, 0.5, "auto", seed=0)
+    assert guard is not None and not guard.fixed and guard.threshold == 0.5
+    assert len(engine.asked_exactly) == SAMPLE == len(set(engine.asked_exactly))
+    assert engine.evaluations == 2 * SAMPLE and not engine.removed
+    quiet = FakeEngine(random_loss(order, 1), noise=relative_noise(1, 1e-6))
+    narrow = make_guard(quiet, order, 0.5, "auto", seed=0)
+    assert narrow is not None
+    assert narrow.half_width(0.5) < guard.half_width(0.5)

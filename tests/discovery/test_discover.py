@@ -118,14 +118,16 @@ def test_corrupt_prompts_that_equal_the_clean_ones_leave_no_circuit() -> None:
     assert all(decision.effect == pytest.approx(0, abs=1e-6) for decision in result.decisions)
 
 
-def test_the_host_engine_takes_clean_runs_in_the_models_own_precision() -> None:
-    """Else exact decisions would be measured against what the low precision makes of the prompts."""
+def test_the_settings_say_what_was_done() -> None:
     model, prompts = small_edges(), loader()
-    low = pahq.PrecisionConfig(low="fp8_e5m2", mlp="fp8_e5m2", scale="tensor", policy="uniform")
-    acdc = discover(model, prompts, method="acdc", threshold=0.003, engine="host")
-    mixed = discover(model, prompts, threshold=0.003, engine="host", precision=low)
-    exact = [d for d in mixed.decisions if d.exact]
-    assert exact and mixed.circuit == acdc.circuit
-    effects = {d.edge: d.effect for d in acdc.decisions}
-    for decision in exact:
-        assert decision.effect == pytest.approx(effects[decision.edge], rel=1e-3, abs=1e-6)
+    chosen = pahq.PrecisionConfig(low="fp8_e5m2", mlp="fp32", guard=0.5)
+    result = discover(model, prompts, threshold=0.02, precision=chosen, batches=None, seed=4)
+    settings = dict(result.settings)
+    precision = settings.pop("precision")
+    assert precision["low"] == "fp8_e5m2" and precision["guard"] == 0.5
+    assert settings == {
+        "method": "pahq", "scored": False, "ablation": "resample", "batches": None, "seed": 4,
+        "threshold": 0.02, "metric": "kl_div", "order": "canonical",
+        "engine": "incremental",
+    }  # fmt: skip
+    assert discover(model, prompts, method="acdc").settings["precision"] is None

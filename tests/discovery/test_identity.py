@@ -15,29 +15,35 @@ import pahq_plugin as pahq
 from pahq_plugin.discovery.discover import discover
 from pahq_plugin.errors import CheckpointError
 from pahq_plugin.metrics import Metric, mse
-from tests.checkpoint.runs import THRESHOLD, run, taken
+from tests.helpers.checkpoints import THRESHOLD, run, taken
+from tests.helpers.refused import refused
 from tests.helpers.small import loader, small_model
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "c.safetensors"
+    run(path)
+    return path
 
 
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
-        ({"threshold": 0.004}, "threshold is 0.003, not 0.004"),
-        ({"method": "acdc"}, 'method is "pahq", not "acdc"'),
-        ({"seed": 1}, "seed is 0, not 1"),
-        ({"ablation": "zero"}, 'ablation is "resample", not "zero"'),
-        ({"metric": "logit_diff"}, 'metric is "kl_div", not "logit_diff"'),
-        ({"batches": None}, "batches is 1, not null"),
-        ({"engine": "host"}, 'engine is "auto", not "host"'),
-        ({"precision": pahq.PrecisionConfig(low="bf16", mlp="bf16")}, "precision is"),
+        ({"threshold": 0.004}, "threshold"),
+        ({"method": "acdc"}, "method"),
+        ({"ablation": "zero"}, "ablation"),
+        ({"metric": "logit_diff"}, "metric"),
+        ({"batches": None}, "batches"),
+        ({"engine": "host"}, "engine"),
+        ({"precision": pahq.PrecisionConfig(low="bf16", mlp="bf16")}, "precision"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_another_run_is_refused(written: Path, settings: dict[str, Any], name: str) -> None:
     before = written.read_bytes()
-    with pytest.raises(CheckpointError, match="belongs to another run") as error:
+    with refused(CheckpointError, f"its {name} is"):
         run(written, **settings)
-    assert name in str(error.value) and "\n" not in str(error.value)
     assert written.read_bytes() == before
 
 
@@ -93,7 +99,7 @@ def test_another_configuration_of_the_same_weights_is_refused(
     settings: dict[str, Any] = {"threshold": THRESHOLD, "progress": False, "checkpoint": tmp_path / "c"}
     first = discover(make(), loader(), **settings)
     assert taken(discover(make(), loader(), **settings)) == taken(first)
-    with pytest.raises(CheckpointError, match=f"belongs to another run: its {kind} is"):
+    with pytest.raises(CheckpointError, match=f"its {kind} is"):
         discover(other(), loader(), **settings)
 
 
@@ -111,6 +117,6 @@ def test_another_metric_of_the_same_name_is_refused(
         again = discover(small_model(), loader(), metric=metric, checkpoint=path, **settings)
         assert taken(again) == taken(first)
         monkeypatch.setitem(globals(), "FACTOR", 2.0)
-        with pytest.raises(CheckpointError, match=f"belongs to another run: its {kind} is"):
+        with pytest.raises(CheckpointError, match=f"its {kind} is"):
             discover(small_model(), loader(), metric=other, checkpoint=path, **settings)
         monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""The sweep on engines whose effects are given: its decisions are the sequential algorithm's."""
+"""The sweep on engines that screen: the guard band, and going back when it was too narrow."""
 
 from __future__ import annotations
 
@@ -6,19 +6,12 @@ import math
 import random
 
 import pytest
-from auto_circuit.types import AblationType, Edge
+from auto_circuit.types import Edge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pahq_plugin.discovery.guard import AUDIT_EVERY, SAMPLE, GuardBand, fixed_band, make_guard
+from pahq_plugin.discovery.guard import AUDIT_EVERY, GuardBand, fixed_band
 from pahq_plugin.discovery.screening import RECENT
-from pahq_plugin.engines.question import Question
-from pahq_plugin.engines.whole_forward import HostEngine
-from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.host.lending import borrowed
-from pahq_plugin.host.patching import prepare
-from pahq_plugin.host.prompts import collect_batches
-from pahq_plugin.metrics import kl_div
 from pahq_plugin.results.decision import Decision
 from pahq_plugin.results.result import Stats
 from tests.helpers.fake_engine import (
@@ -30,7 +23,6 @@ from tests.helpers.fake_engine import (
     sequential,
     swept,
 )
-from tests.helpers.small import loader, small_model
 
 SEEDS = st.integers(0, 2**32)
 
@@ -43,108 +35,6 @@ def some(seed: int):
     """Answers any number of the candidates that are offered."""
     draw = random.Random(seed)
     return lambda offered: draw.randint(1, offered)
-
-
-# Exact engines ------------------------------------------------------------------------------------
-
-
-@settings(max_examples=150, deadline=None)
-@given(seed=SEEDS, count=st.integers(1, 24), threshold=st.sampled_from([0.25, 0.5, 1.0, 2.0]))
-def test_decisions_are_those_of_the_sequential_loop(seed: int, count: int, threshold: float) -> None:
-    order = edges(count)
-    loss = random_loss(order, seed)
-    expected = sequential(order, loss, threshold)
-    for lookahead in {1, 2, 5, count, 2 * count}:
-        for answers in (None, some(seed)):
-            engine = FakeEngine(loss, lookahead=lookahead, answers=answers)
-            sweep = swept(engine, order, threshold)
-            assert outcome(sweep.run()) == expected
-            assert engine.removed == {edge for edge, kept in expected if not kept}
-            assert all(decision.exact for decision in sweep.decisions)
-            assert sweep.re_evaluations == 0
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=SEEDS, lookahead=st.integers(1, 12))
-def test_recorded_effects_are_those_of_the_moment(seed: int, lookahead: int) -> None:
-    order = edges(12)
-    loss = random_loss(order, seed)
-    removed: frozenset[Edge] = frozenset()
-    for decision in swept(FakeEngine(loss, lookahead=lookahead), order, 0.5).run():
-        assert decision.effect == loss(removed | {decision.edge}) - loss(removed)
-        removed = removed if decision.kept else removed | {decision.edge}
-
-
-def test_an_effect_at_the_threshold_is_kept() -> None:
-    order = edges(3)
-    effects = dict(zip(order, (0.5, 0.5 - 2**-20, 0.5 + 2**-20), strict=True))
-    sweep = swept(FakeEngine(additive_loss(effects)), order, 0.5)
-    assert [decision.kept for decision in sweep.run()] == [True, False, True]
-
-
-def test_negative_effects_are_removed() -> None:
-    order = edges(2)
-    sweep = swept(FakeEngine(additive_loss({order[0]: -9.0, order[1]: 9.0})), order, 0.5)
-    assert [decision.kept for decision in sweep.run()] == [False, True]
-
-
-def test_the_order_given_is_the_order_taken() -> None:
-    order = edges(9)
-    random.Random(3).shuffle(order)
-    sweep = swept(FakeEngine(random_loss(order, 1), lookahead=4), order, 0.5)
-    assert [decision.edge for decision in sweep.run()] == order
-
-
-def test_looking_ahead_saves_calls_where_all_edges_go() -> None:
-    order, calls = edges(20), []
-    loss = additive_loss(dict.fromkeys(order, 0.0))
-    engine = FakeEngine(loss, lookahead=8, answers=lambda n: calls.append(n) or n)
-    swept(engine, order, 0.5).run()
-    assert calls == [8, 8, 4] and engine.evaluations == 20
-
-
-def test_a_wrong_prediction_is_not_made_twice() -> None:
-    """Edge 1 stays: the first call ends there, the second knows of edge 3 from the first."""
-    order = edges(6)
-    loss = additive_loss({edge: float(i in (1, 3)) for i, edge in enumerate(order)})
-    calls: list[int] = []
-    engine = FakeEngine(loss, lookahead=6, answers=lambda n: calls.append(n) or n)
-    swept(engine, order, 0.5).run()
-    assert calls == [6, 4]
-
-
-def test_nothing_to_decide_is_no_error() -> None:
-    assert swept(FakeEngine(lambda removed: 0.0), [], 0.5).run() == []
-
-
-def test_progress_counts_up_to_all_edges() -> None:
-    order = edges(10)
-    told: list[tuple[int, int]] = []
-    engine = FakeEngine(random_loss(order, 5), lookahead=3)
-    sweep = swept(engine, order, 0.5, progress=lambda *numbers: told.append(numbers))
-    sweep.run()
-    kept = sum(decision.kept for decision in sweep.decisions)
-    assert told == sorted(told) and told[-1] == (10, kept)
-
-
-def test_the_host_engine_runs_the_state_before_once_for_all_kept_edges() -> None:
-    """One forward per edge, and one per block from which forwards start and per fresh start; more than
-    half are kept."""
-    model, order = small_model(), canonical_edges(small_model())
-    batches = loader()
-    prompts = collect_batches(model, batches, 1)
-    prepared = prepare(model, batches, prompts, AblationType.RESAMPLE)
-    with borrowed(model):
-        engine = HostEngine(
-            Question(model, loader, [], AblationType.RESAMPLE, ("kl_div", kl_div)), prepared
-        )
-        decisions = swept(engine, order, 1e-3).run()
-    assert sum(decision.kept for decision in decisions) > len(order) / 2
-    starts = model.cfg.n_layers + len(order) // HostEngine.snapshot_every
-    assert engine.evaluations <= len(order) + 1 + starts
-
-
-# Screening engines --------------------------------------------------------------------------------
 
 
 @settings(max_examples=100, deadline=None)
@@ -188,15 +78,6 @@ def test_an_infinite_band_makes_every_decision_exact(seed: int, lookahead: int, 
     assert outcome(sweep.run()) == sequential(order, loss, 0.5)
     assert all(decision.exact for decision in sweep.decisions)
     assert len(engine.asked_exactly) >= len(order)
-
-
-def test_a_guard_of_zero_trusts_every_effect() -> None:
-    order = edges(8)
-    engine = FakeEngine(random_loss(order, 2), lookahead=3, noise=relative_noise(2, 0.9))
-    guard = make_guard(engine, order, 0.5, 0, seed=0)
-    assert guard is None
-    decisions = swept(engine, order, 0.5, guard).run()
-    assert not engine.asked_exactly and not any(decision.exact for decision in decisions)
 
 
 @settings(max_examples=60, deadline=None)
@@ -332,37 +213,3 @@ def test_what_a_sweep_cost_is_recorded() -> None:
     assert stats.evaluations == engine.evaluations == 10  # the last two are not screened any more
     assert stats.re_evaluations == 4
     assert stats.guard["relative"] == math.inf and stats.guard["widened"] == 0
-
-
-# Making a guard -----------------------------------------------------------------------------------
-
-
-def test_no_guard_where_none_is_needed() -> None:
-    order = edges(5)
-    screening = FakeEngine(random_loss(order, 1), noise=relative_noise(1, 0.1))
-    exact = FakeEngine(random_loss(order, 1))
-    assert make_guard(screening, order, 0.5, 0.0, seed=0) is None
-    assert make_guard(exact, order, 0.5, "auto", seed=0) is None
-    assert make_guard(exact, order, 0.5, math.inf, seed=0) is None
-    assert screening.evaluations == exact.evaluations == 0
-
-
-def test_a_number_makes_a_fixed_band() -> None:
-    order = edges(5)
-    engine = FakeEngine(random_loss(order, 1), noise=relative_noise(1, 0.1))
-    guard = make_guard(engine, order, 0.5, 0.7, seed=0)
-    assert guard is not None and guard.fixed and guard.relative == 0.7
-    assert engine.evaluations == 0
-
-
-def test_auto_calibrates_on_the_whole_model() -> None:
-    order = edges(40)
-    engine = FakeEngine(random_loss(order, 1), noise=relative_noise(1, 0.5))
-    guard = make_guard(engine, order, 0.5, "auto", seed=0)
-    assert guard is not None and not guard.fixed and guard.threshold == 0.5
-    assert len(engine.asked_exactly) == SAMPLE == len(set(engine.asked_exactly))
-    assert engine.evaluations == 2 * SAMPLE and not engine.removed
-    quiet = FakeEngine(random_loss(order, 1), noise=relative_noise(1, 1e-6))
-    narrow = make_guard(quiet, order, 0.5, "auto", seed=0)
-    assert narrow is not None
-    assert narrow.half_width(0.5) < guard.half_width(0.5)

@@ -55,9 +55,6 @@ def ioi() -> pahq.Problem:
     return pahq.load_problem("ioi")
 
 
-# Tables -------------------------------------------------------------------------------------------
-
-
 def test_registering_twice_enters_each_method_once() -> None:
     listed, entered = list(PRUNE_ALGOS), dict(PRUNE_ALGO_DICT)
     pahq.register()
@@ -87,21 +84,10 @@ def test_importing_alone_enters_nothing() -> None:
         """
     subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=True,
     )
-
-
-def test_methods_are_ours_and_every_host_key() -> None:
-    host_keys = list(PRUNE_ALGO_DICT)
-    assert list(pahq.methods()) == OWN + host_keys
-    pahq.register()
-    assert list(pahq.methods()) == OWN + host_keys
-    late = dataclasses.replace(prune_algos.RANDOM_PRUNE_ALGO, key="Late")
-    PRUNE_ALGO_DICT["Late"] = late
-    assert pahq.methods()[-1] == "Late"
-    assert pahq.discover(small_model(), loader(), method="Late", n_edges=3).circuit
 
 
 def test_a_key_that_is_taken_is_left_alone() -> None:
@@ -109,9 +95,6 @@ def test_a_key_that_is_taken_is_left_alone() -> None:
     PRUNE_ALGO_DICT["pahq"] = mine
     pahq.register()
     assert PRUNE_ALGO_DICT["pahq"] is mine
-
-
-# Scores -------------------------------------------------------------------------------------------
 
 
 def by_edge(model: PatchableModel, scores: PruneScores) -> dict[Edge, float]:
@@ -142,7 +125,7 @@ def test_the_order_of_thresholds_does_not_count() -> None:
 
 
 def test_no_threshold_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="thresholds is empty"):
+    with pytest.raises(ConfigError, match="thresholds"):
         threshold_scores(small_model(), loader(), thresholds=())
     with pytest.raises(ConfigError, match="threshold=0"):
         threshold_scores(small_model(), loader(), thresholds=(0.1, 0))
@@ -158,9 +141,6 @@ def test_attribution_scores_read_the_whole_loader(method: str) -> None:
     part = pahq.discover(model, two, method=method, batches=1, progress=False)
     assert scores == {d.edge: d.effect for d in whole.decisions}
     assert scores != {d.edge: d.effect for d in part.decisions}
-
-
-# The host's own tools -----------------------------------------------------------------------------
 
 
 def patched_edges(model: PatchableModel) -> set[Edge]:

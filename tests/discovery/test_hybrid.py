@@ -26,6 +26,7 @@ from pahq_plugin.metrics import resolve_metric
 from pahq_plugin.precision.config import PrecisionConfig
 from pahq_plugin.precision.formats import get_format
 from tests.helpers.lent import unusual_state
+from tests.helpers.refused import refused
 from tests.helpers.small import KINDS, VOCABULARY, loader, patchable, transformer
 
 discover = partial(pahq.discover, progress=False)
@@ -153,13 +154,9 @@ def test_a_measured_error_above_the_budget_widens_on() -> None:
 
 @pytest.mark.parametrize("errors", [{"unembed": 0.5}, {"blocks.0.mlp": 2.0, "blocks.1.qkv": 0.25}])
 def test_an_impossible_budget_is_refused(errors: Errors) -> None:
-    with pytest.raises(ConfigError) as caught:
-        assign(all_in(errors), independent(errors), 1e-4)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
     least = min(errors, key=lambda part: errors[part])
-    for word in ("budget=0.0001", f"that of {least}, {errors[least]:.2g}", "raise the budget", "acdc"):
-        assert word in message
+    with refused(ConfigError, "budget=0.0001", f"{least}, {errors[least]:.2g}"):
+        assign(all_in(errors), independent(errors), 1e-4)
 
 
 def test_progress_counts_the_parts() -> None:
@@ -185,27 +182,6 @@ def test_configured_names_every_low_part(attn_only: bool) -> None:
 def test_configured_names_nothing_of_a_model_in_fp32() -> None:
     cfg = SimpleNamespace(n_layers=2, attn_only=True)
     assert configured(PrecisionConfig(low="fp32", mlp="int8"), cfg) == {}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"budget": 0.1}, ("budget=0.1", "policy='hybrid'", "not 'investigated_head'")),
-        ({"budget": 0.1, "policy": "uniform"}, ("budget=0.1", "policy='hybrid'", "not 'uniform'")),
-        ({"budget": 0.0, "policy": "hybrid"}, ("budget=0.0", "above 0", "0.02")),
-        ({"budget": -0.1, "policy": "hybrid"}, ("budget=-0.1", "above 0", "0.02")),
-        ({"budget": math.nan, "policy": "hybrid"}, ("budget=nan", "finite", "0.02")),
-        ({"budget": math.inf, "policy": "hybrid"}, ("budget=inf", "finite", "0.02")),
-        ({"budget": True, "policy": "hybrid"}, ("budget=True", "number", "0.02")),
-        ({"budget": "0.1", "policy": "hybrid"}, ("budget='0.1'", "number", "0.02")),
-    ],
-)
-def test_wrong_budgets_are_refused(arguments: dict[str, Any], words: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        PrecisionConfig(**arguments)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    assert all(word in message for word in words), message
 
 
 # A whole search -----------------------------------------------------------------------------------
@@ -311,11 +287,8 @@ def test_a_smaller_budget_widens_more(engine: str) -> None:
 def test_a_budget_that_no_part_meets_is_refused(engine: str) -> None:
     model = small("layer_norm")
     before = unusual_state(model)
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError, "budget=1e-09"):
         discover(model, loader(), precision=hybrid(budget=1e-9), engine=engine)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    assert all(word in message for word in ("budget=1e-09", "smallest error", "blocks.", "acdc"))
     before.assert_unchanged()
 
 

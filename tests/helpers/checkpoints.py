@@ -1,4 +1,4 @@
-"""Small searches with a checkpoint, for the tests beside."""
+"""Small searches with a checkpoint."""
 
 from __future__ import annotations
 
