@@ -1,16 +1,19 @@
-"""Validation of graphs in the formats that a hybrid search chose."""
+"""Validation of graphs: shapes, and the formats that a hybrid search chose."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 import pahq_plugin as pahq
-from pahq_exporters.check import check, for_blocks
+from pahq_exporters.check import check, check_shapes, for_blocks
 from pahq_exporters.export import export_onnx
 from pahq_plugin.errors import ExportError
+from tests.helpers.refused import refused
 from tests.helpers.small import loader, small_model
 
 
@@ -51,3 +54,21 @@ def test_a_wrong_graph_is_still_found(tmp_path: Path) -> None:
     path = export_onnx(model, tmp_path / "g.onnx", precision=hybrid(**FORMATS[0]))
     with pytest.raises(ExportError, match="differ"):
         check(path, small_model(seed=1, n_layers=3), loader(), trials=2)
+
+
+def test_shapes_that_do_not_fit(tmp_path: Path) -> None:
+    def value(name: str, *shape: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    product = helper.make_node("MatMul", ["a", "b"], ["c"])
+    graph = helper.make_graph([product], "g", [value("a", 2, 3), value("b", 4, 5)], [value("c", 2, 5)])
+    onnx.save(helper.make_model(graph), tmp_path / "g.onnx")
+    with refused(ExportError, str(tmp_path / "g.onnx")):
+        check_shapes(tmp_path / "g.onnx")
+
+
+@pytest.mark.parametrize("graph", ["dense", "sweep"])
+def test_what_is_whole_is_neither(graph: str, tmp_path: Path) -> None:
+    model = small_model()
+    path = export_onnx(model, tmp_path / "g.onnx", graph=graph)  # type: ignore[arg-type]
+    assert check_shapes(path) == "shapes: inference finds no contradiction"

@@ -51,19 +51,19 @@ def test_it_comes_back(one: Description) -> None:
 
 
 def test_a_file_of_somebody_else_is_refused() -> None:
-    with refused(ExportError, "g.onnx", "not a graph of this package", "pahq export"):
+    with refused(ExportError, "g.onnx"):
         from_json(None, "g.onnx")
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", '"pahq"', "3", "[" * 100_000, "{}", "\ud800"])
 def test_what_is_no_description_is_refused(text: str) -> None:
-    with refused(ExportError, "g.onnx", "damaged"):
+    with refused(ExportError, "g.onnx"):
         from_json(text, "g.onnx")
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None, [1], "a\nb"])
 def test_another_format_is_refused(version: Any) -> None:
-    with refused(ExportError, "g.onnx", "format", "reads 1"):
+    with refused(ExportError, "format"):
         from_json(changed(format=version), "g.onnx")
 
 
@@ -94,7 +94,7 @@ WRONG: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize(("field", "value"), [(k, v) for k, values in WRONG.items() for v in values])
 def test_a_wrong_field_is_refused(field: str, value: Any) -> None:
-    with refused(ExportError, "g.onnx", "damaged"):
+    with refused(ExportError, "g.onnx"):
         from_json(changed(**{field: value}), "g.onnx")
 
 
@@ -102,9 +102,9 @@ def test_a_missing_or_strange_field_is_refused() -> None:
     for field in json.loads(KNOWN.to_json()).keys() - {"source_configuration"}:  # of older files
         record = json.loads(KNOWN.to_json())
         del record[field]
-        with refused(ExportError, "damaged"):
+        with refused(ExportError):
             from_json(json.dumps(record), "g.onnx")
-    with refused(ExportError, "damaged", "more"):
+    with refused(ExportError, "more"):
         from_json(changed(**{"more\nof it": 1}), "g.onnx")
 
 
@@ -112,31 +112,27 @@ def test_a_fixed_head_is_a_head() -> None:
     fixed = {"high": "fixed", "heads_file": None}
     assert from_json(changed(**fixed, fixed_head=[1, 3]), "g").fixed_head == (1, 3)
     for head in ([2, 0], [0, 4], [0], "12", [0.0, 1], {}, [-1, 0]):
-        with refused(ExportError, "damaged"):
+        with refused(ExportError):
             from_json(changed(**fixed, fixed_head=head), "g.onnx")
 
 
-EDGES: dict[str, tuple[object, tuple[str, ...]]] = {
-    "source": ("A0.9->MLP 1", ("A0.9", "'Resid Start' to 'MLP 1'")),
-    "destination": ("A0.1->MLP 9", ("MLP 9", "'A0.0.Q' to 'Resid End'")),
-    "backwards": ("MLP 1->A0.0.Q", ("A0.0.Q does not read MLP 1",)),
-    "without Q": ("MLP 0->A1.0", ("no destination 'A1.0'",)),
-    "no arrow": ("A0.1", ("'A0.1'", "Resid Start->A0.0.Q")),
-    "empty": ("", ("''", "Resid Start->A0.0.Q")),
-    "position": ("A0.1->MLP 1 @2", ("@2", "all positions")),
-    "line break": ("A0.1\n->MLP 1", ("A0.1\\n",)),
-    "number": (3, ("3", "not an edge")),
-    "bytes": (b"A0.1->MLP 1", ("not an edge",)),
-    "none": (None, ("not an edge",)),
-    "of one position": (SimpleNamespace(name="A0.1->MLP 1", seq_idx=2), ("@2",)),
-    "nameless": (SimpleNamespace(name=None), ("not an edge",)),
+EDGES: dict[str, tuple[object, str]] = {
+    "no arrow": ("A0.1", "A0.1"),
+    "empty": ("", "''"),
+    "without Q": ("MLP 0->A1.0", "A1.0"),
+    "line break": ("A0.1\n->MLP 1", "A0.1\\n"),
+    "bytes": (b"A0.1->MLP 1", "A0.1"),
+    "none": (None, "None"),
+    "of one position": (SimpleNamespace(name="A0.1->MLP 1", seq_idx=2), "@2"),
+    "nameless": (SimpleNamespace(name=None), "None"),
 }
+"""Besides those of tests/messages."""
 
 
 @pytest.mark.parametrize("case", EDGES)
 def test_an_edge_outside_the_graph_is_refused(case: str) -> None:
-    edge, words = EDGES[case]
-    with refused(GraphError, *words):
+    edge, word = EDGES[case]
+    with refused(GraphError, word):
         KNOWN.index_of(edge)
 
 
@@ -154,7 +150,7 @@ def test_edges_of_other_models_are_taken_by_name() -> None:
 @pytest.mark.parametrize("place", ["", " @3", " @-1", " @x", " @²", " @01", " @" + "1" * 5000, " @1.0"])
 def test_edges_of_single_positions_have_one(place: str) -> None:
     assert BY_POSITION.index_of("A0.1->MLP 1 @2") == (2, *KNOWN.index_of("A0.1->MLP 1"))
-    with refused(GraphError, "A0.1->MLP 1", "0 to 2"):
+    with refused(GraphError, "0 to 2"):
         BY_POSITION.index_of("A0.1->MLP 1" + place)
 
 

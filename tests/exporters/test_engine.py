@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from auto_circuit.utils.ablation_activations import src_ablations
 
 import pahq_plugin as pahq
-from pahq_exporters import OnnxPatcher, export_onnx
-from pahq_exporters.graph.write import DEFAULT
-from pahq_plugin.errors import PahqError
-from pahq_plugin.host.graph import canonical_edges
+from pahq_exporters.engine import OnnxEngine
+from pahq_plugin.errors import ConfigError, MetricError, PahqError
+from pahq_plugin.precision.config import PrecisionConfig
 from tests.helpers.architectures import build, random_architecture
+from tests.helpers.refused import refused, untouched
 from tests.helpers.replay import replay
-from tests.helpers.rounded import patched_logits, rounded_weights
 from tests.helpers.small import loader, small_model
 
 SAMPLE = {("tracr-xproportion", 1e-2), ("tracr-reverse", 1e-3)}
+
 GRID = [
     pytest.param(problem, threshold, marks=[] if (problem, threshold) in SAMPLE else pytest.mark.full)
     for problem in ("ioi", "greater-than", "induction", "tracr-reverse", "tracr-xproportion")
@@ -73,35 +72,6 @@ def test_random_architectures(seed: int) -> None:
         assert report.agrees and report.n_ties, report
 
 
-def kl(logits: torch.Tensor, clean: torch.Tensor) -> float:
-    ours, theirs = clean.double().log_softmax(-1), logits.double().log_softmax(-1)
-    return float((ours.exp() * (ours - theirs)).sum(-1).mean())
-
-
-@pytest.mark.parametrize("count", [20, pytest.param(None, marks=pytest.mark.full)])
-def test_effects_of_single_edges(count: int | None, tmp_path: Path) -> None:
-    """Of all edges, within 1e-3 of themselves or 1e-6; in a sweep graph of E4M3 weights."""
-    problem = pahq.load_problem("ioi")
-    model, batch = problem.model, next(iter(problem.train_loader))
-    edges = canonical_edges(model)
-    edges = edges if count is None else random.Random(0).sample(edges, count)
-    outputs = src_ablations(model, batch.corrupt)
-    patcher = OnnxPatcher(
-        export_onnx(model, tmp_path / "s.onnx", graph="sweep", positions="model"), threads=1
-    )
-    prompts = patcher.prompts(batch.clean.numpy(), outputs.numpy())
-    ours = patcher.run_each(prompts, edges=edges)
-    for edge, logits in zip(edges, ours, strict=True):
-        head = None
-        if edge.dest.head_idx is not None:
-            head = (int(edge.dest.module_name.split(".")[1]), edge.dest.head_idx)
-        with rounded_weights(model, DEFAULT, head):
-            clean = patched_logits(model, batch.clean, outputs, set())[model.out_slice]
-            theirs = patched_logits(model, batch.clean, outputs, {edge})[model.out_slice]
-        found, expected = kl(torch.from_numpy(logits), clean), kl(theirs, clean)
-        assert abs(found - expected) <= max(1e-6, 1e-3 * abs(expected)), (edge, found, expected)
-
-
 def test_padded_prompts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batches = small_model(), loader()
     original = type(model.wrapped_model).input_to_embed
@@ -117,17 +87,6 @@ def test_padded_prompts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         pahq.discover(model, batches, engine="onnx", progress=False)
 
 
-def test_hybrid_is_refused() -> None:
-    with pytest.raises(PahqError, match="hybrid"):
-        pahq.discover(
-            small_model(),
-            loader(),
-            engine="onnx",
-            precision=pahq.PrecisionConfig(low="int8", mlp="int8", policy="hybrid"),
-            progress=False,
-        )
-
-
 def test_nothing_is_left_in_the_temporary_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,3 +99,32 @@ def test_nothing_is_left_in_the_temporary_folder(
         progress=False,
     ).decisions)))  # fmt: skip
     assert not list(tmp_path.iterdir())
+
+
+MODEL = small_model()
+
+INT8 = {"low": "int8", "mlp": "int8"}
+
+SEARCHES: list[tuple[dict[str, Any], type[PahqError], str]] = [
+    ({"precision": PrecisionConfig(**INT8, policy="hybrid")}, ConfigError, "hybrid"),
+    ({"precision": PrecisionConfig(**INT8, weights="int4")}, ConfigError, "int4"),
+    ({"precision": PrecisionConfig(**INT8, parts=("scores",))}, ConfigError, "scores"),
+    ({"method": "acdc", "metric": lambda a, *_: a.flatten(1).sum(1) * np.nan}, MetricError, "nan"),
+    ({"method": "eap"}, ConfigError, "engine"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "word"), SEARCHES)
+def test_searches_that_no_graph_can_do(
+    arguments: dict[str, Any], error: type[PahqError], word: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with untouched(tmp_path), refused(error, word):
+        pahq.discover(MODEL, loader(), engine="onnx", progress=False, **arguments)
+
+
+def test_a_graph_has_the_formats_it_was_exported_with() -> None:
+    """Whatever asks the engine for others; a search with such a policy is refused before."""
+    engine = OnnxEngine.__new__(OnnxEngine)
+    with refused(ConfigError, "hybrid"):
+        engine.screen_with(pahq.PrecisionConfig())

@@ -11,15 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from auto_circuit.utils.ablation_activations import src_ablations
+from typer.testing import CliRunner, Result
 
 import pahq_plugin as pahq
-from pahq_exporters import export_onnx
-from pahq_exporters.run import main, run, table
-from pahq_plugin.errors import ConfigError, ResultError
+from pahq_exporters import OnnxPatcher, commands, export_onnx
+from pahq_exporters.run import main, parse_head, run, table
+from pahq_plugin.errors import ConfigError, PahqError, ResultError
+from tests.helpers.refused import Interrupted, refused
 from tests.helpers.rounded import patched_logits
+from tests.helpers.small import small_model
 
 FULL = pahq.PrecisionConfig(low="fp32", mlp="fp32", policy="full")
+
 EDGES = ["A0.7->MLP 0", "MLP 0->MLP 1"]
 
 
@@ -107,14 +112,14 @@ def test_a_circuit_that_was_found(positional: bool, tmp_path: Path, files: Path)
 
 
 def test_results_that_no_graph_runs(tmp_path: Path, files: Path) -> None:
-    with pytest.raises(ResultError, match="no result at "):
+    with pytest.raises(ResultError, match="result"):
         run(files / "dense.onnx", files / "prompts.json", result=tmp_path)
     own = pahq.load_problem("ioi")
     everything = {"method": "eap", "n_edges": len(own.model.edges)}
     zeroed = {"method": "acdc", "ablation": "zero", "threshold": 0.1}
     for settings, words in (
-        (everything, "keeps every edge; there is nothing to patch"),
-        (zeroed, "has the ablation zero; graphs patch from corrupt prompts"),
+        (everything, "every edge"),
+        (zeroed, "zero"),
     ):
         found = pahq.discover(own.model, own.train_loader, progress=False, **settings)
         found.save(tmp_path, force=True)
@@ -132,18 +137,18 @@ def scored(problem: pahq.Problem, folder: Path) -> Path:
 def test_results_of_another_model(tmp_path: Path, files: Path) -> None:
     prompts = files / "prompts.json"
     positional = pahq.load_problem("ioi", positional=True)
-    with pytest.raises(ConfigError, match="single positions, the graph has none; export with --pos"):
+    with pytest.raises(ConfigError, match="--positional"):
         run(files / "dense.onnx", prompts, result=scored(positional, tmp_path / "found"))
     export_onnx(positional.model, tmp_path / "p.onnx", precision=FULL)
     plain = pahq.load_problem("ioi")
-    with pytest.raises(ConfigError, match="no edges of single positions, the graph has; export without"):
+    with pytest.raises(ConfigError, match="--positional"):
         run(tmp_path / "p.onnx", prompts, result=scored(plain, tmp_path / "found"))
     with torch.no_grad():
         next(iter(plain.model.wrapped_model.parameters())).mul_(0.5)
-    with pytest.raises(ConfigError, match="model with other weights than the graph's; export that"):
+    with pytest.raises(ConfigError, match="weights"):
         run(files / "dense.onnx", prompts, result=scored(plain, tmp_path / "found"))
     grouped = pahq.load_problem("ioi", separate_qkv=False)
-    with pytest.raises(ConfigError, match="edges, the graph of pahq-bundled-4l with 1,519; export the"):
+    with pytest.raises(ConfigError, match="1,519"):
         run(files / "dense.onnx", prompts, result=scored(grouped, tmp_path / "found"))
 
 
@@ -151,12 +156,10 @@ def test_a_circuit_needs_a_dense_graph_or_edges_one_by_one(
     problem: pahq.Problem, tmp_path: Path, files: Path
 ) -> None:
     folder, prompts = scored(problem, tmp_path / "found"), files / "prompts.json"
-    with pytest.raises(ConfigError, match="for --result export a dense one, or add --each"):
+    with pytest.raises(ConfigError, match="--each"):
         run(files / "sweep.onnx", prompts, result=folder)
     found = run(files / "sweep8.onnx", prompts, result=folder, each=True, limit=1)
     assert len(found["runs"]) == 1319
-    with pytest.raises(ConfigError, match="one of --edges, --all and --result"):
-        run(files / "dense.onnx", prompts, EDGES, result=folder)
 
 
 @pytest.mark.parametrize("how", ["edges", "result"])
@@ -186,40 +189,104 @@ def test_nothing_but_numpy_and_onnxruntime_is_imported(
     assert imported.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["dense.onnx", "--prompts", "prompts.json"], ("--edges", "--all")),
-        (["dense.onnx", "--prompts", "none.json", "--all"], ("none.json", "cannot be read")),
-        (["none.onnx", "--prompts", "prompts.json", "--all"], ("none.onnx", "pahq export")),
-        (["prompts.json", "--prompts", "prompts.json", "--all"], ("prompts.json", "not an ONNX model")),
-        (["dense.onnx", "--prompts", "prompts.json", "--edges", "A0.1->MLP 9"], ("MLP 9",)),
-        (["dense.onnx", "--prompts", "prompts.json", "--edges", "MLP 3->MLP 0"], ("not before it",)),
-        (["dense8.onnx", "--prompts", "prompts.json", "--all", "--head", "9.9"], ("layer 9",)),
-        (["dense.onnx", "--prompts", "prompts.json", "--all", "--head", "x"], ("--head", "LAYER.HEAD")),
-        (["dense.onnx", "--prompts", "prompts.json", "--all", "--mode", "x"], ("mode", "memory")),
-        (["dense.onnx", "--prompts", "prompts.json", "--all", "--limit", "0"], ("--limit",)),
-        (["dense.onnx", "--prompts", "prompts.json", "--all", "--provider", "x"], ("'x'", "cpu")),
-        (["sweep.onnx", "--prompts", "prompts.json", "--edges", *EDGES], ("one edge at a time",)),
-    ],
-)
-def test_wrong_arguments(
-    arguments: list[str],
-    words: tuple[str, ...],
-    files: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(files)
-    assert main(arguments) == 1
-    captured: Any = capsys.readouterr()
-    assert captured.out == "" and captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1 and all(word in captured.err for word in words), captured.err
-
-
 def test_the_table_names_clean_and_patched_runs(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [files / "dense8.onnx", "--prompts", files / "prompts.json", "--edges", EDGES[0]]
     assert main([str(each) for each in arguments]) == 0
     out = capsys.readouterr().out
     assert "(clean)" in out and EDGES[0] in out and "CPUExecutionProvider" in out
     assert np.isfinite(float(out.splitlines()[-1].split()[-1]))
+
+
+MODEL = small_model()
+
+EDGE = "A0.1->MLP 1"
+
+
+def command(*arguments: object) -> Result:
+    app = typer.Typer()
+    app.command("export")(commands.export)
+    app.command("run")(commands.run)
+    return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [str(a) for a in arguments])
+
+
+def fails(word: str, *arguments: object) -> None:
+    result = command(*arguments)
+    assert result.exit_code == 1, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and word in line and not result.stdout, line
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    path = export_onnx(MODEL, folder / "g.onnx")
+    export_onnx(MODEL, folder / "late.onnx", start_layer=1)
+    prompt = {"clean": [1, 2, 3], "corrupt": [4, 5, 6], "answers": [7], "wrong_answers": [8]}
+    for name, change in {
+        "p": {},
+        "text": {"clean": "When"},
+        "vocabulary": {"corrupt": [4, 5, 99]},
+        "answers": {"answers": [40]},
+        "large": {"answers": [10**40]},
+    }.items():
+        (folder / f"{name}.json").write_text(json.dumps({"prompts": [prompt | change]}))
+    return path
+
+
+RUNS: list[tuple[list[str], str]] = [
+    ([], "--edges"),
+    (["--edges", EDGE, "--all"], "--all"),
+    (["--edges", "A9.9->MLP 1"], "A9.9"),
+    (["--edges", EDGE, "--head", "5.0"], "no head 0 in layer 5"),
+    (["--edges", EDGE, "--head", "1.²"], "LAYER.HEAD"),
+    (["--edges", EDGE, "--mode", "fast"], "speed, memory"),
+    (["--edges", EDGE, "--threads", "0"], "threads"),
+    (["--edges", EDGE, "--provider", "npu"], "npu"),
+    (["--edges", EDGE, "--prompts", "text.json"], "token ids"),
+    (["--edges", EDGE, "--prompts", "vocabulary.json"], "id 99"),
+    (["--edges", EDGE, "--prompts", "answers.json"], "[40]"),
+    (["--edges", EDGE, "--prompts", "large.json"], "outside the vocabulary"),
+    (["--edges", EDGE, "--prompts", "missing.json"], "cannot be read"),
+    (["--edges", EDGE, "--graph", "late.onnx"], "block 1"),
+    (["--edges", EDGE, "--graph", "p.json"], "not an ONNX model"),
+    (["--edges", EDGE, "--graph", "missing.onnx"], "no file"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "word"), RUNS)
+@pytest.mark.parametrize("light", [False, True])
+def test_run_fails_in_one_line(
+    arguments: list[str], word: str, light: bool, graph: Path, capsys: Any
+) -> None:
+    """Both commands, that of a deployment without PyTorch, too."""
+    options = dict(zip(arguments[::2], arguments[1::2], strict=False))
+    path = graph.parent / options.pop("--graph", "g.onnx")
+    prompts = graph.parent / options.pop("--prompts", "p.json")
+    rest = [word for pair in options.items() for word in pair]
+    rest += ["--all"] if "--all" in arguments else []
+    given = [str(path), "--prompts", str(prompts), *rest]
+    if not light:
+        fails(word, "run", *given)
+        return
+    assert main(given) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and word in err and len(err.splitlines()) == 1 and not out
+    with pytest.raises(PahqError):
+        main([*given, "--debug"])
+
+
+def test_a_limit_of_nothing_and_an_interrupt(graph: Path, capsys: Any, monkeypatch: Any) -> None:
+    given = [str(graph), "--prompts", str(graph.parent / "p.json"), "--edges", EDGE]
+    assert main([*given, "--limit", "0"]) == 1
+    assert "limit" in capsys.readouterr().err
+    assert main([*given, "--limit", "1"]) == 0
+    monkeypatch.setattr(OnnxPatcher, "run", Interrupted(None, 1, KeyboardInterrupt()))
+    capsys.readouterr()
+    assert main(given) == 130 and capsys.readouterr() == ("", "interrupted\n")
+
+
+@pytest.mark.parametrize("text", ["", "1", "²", "1.²", "-1.2", "1.2.3", " 1.2", "1." + "1" * 5000])
+def test_a_head_is_two_numbers(text: str) -> None:
+    assert parse_head("12.7") == (12, 7)
+    with refused(ConfigError, "LAYER.HEAD"):
+        parse_head(text)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from auto_circuit.prune import run_circuits
-from auto_circuit.types import PatchType
+from auto_circuit.types import Edge, PatchType
 from auto_circuit.utils.patchable_model import PatchableModel
 
 from pahq_exporters.interchange.graph_json import GraphJson, read_graph_json
@@ -109,3 +109,38 @@ def changed(graph: Any, path: tuple[str, ...], value: Any) -> Any:
     else:
         parent[path[-1]] = value
     return graph
+
+
+def their_names(cfg: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """Nodes and edges of the graph that EAP-IG makes of a ``cfg``.
+
+    After its README ("nodes are either the inputs, attention heads, MLPs, or logits", "each MLP (and
+    the logits) has 1 input, but each attention head has 3: the Q, K, and V input") and the comments of
+    ``Graph`` ('input', 'a0.h0', 'm0', 'logits'; 'input->a0.h0<q>', 'a0.h0->m0'): a source goes to
+    everything that runs later.
+    """
+    layers, heads = range(cfg["n_layers"]), range(cfg["n_heads"])
+    when = {"input": -1.0, "logits": float(cfg["n_layers"])}
+    when |= {f"a{layer}.h{head}": float(layer) for layer in layers for head in heads}
+    when |= {f"m{layer}": layer + (0.0 if cfg["parallel_attn_mlp"] else 0.5) for layer in layers}
+    edges = set()
+    for source, start in when.items():
+        for dest, end in when.items():
+            if start < end:
+                suffixes = ("<q>", "<k>", "<v>") if dest.startswith("a") else ("",)
+                edges |= {f"{source}->{dest}{suffix}" for suffix in suffixes}
+    return set(when), edges
+
+
+def host_name(edge: Edge) -> str:
+    """Their name of a host edge, from the host's name."""
+    source, dest = edge.name.split("->")
+    words = {"Resid Start": "input", "Resid End": "logits"}
+
+    def node(name: str) -> str:
+        block, _, head = name[1:].partition(".")
+        return words.get(name) or (f"m{name[4:]}" if name.startswith("MLP ") else f"a{block}.h{head}")
+
+    if dest[-2:] in (".Q", ".K", ".V"):
+        return f"{node(source)}->{node(dest[:-2])}<{dest[-1].lower()}>"
+    return f"{node(source)}->{node(dest)}"

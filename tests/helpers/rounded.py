@@ -6,11 +6,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from auto_circuit.utils.patchable_model import PatchableModel
 from torch import Tensor
 
 from pahq_plugin import PrecisionConfig
+
+FULL = PrecisionConfig(low="fp32", mlp="fp32", policy="full")
+TOLERANCE = 1e-5
+
+WEIGHT_ONLY = [
+    PrecisionConfig(low="fp8_e4m3", mlp="fp8_e4m3", activations="high"),
+    PrecisionConfig(low="fp8_e5m2", mlp="bf16", scale="none", activations="high"),
+    PrecisionConfig(
+        low="int8", mlp="int8", scale="head", activations="high", parts=("qkv", "output", "unembed")
+    ),
+    PrecisionConfig(low="fp16", mlp="int8", scale="tensor", activations="high"),
+]
+
+
+def off(ours: np.ndarray[Any, Any], theirs: torch.Tensor) -> float:
+    """Largest difference of logits, relative to the largest logit."""
+    expected = theirs.numpy()
+    assert ours.shape == expected.shape
+    return float(np.abs(ours - expected).max() / max(1.0, np.abs(expected).max()))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import pahq_plugin as pahq
 from pahq_plugin.errors import FormatError
 from pahq_plugin.precision import formats, weights
 from pahq_plugin.precision.backend import mixed_precision
@@ -17,7 +18,8 @@ from pahq_plugin.precision.config import PrecisionConfig
 from pahq_plugin.precision.formats import get_format
 from pahq_plugin.precision.kernels import FP8
 from pahq_plugin.precision.weights import LowWeights
-from tests.helpers.small import logits, small_model, tokens
+from tests.helpers.rounded import TOLERANCE, WEIGHT_ONLY, off, rounded_weights
+from tests.helpers.small import loader, logits, small_model, tokens
 
 NAME = "blocks.0.attn.W_Q"
 INT8 = get_format("int8")
@@ -235,3 +237,17 @@ def test_a_packed_copy_is_in_memory_once(
     assert not copy.packed[..., shape[-2] :, :].float().any()
     assert not copy.packed[..., shape[-1] :].float().any()
     assert copies.nbytes == copy.packed.untyped_storage().nbytes() + copy.scale.nbytes
+
+
+@pytest.mark.parametrize("precision", WEIGHT_ONLY, ids=lambda p: f"{p.low}-{p.mlp}-{p.scale}")
+def test_the_backend_rounds_weights_only(precision: pahq.PrecisionConfig) -> None:
+    model, batch = small_model(), next(iter(loader()))
+    with pahq.mixed_precision(model, precision) as backend, torch.no_grad():
+        for head in (None, (0, 1), (1, 3)):
+            backend.investigate(head)
+            ours = model(batch.clean)
+            with rounded_weights(model, precision, head):
+                backend.investigate(None)
+                with backend.own_precision():
+                    theirs = model(batch.clean)
+            assert off(ours.numpy(), theirs) <= TOLERANCE

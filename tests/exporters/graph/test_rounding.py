@@ -12,6 +12,8 @@ import torch
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
+import pahq_plugin as pahq
+from pahq_exporters import OnnxPatcher, export_onnx
 from pahq_exporters.graph.builder import Builder
 from pahq_exporters.graph.rounding import Rounding
 from pahq_exporters.session import open_session
@@ -99,3 +101,15 @@ def test_activations_are_rounded_as_the_formats_do(name: str, scale: Any, tmp_pa
     runtime = run_both(build.model("rounding", info[:1], info[1:], {}), x.numpy(), tmp_path)
     for found in runtime:
         assert np.array_equal(found, expected)
+
+
+def test_rounded_activations_are_near_the_backend(problem: pahq.Problem, tmp_path: Path) -> None:
+    """Values between two codes may fall to either side, but nearer than the format's own error."""
+    model, batch = problem.model, next(iter(problem.train_loader))
+    precision = pahq.PrecisionConfig(low="int8", mlp="int8", policy="uniform")
+    patcher = OnnxPatcher(export_onnx(model, tmp_path / "g.onnx", precision=precision), threads=1)
+    ours, own = patcher.run(batch.clean.numpy()), model(batch.clean).detach().numpy()
+    with pahq.mixed_precision(model, precision), torch.no_grad():
+        theirs = model(batch.clean).numpy()
+    assert np.square(ours - theirs).mean() < 0.1 * np.square(own - theirs).mean()
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load(tmp_path / "g.onnx").graph.node}

@@ -12,13 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-from auto_circuit.types import Edge
 
 import pahq_plugin as pahq
 from pahq_exporters.interchange.graph_json import read_graph_json, write_graph_json
 from pahq_plugin.results.result import Stats
 from tests.helpers.architectures import build, random_architecture
-from tests.helpers.interchange import assert_runs_as_the_circuit, made_up, random_result, two_blocks
+from tests.helpers.interchange import (
+    assert_runs_as_the_circuit,
+    host_name,
+    made_up,
+    random_result,
+    their_names,
+    two_blocks,
+)
 from tests.helpers.small import loader, patchable, small_model, transformer
 
 
@@ -31,30 +37,6 @@ def fitting(seed: int) -> bool:
 SEEDS = [seed for seed in range(60) if fitting(seed)]
 
 
-# Their graph, from its documentation --------------------------------------------------------------
-
-
-def their_names(cfg: dict[str, Any]) -> tuple[set[str], set[str]]:
-    """Nodes and edges of the graph that EAP-IG makes of a ``cfg``.
-
-    After its README ("nodes are either the inputs, attention heads, MLPs, or logits", "each MLP (and
-    the logits) has 1 input, but each attention head has 3: the Q, K, and V input") and the comments of
-    ``Graph`` ('input', 'a0.h0', 'm0', 'logits'; 'input->a0.h0<q>', 'a0.h0->m0'): a source goes to
-    everything that runs later.
-    """
-    layers, heads = range(cfg["n_layers"]), range(cfg["n_heads"])
-    when = {"input": -1.0, "logits": float(cfg["n_layers"])}
-    when |= {f"a{layer}.h{head}": float(layer) for layer in layers for head in heads}
-    when |= {f"m{layer}": layer + (0.0 if cfg["parallel_attn_mlp"] else 0.5) for layer in layers}
-    edges = set()
-    for source, start in when.items():
-        for dest, end in when.items():
-            if start < end:
-                suffixes = ("<q>", "<k>", "<v>") if dest.startswith("a") else ("",)
-                edges |= {f"{source}->{dest}{suffix}" for suffix in suffixes}
-    return set(when), edges
-
-
 def their_top(graph: dict[str, Any], count: int, size: Callable[[float], float] = abs) -> set[str]:
     """The edges that ``apply_topn(count)`` takes; fails where a tie leaves them open."""
     names = list(graph["edges"])
@@ -63,31 +45,6 @@ def their_top(graph: dict[str, Any], count: int, size: Callable[[float], float] 
     if 0 < count < len(ranked):
         assert ranked[count - 1][0] > ranked[count][0], "a tie at the border of the circuit"
     return {name for _, name in ranked[:count]}
-
-
-def host_name(edge: Edge) -> str:
-    """Their name of a host edge, from the host's name."""
-    source, dest = edge.name.split("->")
-    words = {"Resid Start": "input", "Resid End": "logits"}
-
-    def node(name: str) -> str:
-        block, _, head = name[1:].partition(".")
-        return words.get(name) or (f"m{name[4:]}" if name.startswith("MLP ") else f"a{block}.h{head}")
-
-    if dest[-2:] in (".Q", ".K", ".V"):
-        return f"{node(source)}->{node(dest[:-2])}<{dest[-1].lower()}>"
-    return f"{node(source)}->{node(dest)}"
-
-
-def test_the_reference_has_the_published_numbers_of_edges() -> None:
-    """``EDGE_COUNTS`` of MIB's evaluation.py; the shapes are those of the models named there."""
-    published = {(12, 12): 32_491, (24, 14): 179_749, (26, 8): 74_218, (6, 4): 1_108}
-    for (n_layers, n_heads), count in published.items():
-        cfg = {"n_layers": n_layers, "n_heads": n_heads, "parallel_attn_mlp": False}
-        assert len(their_names(cfg)[1]) == count
-
-
-# Written ------------------------------------------------------------------------------------------
 
 
 def test_the_random_architectures_are_of_every_kind() -> None:
@@ -132,12 +89,6 @@ def test_a_written_circuit_is_read_back_and_is_a_graph_of_theirs(seed: int, tmp_
     for name, scores in result.prune_scores.items():
         assert read.prune_scores(model)[name].dtype == scores.dtype
         assert torch.equal(read.prune_scores(model)[name], scores.float().to(scores.dtype))
-
-
-def test_host_and_reference_agree_on_what_an_edge_is() -> None:
-    """Otherwise names could be mixed up in one way by the writer and the reader."""
-    model = small_model("parallel")
-    assert {host_name(edge) for edge in model.edges} == their_names(model.cfg.to_dict())[1]
 
 
 def test_a_search_is_read_back_and_runs_as_that_circuit(tmp_path: Path) -> None:
