@@ -115,6 +115,21 @@ def test_an_engine_that_does_not_screen_needs_no_guard() -> None:
     assert sweep.re_evaluations == 0 and not engine.asked_exactly
 
 
+def test_an_effect_after_a_wrong_prediction_does_not_widen_the_band() -> None:
+    """Edge 0, in doubt, is predicted to go and kept. Edge 1, measured without it, is off by 1.8."""
+    order = edges(2)
+
+    def loss(removed: frozenset[Edge]) -> float:
+        both = len(removed) == 2
+        return 1.05 * (order[0] in removed) + 0.9 * (order[1] in removed) + 1.8 * both
+
+    screened = dict(zip(order, (0.95, 0.9), strict=True))
+    engine = FakeEngine(loss, lookahead=2, noise=lambda edge, _: screened[edge])
+    guard = GuardBand(1.0, relative=0.3, floor=0.0)
+    assert [decision.kept for decision in swept(engine, order, 1.0, guard).run()] == [True, False]
+    assert guard.widened == 0 and not engine.restored
+
+
 @pytest.mark.parametrize("lookahead", [1, 2, 3])
 def test_a_widened_band_takes_back_what_it_doubts(lookahead: int) -> None:
     """Edge 0 is screened at 0.7 and really 1.5: wrong, and outside a band of 30 % around 1.

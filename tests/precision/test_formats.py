@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -302,14 +304,16 @@ def test_products_of_integers_are_exact(depth: int) -> None:
         np.testing.assert_array_equal(multiply(x, weight).numpy(), exact.astype(result))
 
 
-def test_long_sums_of_the_largest_codes_are_exact() -> None:
-    """127 * 127 * 2000 is beyond the integers that FP32 adds exactly; partial sums would round."""
-    codes = torch.full((1, 2001), 127, dtype=torch.int8)
-    codes[0, 0] = 1
+@pytest.mark.parametrize("depth", [1041, 2000])
+def test_long_sums_of_large_codes_are_exact(depth: int) -> None:
+    """From 1,041 products of 127 * 127 on, a sum exceeds the integers that FP32 adds exactly."""
+    generator = torch.Generator().manual_seed(depth)
     ones = torch.ones(1, 1)
-    weight = Quantised(codes.T.contiguous(), ones)
-    expected = np.float32(1 + 127 * 127 * 2000)
-    assert multiply(Quantised(codes, ones), weight).item() == expected
+    draw = partial(torch.randint, 100, 128, generator=generator, dtype=torch.int8)
+    for _ in range(20):
+        x, weight = draw((3, depth)), draw((depth, 5))
+        exact = (x.long() @ weight.long()).float()
+        assert multiply(Quantised(x, ones), Quantised(weight, ones)).equal(exact)
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp8_e4m3", "fp8_e5m2", "int8"])
