@@ -1,7 +1,8 @@
-"""``pahq show``: what it writes, opens and refuses. The table is tested in `test_cli`."""
+"""``pahq show``: what it prints, writes, opens and refuses."""
 
 from __future__ import annotations
 
+import json
 import webbrowser
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pahq_plugin.cli.app import app
+from tests.helpers.commands import MAIN, assert_light, strict_json, succeeds
 from tests.helpers.records import decision, random_record, record_of, saved
 
 
@@ -52,25 +54,11 @@ def test_compare_draws_both(ioi: Path, tmp_path: Path) -> None:
     assert '"name":"ioi"' in text and '"name":"induction"' in text and '"compare":true' in text
 
 
-def test_folders_of_one_name_are_told_apart_by_their_paths(ioi: Path, tmp_path: Path) -> None:
-    other = saved(random_record(40), tmp_path / "again" / "ioi")
-    assert show(ioi, "--html", tmp_path / "page.html", "--compare", other).exit_code == 0
-    text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert f'"name":"{ioi}"' in text and f'"name":"{other}"' in text
-
-
-def test_equal_names_and_edges_count_as_one_model(tmp_path: Path) -> None:
-    edge = decision("a->b", 1.0)
-    one = saved(record_of([edge], digest="1"), tmp_path / "one")
-    two = saved(record_of([edge], digest="2"), tmp_path / "two")
-    assert show(one, "--html", tmp_path / "page.html", "--compare", two).exit_code == 0
-
-
 def test_results_of_different_models_are_refused(ioi: Path, tmp_path: Path) -> None:
-    words = "different models, random with 1,519 edges and b with 1"
     record = record_of([decision("a->b", 1.0)], name="b", digest="other")
     other = saved(record, tmp_path / "other")
-    refused(words, ioi, "--html", tmp_path / "page.html", "--compare", other)
+    refused("random", ioi, "--html", tmp_path / "page.html", "--compare", other)
+    refused("random", ioi, "--compare", other)
     assert not (tmp_path / "page.html").exists()
 
 
@@ -97,7 +85,7 @@ def test_open_opens_the_named_page_and_says_so_without_a_browser(
 def test_a_file_is_replaced_by_force_only(ioi: Path, tmp_path: Path, option: str) -> None:
     file = tmp_path / "there"
     file.write_text("old")
-    refused(f"{file} exists already; pass --force", ioi, option, file)
+    refused(str(file), ioi, option, file)
     assert file.read_text() == "old"
     assert show(ioi, option, file, "--force").exit_code == 0 and file.read_text() != "old"
 
@@ -121,32 +109,43 @@ def test_compare_without_a_picture_prints_what_differs(tmp_path: Path) -> None:
     assert "all effects are equal" in " ".join(show(one, "--compare", one).stdout.split())
     assert "Only in" not in show(one, "--compare", two, "--top", "0").stdout
     assert "1 only in two" in " ".join(show(one, "--card", "--compare", two).stdout.split())
-    refused("no result at", one, "--compare", tmp_path / "nothing")
-    other = record_of([decision("a->b", 1.0)])
-    other["model"] |= {"name": "another", "digest": "0", "edges": 1}
-    refused("of different models", one, "--compare", saved(other, tmp_path / "other"))
 
 
 def test_contradictions_are_refused(ioi: Path, tmp_path: Path) -> None:
-    refused("--dot writes one circuit; leave out", ioi, "--compare", ioi, "--dot", tmp_path / "x")
-    refused("--json prints one result; leave out --compare", ioi, "--compare", ioi, "--json")
-    refused("leave out --html", ioi, "--json", "--html", tmp_path / "page.html")
-    refused("prints the graph alone", ioi, "--dot", "-", "--html", tmp_path / "page.html")
-    refused("is a folder; name a file", ioi, "--html", tmp_path, "--force")
+    refused("--dot", ioi, "--compare", ioi, "--dot", tmp_path / "x")
+    refused("--json", ioi, "--compare", ioi, "--json")
+    refused("--html", ioi, "--json", "--html", tmp_path / "page.html")
+    refused("--dot", ioi, "--dot", "-", "--html", tmp_path / "page.html")
+    refused("folder", ioi, "--html", tmp_path, "--force")
     both = tmp_path / "both"
-    refused(f"--html and --dot are both {both}; name two files", ioi, "--html", both, "--dot", both)
+    refused(str(both), ioi, "--html", both, "--dot", both)
     assert not both.exists()
-    refused("no result at", tmp_path / "nothing", "--html", tmp_path / "page.html")
-    refused("no result at", ioi, "--html", tmp_path / "page.html", "--compare", tmp_path / "nothing")
+    refused("nothing", tmp_path / "nothing", "--html", tmp_path / "page.html")
+    refused("nothing", ioi, "--html", tmp_path / "page.html", "--compare", tmp_path / "nothing")
 
 
 def test_a_circle_is_refused(tmp_path: Path) -> None:
     record = record_of([decision("a->b", 1.0), decision("b->a", 1.0)])
-    refused("form a cycle", saved(record, tmp_path / "r"), "--html", tmp_path / "page.html")
+    refused("cycle", saved(record, tmp_path / "r"), "--html", tmp_path / "page.html")
 
 
-def test_halves_of_surrogate_pairs_do_not_stop_it(tmp_path: Path) -> None:
-    record = record_of([decision("a\ud800->b", 1.0)], name="m\udfff")
-    folder = saved(record, tmp_path / "r")
-    assert show(folder, "--html", tmp_path / "page.html", "--dot", tmp_path / "c.dot").exit_code == 0
-    assert "m?" in (tmp_path / "page.html").read_text(encoding="utf-8")
+def test_show_prints_what_discover_printed(xproportion: tuple[Path, str]) -> None:
+    folder, printed = xproportion
+    text = succeeds("show", folder)
+    assert text and printed.startswith(text)
+    assert succeeds("show", folder / "result.json") == text
+    assert sum("█" in line for line in succeeds("show", folder, "--top", "2").splitlines()) == 2
+
+
+def test_show_as_json_is_the_file(xproportion: tuple[Path, str]) -> None:
+    folder, _ = xproportion
+    record = strict_json(succeeds("show", folder, "--json"))
+    stats = record.pop("stats")
+    assert record == json.loads((folder / "result.json").read_text())
+    assert stats == json.loads((folder / "run.json").read_text())["stats"]
+
+
+def test_show_imports_nothing_heavy(xproportion: tuple[Path, str]) -> None:
+    folder, _ = xproportion
+    assert "edges kept by pahq" in assert_light(MAIN, "show", str(folder))
+    assert json.loads(assert_light(MAIN, "show", str(folder), "--json"))["decisions"]
