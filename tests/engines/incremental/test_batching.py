@@ -17,17 +17,8 @@ from pahq_plugin.engines.incremental.batching import GOOD_PASSES, RowCap
 from pahq_plugin.engines.incremental.state import BatchState
 from pahq_plugin.errors import ModelError
 from pahq_plugin.results.result import Discovery
-from pahq_plugin.system.memory import is_out_of_memory
 from tests.helpers.small import loader, small_model
-
-ERRORS = [
-    torch.OutOfMemoryError("CUDA out of memory"),
-    MemoryError(),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
-    RuntimeError("unable to mmap 1024 bytes: Cannot allocate memory (12)"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in the manual"),
-]
+from tests.system.test_memory import ERRORS
 
 
 def short_of_memory(
@@ -155,9 +146,3 @@ def test_the_cap_by_hand() -> None:
     for _ in range(2 * GOOD_PASSES):
         cap.passed()
     assert cap.rows == 20
-
-
-@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
-def test_what_counts_as_out_of_memory(error: BaseException) -> None:
-    assert is_out_of_memory(error)
-    assert not is_out_of_memory(RuntimeError("shapes do not fit"))

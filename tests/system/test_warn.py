@@ -1,22 +1,19 @@
-"""What the package says besides results: warnings that can be filtered, log lines that are quiet."""
+"""Warnings point at the line of the user and can be filtered; log lines are quiet."""
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import pahq_plugin as pahq
-from pahq_plugin.cli.app import app
 from pahq_plugin.system.warn import warn
 from tests.helpers.small import loader, patchable, transformer
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def hooked() -> None:
@@ -26,7 +23,7 @@ def hooked() -> None:
 
 
 def test_a_warning_names_the_line_of_the_user() -> None:
-    with pytest.warns(pahq.PahqWarning, match="using engine='host'") as said:
+    with pytest.warns(pahq.PahqWarning, match="host") as said:
         hooked()
     assert [warning.filename for warning in said] == [__file__]
 
@@ -59,27 +56,6 @@ def test_log_lines_are_quiet_unless_asked_for(package: str) -> None:
     assert done.stderr == f"WARNING:{package}.engine.cap:asked for\n"
 
 
-def test_commands_print_both_as_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = logging.getLogger()
-    monkeypatch.setattr(root, "level", root.level)
-
-    def examine() -> dict[str, object]:
-        warn("on another engine")
-        warn("on another engine")
-        warnings.warn("deprecated", DeprecationWarning, stacklevel=1)
-        logging.getLogger("pahq_plugin.engines.protocol").warning("fewer rows")
-        logging.getLogger("pahq_plugin.engines.protocol").info("a detail")
-        logging.getLogger("someone.else").warning("noise")
-        return {}
-
-    monkeypatch.setattr("pahq_plugin.cli.doctor.examine", examine)
-    result = CliRunner().invoke(app, ["doctor", "--json"])
-    assert result.exit_code == 0 and result.stdout == "{}\n"
-    line = "warning: on another engine\n"
-    assert result.stderr == line + line + "warning: fewer rows\n"
-    assert [type(h) for h in logging.getLogger("pahq_plugin").handlers] == [logging.NullHandler]
-
-
 def test_a_provider_that_does_not_load_is_a_warning() -> None:
     from pahq_exporters.session import _say_what_we_got
 
@@ -87,6 +63,6 @@ def test_a_provider_that_does_not_load_is_a_warning() -> None:
         def get_providers(self) -> list[str]:
             return ["CPUExecutionProvider"]
 
-    with pytest.warns(pahq.PahqWarning, match="CUDAExecutionProvider did not load .* CPUExecution"):
+    with pytest.warns(pahq.PahqWarning, match="CUDAExecutionProvider"):
         _say_what_we_got(Session(), ["CUDAExecutionProvider", "CPUExecutionProvider"])
     _say_what_we_got(Session(), ["CPUExecutionProvider"])

@@ -70,7 +70,9 @@ def test_whatever_it_closes_over_is_looked_at_briefly() -> None:
         assert function_digest(closing_over(value)) == function_digest(closing_over(value))
 
 
-SCRIPT = "from tests.test_contents import *; print(*(function_digest(one) for one, _ in DIFFERENT))"
+SCRIPT = (
+    "from tests.system.test_fingerprint import *; print(*(function_digest(one) for one, _ in DIFFERENT))"
+)
 
 
 @pytest.mark.full
