@@ -124,11 +124,6 @@ def test_contradictions_are_refused(ioi: Path, tmp_path: Path) -> None:
     refused("nothing", ioi, "--html", tmp_path / "page.html", "--compare", tmp_path / "nothing")
 
 
-def test_a_circle_is_refused(tmp_path: Path) -> None:
-    record = record_of([decision("a->b", 1.0), decision("b->a", 1.0)])
-    refused("cycle", saved(record, tmp_path / "r"), "--html", tmp_path / "page.html")
-
-
 def test_show_prints_what_discover_printed(xproportion: tuple[Path, str]) -> None:
     folder, printed = xproportion
     text = succeeds("show", folder)
