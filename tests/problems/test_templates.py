@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pahq_plugin.errors import ProblemError, PromptError
+from pahq_plugin.errors import PromptError
 from pahq_plugin.problems.templates import TEXT_TASKS, text_prompts
-from tests.zoo.hub import small_tokenizer
+from tests.helpers.hub import small_tokenizer
 
 TOKENIZER = small_tokenizer()
 
@@ -107,16 +107,3 @@ def test_a_tokenizer_that_does_not_fit_is_refused() -> None:
     for task in TEXT_TASKS:
         with pytest.raises(PromptError, match="single tokens"):
             text_prompts(task, by_letter, 4, seed=0)
-
-
-def test_years_of_one_token_are_refused() -> None:
-    def by_word(text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-        return {"input_ids": [hash(word) for word in re.findall(r" ?[^ ]+", text)]}
-
-    with pytest.raises(PromptError, match=r"17\|32"):
-        text_prompts("greater-than", by_word, 4, seed=0)
-
-
-def test_unknown_task_is_refused() -> None:
-    with pytest.raises(ProblemError, match=r"'induction'.*ioi, greater-than, docstring"):
-        text_prompts("induction", TOKENIZER, 4, seed=0)

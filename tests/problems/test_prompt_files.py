@@ -1,15 +1,19 @@
-"""Prompt files of users: what is read, and what is refused."""
+"""Prompt files of users: what is read, warned of and refused."""
 
 from __future__ import annotations
 
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pahq_plugin as pahq
 from pahq_plugin.errors import PromptError
 from pahq_plugin.problems import load_problem, vocabulary
 from pahq_plugin.problems.generated import generate
+from pahq_plugin.problems.vocabulary import WORDS
 from tests.helpers.problems import outputs, prompts_of, text_pair, user_file
 
 
@@ -56,38 +60,12 @@ GOOD = text_pair()
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{", "is not JSON"),
-        ([1], 'no list "prompts"'),
-        ({"pairs": []}, 'no list "prompts"'),
-        ({"prompts": []}, "no prompts"),
-        ({"prompts": [GOOD, {"clean": "a", "answers": ["a"]}]}, "prompt 1 lacks corrupt, wrong_a"),
-        ({"prompts": [7]}, "prompt 0 lacks clean"),
-        (
-            {"prompts": [GOOD, GOOD, text_pair(corrupt="and " + GOOD["corrupt"])]},
-            "prompt 2: clean has 15 tokens and corrupt 16",
-        ),
-        (
-            {"prompts": [GOOD, text_pair(clean="and and", corrupt="and to")]},
-            "prompt 1 has 3 tokens and prompt 0 has 15",
-        ),
-        ({"prompts": [text_pair(clean="When Zaphod")]}, "prompt 0: .* word 'Zaphod'"),
-        ({"prompts": [text_pair(answers=["Zaphod"])]}, "prompt 0: .* word 'Zaphod'"),
-        ({"prompts": [text_pair(answers=["Mary John"])]}, "'Mary John' is 2 tokens"),
-        ({"prompts": [text_pair(answers=[])]}, r"prompt 0: answers must be .* not \[\]"),
-        ({"prompts": [text_pair(clean="")]}, r"prompt 0: expected text or a list of token ids"),
-        ({"prompts": [text_pair(clean=[0, 388])]}, "prompt 0: 388 is not a token id; .* 0 to 387"),
-        ({"prompts": [text_pair(answers=[1.5])]}, "1.5 is not a token id"),
-        ({"prompts": [text_pair(clean=5)]}, "expected text or a list of token ids, not 5"),
-        (
-            {"prompts": [GOOD] * 9},
-            "too few prompts .* 8: 9; provide at least 16, or pass a smaller batch_size",
-        ),
-        ({"prompts": [GOOD], "word_idxs": {"a": "b"}}, '"word_idxs" must map'),
-        ({"prompts": [GOOD], "seq_labels": "a"}, '"seq_labels" must be a list'),
-        (
-            {"prompts": [{**GOOD, "clean": [0] + [1] * 39, "corrupt": [0] + [2] * 39}] * 16},
-            "40 tokens; the model reads at most 32",
-        ),
+        ({"prompts": [text_pair(clean="When Zaphod")]}, "prompt 0: .*'Zaphod'"),
+        ({"prompts": [text_pair(answers=["Zaphod"])]}, "prompt 0: .*'Zaphod'"),
+        ({"prompts": [text_pair(clean="")]}, "prompt 0"),
+        ({"prompts": [text_pair(answers=[1.5])]}, "1.5"),
+        ({"prompts": [GOOD] * 9}, "at least 16"),
+        ({"prompts": [{**GOOD, "clean": [0] + [1] * 39, "corrupt": [0] + [2] * 39}] * 16}, "40"),
     ],
 )
 def test_bad_prompt_files(tmp_path: Path, content: Any, says: str) -> None:
@@ -96,13 +74,36 @@ def test_bad_prompt_files(tmp_path: Path, content: Any, says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_unreadable_prompt_file(tmp_path: Path) -> None:
-    with pytest.raises(PromptError, match=r"nowhere\.json: No such file"):
-        load_problem("ioi", prompts=tmp_path / "nowhere.json")
-    with pytest.raises(PromptError, match="Is a directory"):
-        load_problem("ioi", prompts=tmp_path)
+TEXT = {
+    "clean": "When Mary and John went to the park , John gave a ball to",
+    "corrupt": "When Mary and John went to the park , Anna gave a ball to",
+    "answers": ["Mary"],
+    "wrong_answers": ["John"],
+}
 
 
-def test_prompts_that_are_no_file() -> None:
-    with pytest.raises(PromptError, match="prompts is a dict; name a JSON file"):
-        load_problem("ioi", prompts={"prompts": []})  # type: ignore[arg-type]
+def written(path: Path, begin: list[int]) -> Path:
+    ids = {
+        name: (begin if name in ("clean", "corrupt") else [])
+        + [WORDS.index(word) for word in (text.split() if isinstance(text, str) else text)]
+        for name, text in TEXT.items()
+    }
+    path.write_text(json.dumps({"prompts": [ids, ids]}))
+    return path
+
+
+def test_ids_without_bos_are_told(tmp_path: Path) -> None:
+    file = written(tmp_path / "p.json", [])
+    with pytest.warns(pahq.PahqWarning, match="BOS"):
+        pahq.load_problem("ioi", prompts=file, batch_size=1)
+
+
+def test_ids_with_bos_are_the_text(tmp_path: Path) -> None:
+    text = tmp_path / "text.json"
+    text.write_text(json.dumps({"prompts": [TEXT, TEXT]}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        files = (written(tmp_path / "p.json", [0]), text)
+        problems = [pahq.load_problem("ioi", prompts=file, batch_size=1) for file in files]
+    ids, words = (next(iter(problem.train_loader)).clean for problem in problems)
+    assert ids.tolist() == words.tolist()
