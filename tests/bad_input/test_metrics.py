@@ -8,26 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from auto_circuit.data import PromptDataLoader, PromptDataset
 from auto_circuit.utils.patchable_model import PatchableModel
 from torch import Tensor
 
-from pahq_plugin.errors import MetricError, PahqError, PahqWarning
+from pahq_plugin.errors import MetricError, PahqWarning
 from tests.helpers.refused import refused_untouched
 from tests.helpers.searches import discover
-from tests.helpers.small import VOCABULARY, loader, small_model, tokens
+from tests.helpers.small import loader, small_model
 
 
 def single_output() -> PatchableModel:
     return small_model(d_vocab_out=1)
 
 
-@pytest.mark.parametrize("method", ["pahq", "acdc"])
-def test_kl_div_of_a_single_output_is_refused(method: str) -> None:
+def test_kl_div_of_a_single_output_is_refused() -> None:
     model = single_output()
-    words = ("kl_div", "one output", 'metric="mse"')
     refused_untouched(
-        MetricError, words, model, lambda: discover(model, loader(), method=method, metric="kl_div")
+        MetricError, ("kl_div",), model, lambda: discover(model, loader(), metric="kl_div")
     )
     assert discover(model, loader(), method="acdc").settings["metric"] == "mse"
 
@@ -39,26 +36,22 @@ def returns(value: Callable[[Tensor], object]) -> Callable[..., Any]:
     return loss
 
 
-BAD_METRICS: dict[str, tuple[Callable[[Tensor], object], tuple[str, ...]]] = {
-    "NaN": (lambda x: x[:, 0] * math.nan, ("nan", "finite")),
-    "inf": (lambda x: x[:, 0].abs() * math.inf, ("inf", "finite")),
-    "scalar": (lambda x: x.mean(), ("one loss per prompt, [4]", "[]")),
-    "matrix": (lambda x: x, ("one loss per prompt, [4]", f"[4, {VOCABULARY}]")),
-    "too few": (lambda x: x[:2, 0], ("one loss per prompt, [4]", "[2]")),
-    "number": (lambda x: 1.0, ("one loss per prompt, [4]", "float")),
-    "nothing": (lambda x: None, ("one loss per prompt, [4]", "NoneType")),
+BAD_METRICS: dict[str, tuple[Callable[[Tensor], object], str]] = {
+    "NaN": (lambda x: x[:, 0] * math.nan, "nan"),
+    "too few": (lambda x: x[:2, 0], "[2]"),
 }
+"""Every other value is tried in `tests/test_metrics.py`."""
 
 
 @pytest.mark.parametrize("engine", ["host", "incremental"])
 @pytest.mark.parametrize("method", ["pahq", "acdc"])
 @pytest.mark.parametrize("bad", BAD_METRICS)
 def test_what_no_metric_returns_is_refused(bad: str, method: str, engine: str) -> None:
-    value, words = BAD_METRICS[bad]
+    value, word = BAD_METRICS[bad]
     model = small_model()
     refused_untouched(
         MetricError,
-        ("loss", *words),
+        ("loss", word),
         model,
         lambda: discover(model, loader(), method=method, engine=engine, metric=returns(value)),
     )
@@ -66,14 +59,14 @@ def test_what_no_metric_returns_is_refused(bad: str, method: str, engine: str) -
 
 @pytest.mark.parametrize("method", ["pahq", "acdc"])
 def test_a_constant_metric_is_warned_of(method: str) -> None:
-    with pytest.warns(PahqWarning, match="no edge has any effect"):
+    with pytest.warns(PahqWarning, match="no edge"):
         result = discover(small_model(), loader(), method=method, metric=returns(lambda x: 0 * x[:, 0]))
     assert len(result.circuit) == 0
 
 
 def test_an_ablation_that_changes_nothing_is_warned_of() -> None:
     """The mean over a single prompt is that prompt."""
-    with pytest.warns(PahqWarning, match="the ablation may put in what is there already, or"):
+    with pytest.warns(PahqWarning, match="ablation"):
         discover(small_model(), loader(prompts=1), method="acdc", ablation="tokenwise_mean_clean")
 
 
@@ -112,14 +105,3 @@ def test_a_metric_that_fails_late_names_the_edge(engine: str) -> None:
         model,
         lambda: discover(model, loader(), method="acdc", engine=engine, metric=late),
     )
-
-
-@pytest.mark.parametrize("method", ["eap", "eap-ig"])
-def test_answers_that_are_no_token_ids_are_refused(method: str) -> None:
-    """As those of tracr-xproportion, which are values."""
-    model = single_output()
-    clean, corrupt = tokens(0), tokens(1)
-    answers = [torch.tensor([0.5]) for _ in clean]
-    dataset = PromptDataset(clean, corrupt, answers, answers)
-    prompts = PromptDataLoader(dataset, seq_len=None, diverge_idx=0, batch_size=4)
-    refused_untouched(PahqError, ("answers",), model, lambda: discover(model, prompts, method=method))

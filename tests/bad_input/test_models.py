@@ -22,22 +22,29 @@ from tests.helpers.small import loader, patchable, small_model, transformer
 
 Problem = tuple[PatchableModel, PromptDataLoader]
 
-METHODS = ["pahq", "pahq-paper", "rtn-q", "acdc", "eap", "eap-ig", "ACDC", "Random"]
+METHODS = ["pahq", "pahq-paper", "rtn-q", "eap", "eap-ig", "ACDC", "Random"]
 
 
+@pytest.mark.parametrize("broken", BROKEN_MODELS)
+def test_a_model_that_cannot_be_patched_is_refused(broken: str) -> None:
+    make, word = BROKEN_MODELS[broken]
+    model = make()
+    refused_untouched(ModelError, (word,), model, lambda: discover(model, loader(), method="acdc"))
+
+
+@pytest.mark.parametrize("broken", ["use_attn_result", "NaN"])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("broken", BROKEN_MODELS)
-def test_a_model_that_cannot_be_patched_is_refused(broken: str, method: str) -> None:
-    make, words = BROKEN_MODELS[broken]
+def test_every_method_refuses_such_a_model(broken: str, method: str) -> None:
+    make, word = BROKEN_MODELS[broken]
     model = make()
-    refused_untouched(ModelError, words, model, lambda: discover(model, loader(), method=method))
+    refused_untouched(ModelError, (word,), model, lambda: discover(model, loader(), method=method))
 
 
-@pytest.mark.parametrize("broken", BROKEN_MODELS)
-def test_a_model_that_cannot_be_patched_is_not_lent(broken: str) -> None:
-    make, words = BROKEN_MODELS[broken]
+@pytest.mark.parametrize("broken", ["use_attn_result", "NaN"])
+def test_such_a_model_is_not_lent(broken: str) -> None:
+    make, word = BROKEN_MODELS[broken]
     model = make()
-    refused_untouched(ModelError, words, model, lambda: pahq.mixed_precision(model).__enter__())
+    refused_untouched(ModelError, (word,), model, lambda: pahq.mixed_precision(model).__enter__())
 
 
 def test_the_same_models_work_once_they_are_right() -> None:
@@ -58,37 +65,37 @@ def of_hugging_face() -> torch.nn.Module:
 @pytest.mark.parametrize(
     ("model", "instead"),
     [
-        (transformer(), r"pass pahq_plugin\.adapt\(model\)"),
-        (of_hugging_face(), r"pass pahq_plugin\.from_hugging_face\(model\)"),
-        (SimpleNamespace(model=small_model()), r"pass its \.model"),
-        (loader(), "pass the model first"),
-        ("gpt2", r"load one, for example load_problem\('ioi', model='gpt2'\)\.model"),
-        (torch.nn.Linear(2, 2), "wrap it with .*patchable_model"),
-        (None, "wrap it with .*patchable_model"),
+        (transformer(), "adapt"),
+        (of_hugging_face(), "from_hugging_face"),
+        (SimpleNamespace(model=small_model()), r"\.model"),
+        (loader(), "first"),
+        ("gpt2", "load_problem"),
+        (torch.nn.Linear(2, 2), "patchable_model"),
+        (None, "patchable_model"),
     ],
 )
 def test_what_is_no_host_model_is_refused(model: Any, instead: str) -> None:
-    with pytest.raises(ModelError, match=f"not a PatchableModel; {instead}"):
+    with pytest.raises(ModelError, match=instead):
         discover(model, loader())
 
 
 def test_what_is_no_loader_is_refused() -> None:
     model, prompts = small_model(), loader()
     problem = SimpleNamespace(train_loader=prompts)
-    with pytest.raises(PromptError, match=r"not a PromptDataLoader; pass its \.train_loader"):
+    with pytest.raises(PromptError, match="train_loader"):
         discover(model, problem)  # type: ignore[arg-type]
     for wrong in (next(iter(prompts)), "prompts.json", torch.zeros(2, 3)):
-        with pytest.raises(PromptError, match="not a PromptDataLoader; pass a loader of"):
+        with pytest.raises(PromptError, match="PromptDataLoader"):
             discover(model, wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("precision", ["fp8", torch.bfloat16, {"low": "int8"}])
 def test_what_is_no_precision_is_refused(precision: Any) -> None:
     model = small_model()
-    with pytest.raises(ConfigError, match="must be a PrecisionConfig, for example"):
+    with pytest.raises(ConfigError, match="PrecisionConfig"):
         discover(model, loader(), precision=precision)
     with (
-        pytest.raises(ConfigError, match="must be a PrecisionConfig"),
+        pytest.raises(ConfigError, match="PrecisionConfig"),
         mixed_precision(model, precision),
     ):
         pass
@@ -106,7 +113,7 @@ def micro() -> Problem:
 @pytest.mark.parametrize("method", ["pahq", "pahq-paper", "rtn-q", "eap-ig"])
 def test_a_method_of_heads_refuses_what_is_no_transformer(method: str) -> None:
     model, prompts = micro()
-    words = (method, "not a transformer", 'method="acdc"')
+    words = (method, "not a transformer")
     refused_untouched(ModelError, words, model, lambda: discover(model, prompts, method=method))
 
 

@@ -65,7 +65,7 @@ def test_the_device_is_passed_on() -> None:
     named = strict_json(succeeds(*chosen, "--device", "cpu"))
     assert named["decisions"] == strict_json(succeeds(*chosen))["decisions"]
     refused = command(*chosen, "--device", "meta")
-    assert refused.exit_code == 1 and "device='meta' cannot be used here" in refused.stderr
+    assert refused.exit_code == 1 and "device='meta'" in refused.stderr
 
 
 def test_precision_flags_change_the_default() -> None:

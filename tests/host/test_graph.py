@@ -41,7 +41,7 @@ def test_later_positions_stand_first() -> None:
     edges = canonical_edges(positional)
     assert edges == canonical_order(positional) and set(edges) == positional.edges
     assert [edge.seq_idx for edge in edges if edge.dest.name == "A1.3.V"][:3:2] == [2, 2]
-    ends = [edge.seq_idx for edge in edges if edge.dest.name == "Resid End"]
+    ends = [edge.seq_idx or 0 for edge in edges if edge.dest.name == "Resid End"]
     assert ends == sorted(ends, reverse=True) and set(ends) == {0, 1, 2}
 
 
