@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pandas import DataFrame
 
 import pahq_plugin as pahq
 from pahq_plugin.compare import tables as frames
-from pahq_plugin.compare.plan import ProblemSpec, Search
+from pahq_plugin.compare.plan import Search
 from pahq_plugin.compare.summary import (
     at_threshold,
     by_seed,
@@ -24,172 +23,25 @@ from pahq_plugin.compare.summary import (
     summary,
     top_heads,
 )
-from pahq_plugin.compare.tables import Finding, Judged, Material
+from pahq_plugin.compare.tables import Finding, Material
 from pahq_plugin.discovery.register import threshold_scores
+from tests.compare.made_up import (
+    FINDINGS,
+    FP32,
+    IOI,
+    MATERIAL,
+    NAMES,
+    OURS,
+    RANKING,
+    TRUE,
+    circuit,
+    finding,
+    judged,
+    row,
+)
 from tests.helpers.small import loader, small_model
 
-NAMES = ["A0.0->MLP 0", "A0.1->A1.0.Q", "MLP 0->A1.1.K", "A1.0->Resid End", "Resid Start->A0.0.V"]
-TRUE = frozenset([(NAMES[0], None), (NAMES[1], None)])
-IOI = ProblemSpec("ioi")
-FP32, OURS, RANKING = "acdc", "pahq", "eap"
-
-
-def finding(
-    method: str, threshold: float | None, effects: list[float], seed: int = 0, **changes: Any
-) -> Finding:
-    """One decision per name; every other one of a search is exact."""
-    decisions = [
-        {
-            "edge": name,
-            "seq_idx": None,
-            "effect": effect,
-            "kept": effect >= threshold if threshold else effect != 0,
-            "exact": method != OURS or number % 2 == 0,
-        }
-        for number, (name, effect) in enumerate(zip(NAMES, effects, strict=True))
-    ]
-    cost = {
-        "seconds": 2.0,
-        "forward_equivalents": 4.0,
-        "evaluations": 5,
-        "re_evaluations": 1,
-        "extra_bytes": 2**20,
-        "peak_bytes": 3 * 2**20,
-    }
-    return Finding(Search(IOI, method, threshold, seed, **changes), {"decisions": decisions}, cost)
-
-
-def judged(
-    method: str, circuits: list[dict[str, Any]], seed: int = 0, answered: bool = True, **changes: Any
-) -> Judged:
-    """Two prompts. The loss goes from 4 (all patched) to 0 (whole), the difference from 0 to 2."""
-    width = 3 if answered else 1
-    record = {
-        "problem": "ioi",
-        "method": method,
-        "seed": seed,
-        "metric": "kl_div",
-        "edges": len(NAMES),
-        "measures": ["loss", "logit_diff", "correct"][:width],
-        "whole": [[0.0, 2.0, 1.0][:width]] * 2,
-        "empty": [[4.0, 0.0, 0.0][:width]] * 2,
-        "circuits": circuits,
-        "true_edges": [list(name) for name in sorted(TRUE, key=str)],
-    }
-    return Judged(record | changes)
-
-
-def circuit(
-    threshold: float | None,
-    size: int,
-    inside: list[list[float]],
-    outside: list[list[float]] | None = None,
-) -> dict[str, Any]:
-    entry: dict[str, Any] = {"threshold": threshold, "size": size, "inside": inside}
-    return entry | ({"outside": outside} if outside else {})
-
-
-FINDINGS = (
-    finding(FP32, 0.1, [1.0, 0.5, 0.2, 0.05, -3.0]),  # keeps 0, 1, 2
-    finding(FP32, 0.4, [1.0, 0.5, 0.2, 0.05, -3.0]),  # keeps 0, 1
-    finding(OURS, 0.4, [1.0, 0.1, 0.5, 0.1, 0.0]),  # keeps 0, 2
-    finding(OURS, 0.1, [1.0, 0.1, 0.5, 0.1, 0.0]),  # keeps 0, 1, 2, 3
-    finding(RANKING, None, [-4.0, 1.0, 3.0, 1.0, 0.0]),
-)
-JUDGED = (
-    judged(
-        FP32,
-        [
-            circuit(0.1, 3, [[0.0, 2.0, 1.0], [2.0, 1.0, 0.0]], [[4.0, 0.0, 0.0], [2.0, 1.0, 1.0]]),
-            circuit(0.4, 2, [[2.0, 1.0, 1.0], [4.0, 0.0, 0.0]], [[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]]),
-        ],
-    ),
-    judged(OURS, [circuit(0.4, 2, [[3.0, 3.0, 0.0], [3.0, 3.0, 1.0]], [[4.0, 0.0, 0.0]] * 2)]),
-    judged(
-        RANKING,
-        [
-            circuit(0.1, 4, [[1.0, 2.0, 1.0], [1.0, 2.0, 1.0]], [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]]),
-            circuit(None, 1, [[4.0, 0.0, 0.0], [4.0, 0.0, 0.0]]),
-        ],
-    ),
-)
-MATERIAL = Material(FINDINGS, JUDGED)
-
-
-def row(table: DataFrame, **where: Any) -> dict[str, Any]:
-    """The only row with these values."""
-    for column, value in where.items():
-        table = table[table[column] == value]
-    assert len(table) == 1
-    return table.iloc[0].to_dict()
-
-
 # Rows of searches and circuits --------------------------------------------------------------------
-
-
-def test_searches_by_hand() -> None:
-    table = frames.searches(MATERIAL)
-    assert len(table) == len(FINDINGS)
-    ours = row(table, method=OURS, threshold=0.4)
-    assert (ours["problem"], ours["seed"], ours["edges"], ours["kept"]) == ("ioi", 0, 5, 2)
-    assert (ours["differing"], ours["jaccard"], ours["exact_share"]) == (2, 1 / 3, 3 / 5)
-    assert (ours["false_rate"], ours["true_rate"]) == (1 / 3, 1 / 2)
-    exact = row(table, method=FP32, threshold=0.1)
-    assert (exact["differing"], exact["jaccard"], exact["exact_share"]) == (0, 1, 1)
-    ranking = row(table, method=RANKING)
-    assert ranking["kept"] == 4
-    unknown = ("threshold", "differing", "jaccard", "exact_share", "false_rate", "true_rate")
-    assert all(math.isnan(ranking[name]) for name in unknown)
-
-
-def test_the_fp32_search_is_that_of_the_same_task() -> None:
-    """Another problem, seed, threshold, number of batches or ablation is another task."""
-    ours = FINDINGS[2].search
-    assert MATERIAL.exact_for(ours) is FINDINGS[1]
-    for changes in (
-        {"problem": ProblemSpec("ioi", batch_size=4)},
-        {"seed": 1},
-        {"threshold": 0.3},
-        {"batches": 2},
-        {"ablation": "zero"},
-    ):
-        other = Search(**{**vars(ours), **changes})
-        assert MATERIAL.exact_for(other) is None
-
-
-def test_costs_by_hand() -> None:
-    spent = row(frames.costs(MATERIAL), method=RANKING)
-    assert (spent["seconds"], spent["extra_mib"], spent["peak_mib"]) == (2, 1, 3)
-    assert (spent["forward_equivalents"], spent["evaluations"], spent["re_evaluations"]) == (4, 5, 1)
-
-
-def test_circuits_by_hand() -> None:
-    table = frames.circuits(MATERIAL)
-    exact = row(table, method=FP32, threshold=0.1)
-    assert (exact["size"], exact["share"], exact["metric"], exact["seed"]) == (3, 0.6, "kl_div", 0)
-    assert (exact["loss"], exact["logit_diff"], exact["accuracy"]) == (1, 1.5, 0.5)
-    assert (exact["faithfulness_loss"], exact["faithfulness_logit_diff"]) == (0.75, 0.75)
-    assert (exact["completeness_loss"], exact["completeness_logit_diff"]) == (0.75, 0.75)
-    ours = row(table, method=OURS)
-    assert (ours["faithfulness_loss"], ours["faithfulness_logit_diff"]) == (0.25, 1.5)
-    assert ours["completeness_loss"] == 1
-    cut = row(table[table["threshold"].isna()], method=RANKING)
-    assert cut["faithfulness_loss"] == 0 and math.isnan(cut["completeness_loss"])
-
-
-def test_more_behaviour_is_a_larger_number() -> None:
-    rows = [[3.0, 1.0, 0.0], [1.0, 2.0, 1.0]]
-    assert JUDGED[0].behaviours == ["loss", "logit_diff"]
-    assert JUDGED[0].behaviour("loss", rows).tolist() == [-3, -1]
-    assert JUDGED[0].behaviour("logit_diff", rows).tolist() == [1, 2]
-
-
-def test_a_loss_alone_has_no_other_columns() -> None:
-    lone = judged(FP32, [circuit(0.1, 3, [[1.0], [1.0]], [[4.0], [4.0]])], answered=False)
-    only = row(frames.circuits(Material((), (lone,))), method=FP32)
-    assert only["faithfulness_loss"] == 0.75 and only["completeness_loss"] == 1
-    assert only["logit_diff"] is None and only["accuracy"] is None
-    assert "faithfulness_logit_diff" not in only
 
 
 def test_nothing_makes_empty_tables() -> None:

@@ -16,41 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from pahq_plugin.compare import run as sweep
 from pahq_plugin.compare import tables as frames
 from pahq_plugin.compare import work as task
-from pahq_plugin.compare.held_out import judging
 from pahq_plugin.compare.plan import Plan, ProblemSpec, Search, make_plan
-from pahq_plugin.compare.run import Outcome, judgements_of, run_plan
+from pahq_plugin.compare.run import Outcome, Work, judgements_of, run_work
 from pahq_plugin.compare.summary import at_threshold, precision_study, summary
 from pahq_plugin.compare.tables import read_material
 from pahq_plugin.errors import ConfigError, ResultError
-from pahq_plugin.host import AblationType
-from pahq_plugin.host.prompts import collect_batches, loader_of
-from pahq_plugin.metrics import kl_div
-from pahq_plugin.problems import load_problem
-from pahq_plugin.results.files import RESULT_FILE, RUN_FILE
-
-CONTENT: dict[str, Any] = {
-    "problems": ["induction"],
-    "methods": ["acdc", "unguarded@fp8_e4m3", "act-mag", "random"],
-    "thresholds": [0.03, 0.1],
-    "test_batches": 1,
-}
-PLAN = make_plan(CONTENT, Path())
-PIECES = 6, 4  # searches, judged methods
-
-run = partial(run_plan, progress=False)
-
-
-def files(folder: Path) -> dict[str, int]:
-    """Every file but the plan, and when it was written."""
-    every = (path for path in folder.rglob("*") if path.is_file() and path.name != "plan.json")
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in every}
+from pahq_plugin.results.files import RESULT_FILE
+from tests.compare.swept import CONTENT, PIECES, PLAN, files, run
 
 
 def tables(plan: Plan, folder: Path) -> dict[str, str]:
@@ -67,24 +45,6 @@ def tables(plan: Plan, folder: Path) -> dict[str, str]:
     return {name: table.to_csv() for name, table in made.items()}
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep that nobody disturbed; not to be changed."""
-    folder = tmp_path_factory.mktemp("done")
-    outcome = run(PLAN, folder)
-    assert outcome == Outcome()
-    return folder
-
-
-@pytest.fixture
-def copied(done: Path, tmp_path: Path) -> Path:
-    """One to change."""
-    return Path(shutil.copytree(done, tmp_path / "copied"))
-
-
-# Results ------------------------------------------------------------------------------------------
-
-
 def test_every_search_and_method_has_its_files(done: Path) -> None:
     assert len(PLAN.searches) == PIECES[0]
     for search in PLAN.searches:
@@ -96,38 +56,6 @@ def test_every_search_and_method_has_its_files(done: Path) -> None:
     assert len(list((done / "found").iterdir())) == PIECES[0]
     assert len(list((done / "judged").iterdir())) == PIECES[1]
     assert json.loads((done / "plan.json").read_text()) == PLAN.record()
-
-
-def test_circuits_are_judged_at_their_sizes(done: Path) -> None:
-    """Searches at their thresholds; rankings at the FP32 sizes, and at MIB's shares."""
-    material = read_material(PLAN, done)
-    sizes = {f.search.threshold: len(f.circuit) for f in material.findings if f.search.method == "acdc"}
-    for judged in material.judged:
-        record = judged.record
-        at = {c["threshold"]: c["size"] for c in record["circuits"] if c["threshold"]}
-        free = [c["size"] for c in record["circuits"] if c["threshold"] is None]
-        assert len(record["whole"]) == len(record["empty"]) == 8
-        assert {len(c["inside"]) for c in record["circuits"]} == {8}
-        assert all(("outside" in c) == (c["threshold"] is not None) for c in record["circuits"])
-        if record["method"] in ("acdc", "random"):  # random scores do not tie
-            assert at == sizes
-        if record["method"] == "random":
-            assert free == [round(share * 1519) for share in task.SHARES]
-        elif record["method"] != "act-mag":
-            assert not free
-
-
-def test_circuits_and_complements_are_run_on_held_out_prompts(done: Path) -> None:
-    """Once more in this process, for one circuit."""
-    material, given = read_material(PLAN, done), load_problem("induction")
-    entry = next(j for j in material.judged if j.record["method"] == "acdc").record["circuits"][0]
-    chosen = next(f for f in material.findings if f.search == PLAN.searches[0]).circuit
-    circuit = {edge for edge in given.model.edges if (edge.name, edge.seq_idx) in chosen}
-    prompts = loader_of(collect_batches(given.model, given.test_loader, 1), given.test_loader)
-    with judging(given.model, prompts, AblationType.RESAMPLE, kl_div) as judge:
-        inside, outside = judge.run(circuit), judge.run(given.model.edges - circuit)
-    np.testing.assert_allclose(entry["inside"], inside, atol=1e-6)
-    np.testing.assert_allclose(entry["outside"], outside, atol=1e-6)
 
 
 def never(*_: Any) -> None:
@@ -160,9 +88,6 @@ def test_leftovers_of_killed_processes_are_ignored(copied: Path, done: Path) -> 
     (copied / "judged" / ".x.json.1.tmp").write_text("{")
     assert run(PLAN, copied) == Outcome()
     assert tables(PLAN, copied) == tables(PLAN, done)
-
-
-# What does not work -------------------------------------------------------------------------------
 
 
 def find_or_die(search: Search, folder: Path, threads: int) -> None:
@@ -219,51 +144,12 @@ def test_a_problem_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     assert read_material(make_plan(content, tmp_path), tmp_path / "out").findings == ()
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(ConfigError, match="file"):
-        run(PLAN, tmp_path / "file")
-    with pytest.raises((ConfigError, OSError)):
-        run(PLAN, tmp_path / "file" / "below")
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-@pytest.mark.parametrize("counts", [{"processes": 0}, {"processes": -1}, {"threads": 0}])
-def test_no_processes_are_refused(counts: dict[str, int], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="at least 1"):
-        run(PLAN, tmp_path / "x", **counts)
-
-
 def test_where_nothing_can_be_written_every_search_fails(tmp_path: Path) -> None:
     """``found`` is a file; root may write anywhere else."""
     (tmp_path / "found").write_text("")
     plan = replace(PLAN, searches=PLAN.searches[-1:])
     outcome = run(plan, tmp_path)
     assert outcome.refused == {} and list(outcome.failed) == ["random on induction, seed 0"]
-
-
-# Damage -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["result.json", "run.json", "search.json"])
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", "[" * 100000])
-def test_damaged_searches_are_named(name: str, text: str, copied: Path) -> None:
-    folder = copied / "found" / PLAN.searches[0].folder
-    (folder / name).write_text(text)
-    with pytest.raises(ResultError, match=name) as error:
-        read_material(PLAN, copied)
-    assert str(folder) in str(error.value) and "delete" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null"])
-def test_damaged_judgements_are_named(text: str, copied: Path) -> None:
-    file = next((copied / "judged").glob("*.json"))
-    file.write_text(text)
-    with pytest.raises(ResultError, match=file.name):
-        read_material(PLAN, copied)
-    file.unlink()
-    assert len(read_material(PLAN, copied).judged) == PIECES[1] - 1
 
 
 def test_a_damaged_result_stops_the_next_run_by_name(copied: Path) -> None:
@@ -300,8 +186,6 @@ def test_other_results_are_judged_anew(copied: Path) -> None:
     sized = replace(PLAN, test_batches=2)
     assert not after & {judgement.file for judgement in judgements_of(sized, copied / "found")}
 
-
-# Two at once, and killed ones ---------------------------------------------------------------------
 
 SCRIPT = """
 import json, sys
@@ -382,17 +266,26 @@ def test_two_sweeps_in_one_folder(tmp_path: Path, done: Path) -> None:
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_the_same_search_twice_at_once_is_no_error(copied: Path, tmp_path: Path) -> None:
-    """The second finds the folder there, and leaves it."""
-    before = files(copied)
-    task.find(PLAN.searches[-1], copied / "found", 1)
-    assert files(copied) == before and RUN_FILE in str(before)
-    assert not list((copied / "found").glob(".*"))
-
-
 def test_problems_with_equal_names_are_judged_apart(done: Path) -> None:
     """Groups go by the whole problem, not by its name."""
     other = replace(PLAN.searches[-1], problem=ProblemSpec("induction", batch_size=4))
     assert (
         len(judgements_of(replace(PLAN, searches=(*PLAN.searches, other)), done / "found")) == PIECES[1]
     )
+
+
+def refuse_at_length() -> None:
+    raise ConfigError("no\n" + "y" * 10**6)
+
+
+def test_long_messages_do_not_block() -> None:
+    """A pipe holds 64 KiB, and nobody reads before the process has ended."""
+    outcome = Outcome()
+    run_work("", [Work("long", refuse_at_length)], 1, outcome, False)
+    assert outcome.refused["long"].startswith("no\\nyyy") and outcome.failed == {}
+
+
+def test_a_process_that_just_ends_has_failed() -> None:
+    outcome = Outcome()
+    run_work("", [Work("ends", partial(sys.exit, 3))], 1, outcome, False)
+    assert outcome.refused == {} and "exit code 3" in outcome.failed["ends"]
