@@ -6,7 +6,7 @@ import attrs
 import torch
 from auto_circuit.data import PromptDataLoader, PromptDataset, PromptPairBatch
 
-from pahq_plugin.host.prompts import check_one_shape, collect_batches, loader_of, prompts_digest
+from pahq_plugin.host.prompts import collect_batches, loader_of, prompts_digest
 from tests.helpers.small import loader, small_model, tokens
 
 
@@ -55,7 +55,3 @@ def test_the_digest_sees_every_part() -> None:
     assert prompts_digest(answers) == prompts_digest(
         changed(answers=list(batch.answers), wrong_answers=list(batch.wrong_answers))
     )
-
-
-def test_batches_of_one_shape_have_a_mean() -> None:
-    check_one_shape([*loader(0), *loader(1)])

@@ -277,7 +277,7 @@ def test_equal_runs_give_equal_bytes_in_every_process(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "pahq_plugin", *arguments, "--out", str(tmp_path / "there")],
         env=os.environ | {"PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         check=True,
         capture_output=True,
     )
