@@ -18,7 +18,7 @@ from pahq_plugin.results.files import (
     record_text,
     result_file,
 )
-from pahq_plugin.results.stats import Stats
+from pahq_plugin.results.result import Stats
 from tests.helpers.records import acyclic_records, random_record, saved
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from auto_circuit.model_utils.micro_model_utils import MicroModel
 from auto_circuit.utils.graph_utils import patchable_model
 
-from pahq_plugin.results.searched import Searched, model_name
+from pahq_plugin.results.result import Searched, model_name
 from tests.helpers.small import patchable, small_model, transformer
 
 
