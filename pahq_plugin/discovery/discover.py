@@ -25,7 +25,7 @@ from pahq_plugin.discovery.checks import (
     check_world,
     refuse_unused,
 )
-from pahq_plugin.discovery.method import Method
+from pahq_plugin.discovery.method import Method, settings_of
 from pahq_plugin.discovery.methods import get_method
 from pahq_plugin.engines.placement.plan import parse_bytes
 from pahq_plugin.engines.question import Question, check_numbers
@@ -173,7 +173,7 @@ def discover(
         decisions, more = chosen.run(question, stats)
     if world.is_first and not chosen.draws:
         _warn_of_no_effect(decisions, kind)
-    return Discovery(tuple(decisions), chosen.settings(question) | more, stats, model, searched)
+    return Discovery(tuple(decisions), settings_of(chosen, question) | more, stats, model, searched)
 
 
 def _warn_of_no_effect(decisions: Sequence[Decision], ablation: AblationType) -> None:

@@ -67,16 +67,6 @@ class Method:
         """The `PrecisionConfig` it always runs in; ``None`` if the user or the device chooses."""
         return None
 
-    def settings(self, question: Question) -> dict[str, Any]:
-        """Return the settings of a run that every result records, as JSON values."""
-        return {
-            "method": self.name,
-            "scored": not self.searches,
-            "ablation": question.ablation.name.lower(),
-            "batches": question.batches,
-            "seed": question.seed,
-        }
-
     def check_without_true_edges(self) -> None:
         """Raise if the method cannot run without an official circuit.
 
@@ -95,6 +85,17 @@ class Method:
             One decision per edge, and settings known only after the run.
         """
         raise NotImplementedError
+
+
+def settings_of(method: Method, question: Question) -> dict[str, Any]:
+    """Return the settings that every result records, as JSON values."""
+    return {
+        "method": method.name,
+        "scored": not method.searches,
+        "ablation": question.ablation.name.lower(),
+        "batches": question.batches,
+        "seed": question.seed,
+    }
 
 
 @dataclass(frozen=True)

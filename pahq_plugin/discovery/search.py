@@ -12,7 +12,7 @@ from pahq_plugin.discovery.cost import forward_seconds, held_to, measured
 from pahq_plugin.discovery.guard import GuardBand, make_guard
 from pahq_plugin.discovery.hybrid import calibrate, configured
 from pahq_plugin.discovery.identity import run_identity
-from pahq_plugin.discovery.method import Found, Method
+from pahq_plugin.discovery.method import Found, Method, settings_of
 from pahq_plugin.discovery.screening import Screening
 from pahq_plugin.engines.choose import engine_precision, make_engine, plan_search
 from pahq_plugin.engines.placement.place import placed
@@ -94,7 +94,7 @@ class Search(Method):
         world = question.world
         if question.checkpoint is None and world.size == 1:
             return None
-        identity = self.settings(question) | run_identity(question, precision)
+        identity = settings_of(self, question) | run_identity(question, precision)
         world.agree(identity | {"max_memory": question.max_memory})
         if question.checkpoint is None or not world.is_first:
             return None
