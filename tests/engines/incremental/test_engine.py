@@ -16,11 +16,11 @@ from pahq_plugin.discovery.discover import discover
 from pahq_plugin.engines.incremental import budget
 from pahq_plugin.engines.incremental.engine import IncrementalEngine
 from pahq_plugin.engines.question import Question
-from pahq_plugin.host import AblationType, Edge
+from pahq_plugin.host import AblationType, Edge, PromptPairBatch
 from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.lending import borrowed
 from pahq_plugin.host.prompts import collect_batches
-from pahq_plugin.metrics import resolve_metric
+from pahq_plugin.metrics import kl_div, resolve_metric
 from pahq_plugin.precision.config import FULL_PRECISION, PrecisionConfig
 from tests.helpers.architectures import Architecture, architectures, build, random_architecture
 from tests.helpers.engines import engines
@@ -170,6 +170,26 @@ def test_a_callable_metric_and_a_random_order() -> None:
     assert [d.edge for d in result.decisions] == order
     report = replay(model, loader, result.decisions, threshold=1e-2, metric=spread, sample=None)
     assert report.agrees, report
+
+
+def test_a_metric_that_fails_only_on_rows_of_wrong_predictions_does_no_harm() -> None:
+    """A row may remove edges that are then kept, and so leave the domain of the metric."""
+    model, loader = build(random_architecture(3, max_edges=150))
+    threshold, _ = threshold_for_share(model, loader, metric="kl_div")
+    right = search(model, loader, method="acdc", threshold=threshold, metric="kl_div")
+    present, most = 0.0, 0.0
+    for decision in right.decisions:
+        most = max(most, present + decision.effect)
+        present += 0.0 if decision.kept else decision.effect
+
+    def bounded(logits: Tensor, clean: Tensor, batch: PromptPairBatch) -> Tensor:
+        losses = kl_div(logits, clean, batch)
+        failed.append(bool(losses.mean() > 1.001 * most))
+        return losses + (torch.nan if failed[-1] else 0.0)
+
+    failed: list[bool] = []
+    found = search(model, loader, method="acdc", threshold=threshold, metric=bounded)
+    assert any(failed) and found.circuit == right.circuit
 
 
 def test_full_precision_is_exact() -> None:

@@ -48,6 +48,21 @@ def test_cones_by_hand() -> None:
     assert graph.cone({start: at_1}) == []
 
 
+def test_an_edge_of_one_position_feeds_that_position_alone() -> None:
+    """The same model with edges of single tokens: the query at token 2 reads only head 0 at token 2."""
+    model = patchable(transformer(n_layers=2, n_heads=1, attn_only=True), seq_len=3)
+    shape = Shape(3, np.array([True] * 3), causal=True, first_change=0)
+    graph = KeptGraph(model, shape, torch.device("cpu"))
+    into_query = [e for e in model.edges if e.dest.name == "A1.0.Q" and e.src.name == "A0.0"]
+    others = [e for e in model.edges if e.src.name == "A0.0" and e not in into_query]
+    graph.remove([*others, *(e for e in into_query if e.seq_idx != 2)])
+    start = graph.place(next(e for e in model.edges if e.dest.name == "A0.0.V"))
+    steps = graph.cone({start: np.array([True] * 3)})
+    assert [(step.stage, step.positions.array.tolist()) for step in steps] == [
+        (0, [2]), (1, [2]), (2, [2]),
+    ]  # fmt: skip
+
+
 def test_nothing_is_computed_before_the_first_change() -> None:
     graph, edges = graph_of_two_heads(first_change=2)
     steps = graph.cone({graph.place(edges["Resid Start->A0.0.V"]): np.ones(3, dtype=bool)})

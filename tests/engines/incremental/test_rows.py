@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,9 @@ from hypothesis import strategies as st
 
 from pahq_plugin.engines.incremental.positions import PositionSets
 from pahq_plugin.engines.incremental.rows import Start
+from pahq_plugin.host.graph import canonical_edges
+from tests.helpers.architectures import random_architecture
+from tests.helpers.engines import engines
 
 
 @given(
@@ -53,3 +58,20 @@ def test_a_start_of_which_nothing_stays_ends_with_its_rows() -> None:
     assert list(start.on(slice(3, 9))) == []
     [(some, term)] = start.on(slice(0, 9))
     assert some == slice(1, 3) and term.sum() == pytest.approx(2)
+
+
+def test_heads_that_change_an_mlp_at_different_positions() -> None:
+    """Head 0 changes at token 3, head 1 from token 1 on; the MLP, which adds both up, reads all."""
+    architecture = replace(
+        random_architecture(0), n_layers=1, n_heads=2, d_head=8, d_model=64, d_mlp=32, attn_only=False,
+        normalization="LN", positional="standard", rotary_dim=None, parallel_attn_mlp=False,
+        gated_mlp=False, act_fn="gelu", attention_dir="causal", dtype=torch.float32, separate_qkv=True,
+        positional_edges=True, out=None, length=4, diverge=0,
+    )  # fmt: skip
+    model, host, quick = engines(architecture)
+    at = {"A0.0.V": 3, "A0.1.V": 1}
+    edges = [e for e in canonical_edges(model) if at.get(e.dest.name) == e.seq_idx]
+    fast = quick.effects(edges, [True, True], exact=True)
+    slow = [host.effects([edge], [True], exact=True)[0] for edge in edges]
+    assert len(fast) == len(slow) == 2 and all(slow)
+    assert fast == pytest.approx(slow, rel=1e-3, abs=1e-6)

@@ -93,3 +93,12 @@ def test_kinds_of_models(changes: dict[str, Any], tmp_path: Path) -> None:
             path = export_onnx(model, tmp_path / "checked.onnx", graph=graph, precision=precision)  # type: ignore[arg-type]
             lines = check(path, model, loader())
             assert len(lines) == 5 and "relative" in lines[-1]
+
+
+@pytest.mark.parametrize("edited", [(0, 1), (1,)])
+def test_each_block_keeps_its_own_mask(edited: tuple[int, ...], tmp_path: Path) -> None:
+    """Blocks with masks of different edits, or an edited beside a usual one, do not share them."""
+    model = small_model()
+    for layer in edited:
+        model.blocks[layer].attn.mask[-2:, layer - 5] = False  # hides a token from the last two
+    compare(model, next(iter(loader())), FULL, tmp_path)
