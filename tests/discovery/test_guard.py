@@ -138,6 +138,16 @@ def test_the_relative_width_grows_with_the_noise_of_large_effects() -> None:
     assert calibrated_band(0.01, 0.0, small + [(1.001, 1.0)] * 3).relative == RELATIVE
 
 
+def test_only_effects_above_100_floors_show_relative_noise() -> None:
+    floor = 1e-3
+    small = [(2 * floor, floor)] * 3  # each off by the floor
+    for floors, is_large in ((99.9, False), (100.1, True)):
+        large = [(1.5 * floors * floor, floors * floor)] * 3
+        band = calibrated_band(0.01, loss=0.0, pairs=small + large)
+        assert math.isclose(band.floor, floor)
+        assert math.isclose(band.relative, 5.0 if is_large else RELATIVE)
+
+
 @given(st.lists(st.tuples(EFFECTS, EFFECTS), max_size=12), st.floats(-9, 9))
 def test_calibrated_bands_are_never_narrower_than_fp32(
     pairs: list[tuple[float, float]], loss: float
