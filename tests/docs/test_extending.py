@@ -63,9 +63,7 @@ def test_a_comparison_and_its_page_take_a_method(importable: Path, monkeypatch: 
         "compare",
         "tracr-xproportion",
         "--methods",
-        "acdc,by_distance:method",
-        "--thresholds",
-        "0.01",
+        "by_distance:method",
     ]
     done = CliRunner().invoke(app, [*asked, "--out", str(importable / "out")])
     assert done.exit_code == 0, done.output
