@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -304,6 +305,13 @@ def test_products_of_integers_are_exact(depth: int) -> None:
         np.testing.assert_array_equal(multiply(x, weight).numpy(), exact.astype(result))
 
 
+@pytest.mark.parametrize("granularity", ["row", "tensor", "none"])
+def test_columns_of_a_weight_are_those_of_its_values(granularity: Any) -> None:
+    made = get_format("fp8_e4m3").quantise_weight(random_tensor(6, 8), granularity)
+    for some in (slice(0, 3), slice(3, 8), slice(5, 6)):
+        assert made.columns(some).dequantise().equal(made.dequantise()[:, some])
+
+
 @pytest.mark.parametrize("depth", [1041, 2000])
 def test_long_sums_of_large_codes_are_exact(depth: int) -> None:
     """From 1,041 products of 127 * 127 on, a sum exceeds the integers that FP32 adds exactly."""
@@ -311,7 +319,7 @@ def test_long_sums_of_large_codes_are_exact(depth: int) -> None:
     ones = torch.ones(1, 1)
     draw = partial(torch.randint, 100, 128, generator=generator, dtype=torch.int8)
     for _ in range(20):
-        x, weight = draw((3, depth)), draw((depth, 5))
+        x, weight = draw((2, 3, depth)), draw((2, depth, 5))
         exact = (x.long() @ weight.long()).float()
         assert multiply(Quantised(x, ones), Quantised(weight, ones)).equal(exact)
 
