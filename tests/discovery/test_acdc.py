@@ -8,20 +8,18 @@ from auto_circuit.types import Edge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pahq_plugin.results.decision import Decision
-from tests.helpers.fake_engine import FakeEngine, additive_loss, edges, random_loss, sequential, swept
+from tests.helpers.fake_engine import (
+    FakeEngine,
+    additive_loss,
+    edges,
+    outcome,
+    random_loss,
+    sequential,
+    some,
+    swept,
+)
 
 SEEDS = st.integers(0, 2**32)
-
-
-def outcome(decisions: list[Decision]) -> list[tuple[Edge, bool]]:
-    return [(decision.edge, decision.kept) for decision in decisions]
-
-
-def some(seed: int):
-    """Answers any number of the candidates that are offered."""
-    draw = random.Random(seed)
-    return lambda offered: draw.randint(1, offered)
 
 
 @settings(max_examples=150, deadline=None)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 from auto_circuit.prune_algos import prune_algos
-from auto_circuit.prune_algos.prune_algos import PRUNE_ALGO_DICT, PRUNE_ALGOS
+from auto_circuit.prune_algos.prune_algos import PRUNE_ALGO_DICT
 
 import pahq_plugin as pahq
 from pahq_plugin.discovery.methods import get_method
@@ -15,16 +14,6 @@ from pahq_plugin.errors import ConfigError
 from tests.helpers.small import loader, small_model
 
 OWN = ["pahq", "pahq-paper", "rtn-q", "acdc", "eap", "eap-ig"]
-
-
-@pytest.fixture(autouse=True)
-def _tables_as_before() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    listed, entered = list(PRUNE_ALGOS), dict(PRUNE_ALGO_DICT)
-    yield
-    PRUNE_ALGOS[:] = listed
-    PRUNE_ALGO_DICT.clear()
-    PRUNE_ALGO_DICT.update(entered)
 
 
 def test_methods_are_ours_and_every_host_key() -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -33,16 +32,6 @@ from tests.helpers.replay import cleared_masks, sequential_acdc
 from tests.helpers.small import loader, small_model
 
 OWN = ["pahq", "pahq-paper", "rtn-q", "acdc", "eap", "eap-ig"]
-
-
-@pytest.fixture(autouse=True)
-def _tables_as_before() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    listed, entered = list(PRUNE_ALGOS), dict(PRUNE_ALGO_DICT)
-    yield
-    PRUNE_ALGOS[:] = listed
-    PRUNE_ALGO_DICT.clear()
-    PRUNE_ALGO_DICT.update(entered)
 
 
 @pytest.fixture(scope="module")

@@ -12,29 +12,20 @@ from hypothesis import strategies as st
 
 from pahq_plugin.discovery.guard import AUDIT_EVERY, GuardBand, fixed_band
 from pahq_plugin.discovery.screening import RECENT
-from pahq_plugin.results.decision import Decision
 from pahq_plugin.results.result import Stats
 from tests.helpers.fake_engine import (
     FakeEngine,
     additive_loss,
     edges,
+    outcome,
     random_loss,
     relative_noise,
     sequential,
+    some,
     swept,
 )
 
 SEEDS = st.integers(0, 2**32)
-
-
-def outcome(decisions: list[Decision]) -> list[tuple[Edge, bool]]:
-    return [(decision.edge, decision.kept) for decision in decisions]
-
-
-def some(seed: int):
-    """Answers any number of the candidates that are offered."""
-    draw = random.Random(seed)
-    return lambda offered: draw.randint(1, offered)
 
 
 @settings(max_examples=100, deadline=None)

@@ -13,10 +13,11 @@ import typer
 from typer.testing import CliRunner, Result
 
 import pahq_plugin as pahq
-from pahq_exporters import check, commands, export_onnx
+from pahq_exporters import check, export_onnx
 from pahq_exporters.commands import export, import_graph, run
 from pahq_exporters.interchange.graph_json import read_graph_json, write_graph_json
 from pahq_plugin.errors import ExportError
+from tests.helpers.graph_commands import command, fails
 from tests.helpers.refused import Interrupted, untouched
 from tests.helpers.small import small_model
 
@@ -135,20 +136,6 @@ def test_what_says_nothing_of_a_circuit_is_refused(tmp_path: Path) -> None:
 
 
 MODEL = small_model()
-
-
-def command(*arguments: object) -> Result:
-    app = typer.Typer()
-    app.command("export")(commands.export)
-    app.command("run")(commands.run)
-    return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [str(a) for a in arguments])
-
-
-def fails(word: str, *arguments: object) -> None:
-    result = command(*arguments)
-    assert result.exit_code == 1, result.output
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ") and word in line and not result.stdout, line
 
 
 X = "tracr-xproportion"

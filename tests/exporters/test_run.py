@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import typer
 from auto_circuit.utils.ablation_activations import src_ablations
-from typer.testing import CliRunner, Result
 
 import pahq_plugin as pahq
-from pahq_exporters import OnnxPatcher, commands, export_onnx
+from pahq_exporters import OnnxPatcher, export_onnx
 from pahq_exporters.run import main, parse_head, run, table
 from pahq_plugin.errors import ConfigError, PahqError, ResultError
+from tests.helpers.graph_commands import fails
 from tests.helpers.refused import Interrupted, refused
 from tests.helpers.rounded import patched_logits
 from tests.helpers.small import small_model
@@ -200,20 +199,6 @@ def test_the_table_names_clean_and_patched_runs(files: Path, capsys: pytest.Capt
 MODEL = small_model()
 
 EDGE = "A0.1->MLP 1"
-
-
-def command(*arguments: object) -> Result:
-    app = typer.Typer()
-    app.command("export")(commands.export)
-    app.command("run")(commands.run)
-    return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [str(a) for a in arguments])
-
-
-def fails(word: str, *arguments: object) -> None:
-    result = command(*arguments)
-    assert result.exit_code == 1, result.output
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ") and word in line and not result.stdout, line
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import torch
 from pahq_exporters import OnnxPatcher, export_onnx
 from pahq_exporters.session import LEVELS, default_threads
 from pahq_plugin.errors import PahqError
-from pahq_plugin.precision.config import PrecisionConfig
 from tests.helpers.refused import refused
 from tests.helpers.rounded import FULL
 from tests.helpers.small import small_model
@@ -67,16 +66,6 @@ def test_memory_mode_takes_less_than_fp32(tmp_path: Path) -> None:
     )
     weights = 4 * 3 * 12 * 512**2
     assert low < full - 0.4 * weights, (low, full, weights)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With graphs of one model."""
-    made, model = tmp_path_factory.mktemp("graphs"), small_model()
-    export_onnx(model, made / "dense.onnx")
-    export_onnx(model, made / "sweep.onnx", graph="sweep")
-    export_onnx(model, made / "full.onnx", precision=PrecisionConfig(low="fp32", mlp="fp32"))
-    return made
 
 
 SETTINGS: list[tuple[dict[str, Any], str]] = [

@@ -12,6 +12,7 @@ from pahq_plugin.discovery.acdc import Sweep
 from pahq_plugin.discovery.guard import GuardBand
 from pahq_plugin.discovery.screening import Screening
 from pahq_plugin.precision.config import PrecisionConfig
+from pahq_plugin.results.decision import Decision
 
 Loss = Callable[[frozenset[Edge]], float]
 """Loss of the model from which a set of edges is removed."""
@@ -79,6 +80,17 @@ def sequential(order: Sequence[Edge], loss: Loss, threshold: float) -> list[tupl
         removed = removed if kept else removed | {edge}
         decisions.append((edge, kept))
     return decisions
+
+
+def outcome(decisions: Sequence[Decision]) -> list[tuple[Edge, bool]]:
+    """Each edge and whether it is kept."""
+    return [(decision.edge, decision.kept) for decision in decisions]
+
+
+def some(seed: int) -> Callable[[int], int]:
+    """Answers any number of the candidates that are offered."""
+    draw = random.Random(seed)
+    return lambda offered: draw.randint(1, offered)
 
 
 class FakeEngine:

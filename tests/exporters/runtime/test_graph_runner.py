@@ -16,20 +16,9 @@ import pahq_plugin as pahq
 from pahq_exporters import OnnxPatcher, export_onnx
 from pahq_exporters.description import METADATA_KEY
 from pahq_plugin.errors import ConfigError, ExportError
-from pahq_plugin.precision.config import PrecisionConfig
 from tests.helpers.patchers import CLEAN, CORRUPT, EDGE, Graphs
 from tests.helpers.refused import refused
 from tests.helpers.small import VOCABULARY, loader, small_model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With graphs of one model."""
-    made, model = tmp_path_factory.mktemp("graphs"), small_model()
-    export_onnx(model, made / "dense.onnx")
-    export_onnx(model, made / "sweep.onnx", graph="sweep")
-    export_onnx(model, made / "full.onnx", precision=PrecisionConfig(low="fp32", mlp="fp32"))
-    return made
 
 
 def with_metadata(source: Path, target: Path, **changes: Any) -> Path:
