@@ -53,12 +53,13 @@ def unsupported(model: PatchableModel, length: int) -> str | None:
 
 def normalise(norm: Any, x: Tensor) -> Tensor:
     """Apply a TransformerLens norm over the last axis, with torch's fused kernel if there is one."""
-    parts, size = linear_norm(norm), (x.shape[-1],)
-    if parts is None or parts.eps is None:
-        return norm(x)
-    if parts.centred:
-        return functional.layer_norm(x, size, parts.w, parts.b, parts.eps)
-    return functional.rms_norm(x, size, parts.w, parts.eps)
+    name, size = type(norm).__name__, (x.shape[-1],)
+    if name in ("LayerNorm", "LayerNormPre"):
+        weight, bias = getattr(norm, "w", None), getattr(norm, "b", None)
+        return functional.layer_norm(x, size, weight, bias, norm.eps)
+    if name in ("RMSNorm", "RMSNormPre"):
+        return functional.rms_norm(x, size, getattr(norm, "w", None), norm.eps)
+    return norm(x)
 
 
 @dataclass(frozen=True)
