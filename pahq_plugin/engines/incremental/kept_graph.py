@@ -342,6 +342,10 @@ class KeptGraph:
                     table[stage.first_source + head] = (at, head)
         return table
 
+    def sources_of(self, at: int) -> list[int]:
+        """Return the indices of the sources of a stage; stage -1 is the input."""
+        return [source for source, (stage, _) in enumerate(self.source_stage) if stage == at]
+
 
 def _stages(model: PatchableModel) -> list[Stage]:
     """Return the stages in the order of the forward pass."""

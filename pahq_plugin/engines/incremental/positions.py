@@ -26,6 +26,7 @@ class Positions:
 
     __slots__ = ("_maps", "array", "index")
 
+    @torch.inference_mode(False)  # autograd may save the indices, see `gradients`
     def __init__(self, array: Ints, device: torch.device) -> None:
         self.array = array
         self.index = torch.from_numpy(array).to(device)
@@ -52,6 +53,7 @@ class Positions:
         """Return the indices of this set's positions in ``wider``, a superset."""
         return self._map(wider)[0]
 
+    @torch.inference_mode(False)
     def _map(self, other: Positions) -> tuple[Tensor, Tensor | None]:
         """Return the indices of shared positions in ``other``, and in this set (``None`` for all)."""
         found = self._maps.get(id(other))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pahq_plugin.host import PatchableModel, PromptPairBatch
-from pahq_plugin.metrics import Metric, check_finite, kl_div, row_losses
+from pahq_plugin.metrics import Metric, check_finite, kl_div, mse, row_losses
 from pahq_plugin.models.blocks import Unembedding, output_positions, unembed
 
 LEAST_WORDS = 256
@@ -71,6 +71,56 @@ class Readout:
         parts = (self._logits(part, None, unembedding) for part in final.split(rows))
         losses = [row_losses(*self._metric, logits, self._clean, self._batch) for logits in parts]
         return torch.cat(losses)
+
+    @torch.enable_grad()
+    def derivatives(self, final: Tensor, probes: Tensor | None = None) -> Tensor:
+        """Compute gradients of the mean loss, and probes of its curvature, ``[line, batch, pos,
+        d_model]``.
+
+        A probe is a random vector v whose mean of v v^T is the Gauss-Newton matrix of the mean loss: the
+        loss's second derivative along changes d and d' of the stream is the mean of (v . d) (v . d').
+
+        Args:
+            final: last residual streams, ``[point, batch, pos, d_model]``; one gradient each.
+            probes: standard normal numbers, ``[probe, batch, (pos,) vocab]``; one probe each, at the
+                first point. Only metrics that are `curved` have probes.
+
+        Raises:
+            RuntimeError: the metric cannot be differentiated.
+        """
+        final = final.clone().requires_grad_()
+        logits = self._logits(final)
+        if self._metric[1] is kl_div:
+            z = logits.double()
+            losses = z.logsumexp(dim=-1) - torch.linalg.vecdot(z, self._p)
+            loss = losses.flatten(start_dim=1).mean(dim=1).sum()
+        else:
+            loss = row_losses(*self._metric, logits, self._clean, self._batch).sum()
+        lines = torch.autograd.grad(loss, final, retain_graph=probes is not None)[0]
+        if probes is None:
+            return lines
+        vectors = self._curvature(logits[0].detach(), probes)
+        each = (torch.autograd.grad(logits[0], final, v, retain_graph=True)[0] for v in vectors)
+        return torch.cat([lines, *(found[:1] for found in each)])
+
+    @property
+    def curved(self) -> bool:
+        """Whether the loss's second derivative with respect to the logits is known and not 0."""
+        return self._metric[1] in (kl_div, mse)
+
+    def normals(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw the numbers that ``count`` probes need, see `derivatives`."""
+        like = self._p if self._metric[1] is kl_div else self._clean
+        return torch.randn((count, *like.shape), generator=generator).to(like)
+
+    def _curvature(self, logits: Tensor, normals: Tensor) -> Tensor:
+        """Compute probes at ``logits [batch, (pos,) vocab]``, in the shape of ``normals``."""
+        if self._metric[1] is mse:
+            return (normals * (2 / logits.numel()) ** 0.5).to(logits)
+        q = logits.double().softmax(dim=-1)
+        own = q.sqrt() * normals
+        own -= q * own.sum(dim=-1, keepdim=True)
+        return (own / q[..., 0].numel() ** 0.5).to(logits)
 
     def _divergences(self, final: Tensor, unembedding: Unembedding | None) -> Tensor:
         """Compute the mean KL divergence from the clean distributions, ``[candidate]``."""

@@ -132,9 +132,7 @@ class Rows:
         """Make ``row`` the present state; only for rows in the model's own precision."""
         state, only = self.state, slice(row, row + 1)
         for at, slot, heads, positions in self._dirty:
-            state.update(
-                at, slot, heads, positions, self._inputs(at, slot, heads, positions, only)[:, 0]
-            )
+            state.update(at, slot, heads, positions, self.inputs(at, slot, heads, positions, only)[:, 0])
         for change in self._changes:
             stage = state.graph.stages[change.step.stage]
             for i, head in enumerate(change.step.heads):
@@ -185,7 +183,7 @@ class Rows:
         made: dict[str, Tensor] = {}
         for members, rows in self._parts(len(heads), self._token_bytes(slot.positions)):
             at = (step.stage, which, heads[members], slot.positions)
-            x = self._inputs(*at, rows)
+            x = self.inputs(*at, rows)
             now = None
             if self._products is not state.own:
                 now = torch.stack(state.inputs(*at)), state.projections(*at)
@@ -225,7 +223,7 @@ class Rows:
         self._dirty.append((step.stage, 0, (0,), positions))
         hidden = self._token_bytes(positions, state.model.cfg.d_mlp)
         for _, rows in self._parts(1, hidden):  # the hidden layer is wide
-            x = self._inputs(step.stage, 0, (0,), positions, rows)[0].flatten(1, 2)
+            x = self.inputs(step.stage, 0, (0,), positions, rows)[0].flatten(1, 2)
             x = x if tokens is None else x[:, tokens]
             if heads:
                 dz = torch.cat([self._side_by_side(*feed, positions, rows) for feed in feeds], dim=-1)
@@ -283,11 +281,11 @@ class Rows:
     def _run_output(self, step: Step) -> None:
         positions = self.state.graph.outputs
         self._dirty.append((step.stage, 0, (0,), positions))
-        self._final = self._inputs(step.stage, 0, (0,), positions, slice(0, self.n_rows))[0]
+        self._final = self.inputs(step.stage, 0, (0,), positions, slice(0, self.n_rows))[0]
 
     # Inputs --------------------------------------------------------------------------------------
 
-    def _inputs(
+    def inputs(
         self,
         at: int,
         slot: int,

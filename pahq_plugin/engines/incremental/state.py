@@ -109,9 +109,9 @@ class BatchState:
         out = self.now.embedding.new_empty(
             (len(sources), batch, len(positions), cfg.d_model), dtype=cfg.dtype
         )
-        for stage, members in self._by_stage(sources).items():
+        for stage, members in self.by_stage(sources).items():
             heads = [self.graph.source_stage[sources[i]][1] for i in members]
-            factors = self._factors(stage, heads, positions.index)
+            factors = self.factors(stage, heads, positions.index)
             if self._is_heads(stage):
                 layer = self.graph.stages[stage].layer
                 flat = self.own.heads(layer, "W_O", heads, factors.flatten(1, 2))
@@ -119,7 +119,7 @@ class BatchState:
             out[members] = factors
         return out
 
-    def _factors(self, stage: int, heads: list[int], positions: Tensor) -> Tensor:
+    def factors(self, stage: int, heads: list[int], positions: Tensor) -> Tensor:
         """Compute (now - ablated) of the stored tensors of some sources of a stage, ``[source, batch,
         pos, d]``: z of heads, or the single output of an MLP or the embedding."""
         if stage < 0:
@@ -154,9 +154,9 @@ class BatchState:
         total = self.now.embedding.new_zeros(
             (batch, len(positions), self.model.cfg.d_model), dtype=self.model.cfg.dtype
         )
-        for stage, members in self._by_stage(sources).items():
+        for stage, members in self.by_stage(sources).items():
             heads = [self.graph.source_stage[sources[i]][1] for i in members]
-            factors = self._factors(stage, heads, positions)
+            factors = self.factors(stage, heads, positions)
             if weights is not None:
                 factors *= weights[members][:, None, :, None]
             if self._is_heads(stage):
@@ -166,7 +166,8 @@ class BatchState:
                 total += factors[0]
         return total
 
-    def _by_stage(self, sources: Sequence[int]) -> dict[int, list[int]]:
+    def by_stage(self, sources: Sequence[int]) -> dict[int, list[int]]:
+        """Return the indices of the sources of each stage."""
         groups: dict[int, list[int]] = {}
         for i, source in enumerate(sources):
             groups.setdefault(self.graph.source_stage[source][0], []).append(i)

@@ -49,3 +49,44 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
     read = Readout(model, batch, final[0], ("kl_div", METRICS["kl_div"]), 2**20)
     with pytest.raises(MetricError, match="kl_div"):
         read.losses(final + torch.nan)
+
+
+def readout_of(seed: int, metric: str) -> tuple[Readout, torch.Tensor]:
+    """The readout of a model in FP64, and other final residual streams than the clean ones."""
+    drawn = replace(random_architecture(seed, max_edges=120), d_vocab=5, dtype=torch.float64)
+    model, loader = build(drawn)
+    batch = next(iter(loader))
+    positions, _ = output_positions(model, batch.clean.shape[1])
+    generator = torch.Generator().manual_seed(seed)
+    size = (2, len(batch.clean), len(positions), model.cfg.d_model)
+    final = torch.randn(size, generator=generator, dtype=model.cfg.dtype)
+    return Readout(model, batch, final[0], (metric, METRICS[metric]), 2**20), final
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("metric", ["kl_div", "mse", "logit_diff"])
+def test_gradients_are_those_of_the_losses(seed: int, metric: str) -> None:
+    read, final = readout_of(seed, metric)
+    points = torch.stack([final[1], final[0] + 0.1 * final[1]])
+    found, step = read.derivatives(points), 1e-6
+    direction = torch.randn_like(points)
+    change = read.losses(points + step * direction) - read.losses(points - step * direction)
+    wanted = (found * direction).flatten(1).sum(dim=1)
+    torch.testing.assert_close(change / (2 * step), wanted, rtol=1e-5, atol=1e-8)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("metric", ["kl_div", "mse"])
+def test_probes_have_the_curvature_of_the_loss_at_the_clean_output(metric: str) -> None:
+    """There the Gauss-Newton matrix is the whole second derivative with respect to the logits, and the
+    loss and its slope are 0. One probe for each direction of the logits gives that matrix exactly."""
+    read, final = readout_of(2, metric)
+    like = read.normals(1, torch.Generator())[0]
+    normals = torch.eye(like.numel(), dtype=torch.float64).view(-1, *like.shape)
+    probes = read.derivatives(final[:1], normals)[1:]
+    step = 1e-3
+    for direction in (final[1], torch.randn_like(final[1])):
+        wanted = read.losses((final[0] + step * direction)[None]) * 2 / step**2
+        found = (probes * direction).flatten(1).sum(dim=1).square().sum()
+        assert float(found) == pytest.approx(float(wanted), rel=0.02)
+    assert read.curved and not readout_of(2, "logit_diff")[0].curved
