@@ -9,10 +9,13 @@ used only if all predictions before it came true.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pahq_plugin.engines.question import Question
 from pahq_plugin.host import Edge
@@ -102,6 +105,81 @@ class Engine(Protocol):
     def restore(self, removed: Sequence[Edge]) -> None:
         """Set the state to the one in which exactly ``removed`` are removed; what is measured from then
         on depends on nothing else, bit for bit."""
+        ...
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Derivatives of the loss along edges, FP64.
+
+    Attributes:
+        first: the first-order change of the loss when a candidate is removed, ``[candidate]``.
+        probes: removing two candidates changes the loss by about the inner product of their probes more
+            than both alone, ``[candidate, probe]``.
+    """
+
+    first: NDArray[np.float64]
+    probes: NDArray[np.float64]
+
+    @property
+    def finite(self) -> bool:
+        """Whether no derivative is NaN or infinite."""
+        return bool(np.isfinite(self.first).all() and np.isfinite(self.probes).all())
+
+
+class Estimator(Engine, Protocol):
+    """An engine that can also differentiate the loss, and remove any sets of candidates on its rows.
+
+    All candidates of a call are edges into destinations of one stage, as `of_one_stage` returns them.
+
+    Attributes:
+        gradients: gradients and probes taken back through the model so far.
+    """
+
+    gradients: int
+
+    def objection_to_slopes(self) -> str | None:
+        """Return why the loss cannot be differentiated; ``None`` if it can."""
+        ...
+
+    def of_one_stage(self, candidates: Sequence[Edge]) -> list[Edge]:
+        """Return the first candidates, those whose destinations cannot influence each other."""
+        ...
+
+    def changing(self, candidates: Sequence[Edge]) -> list[bool]:
+        """Return for each candidate whether its removal can change anything."""
+        ...
+
+    def pays(self, candidates: Sequence[Edge]) -> bool:
+        """Return whether estimating candidates that all change something is expected to cost less than
+        measuring each of them. The answer depends on sizes only, never on time."""
+        ...
+
+    def fitting_rows(self, candidates: Sequence[Edge]) -> int:
+        """Return how many rows fit in one pass of `losses`."""
+        ...
+
+    def losses(
+        self, candidates: Sequence[Edge], changing: Sequence[bool], gone: NDArray[np.bool_]
+    ) -> list[float] | None:
+        """Measure the loss in FP32 with sets of candidates removed.
+
+        Args:
+            candidates: edges not yet removed.
+            changing: as `changing` returns it.
+            gone: which of the candidates are removed on each row, ``[row, candidate]``.
+
+        Returns:
+            The loss of each row, or ``None`` if memory ran out: `fitting_rows` returns less then.
+
+        Raises:
+            MetricError: a loss is not finite.
+        """
+        ...
+
+    def slopes(self, candidates: Sequence[Edge], row: int | None = None) -> Slopes:
+        """Differentiate the loss along edges, at the present state, or without probes at a row of the
+        last call of `losses`."""
         ...
 
 

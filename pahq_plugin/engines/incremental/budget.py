@@ -96,6 +96,24 @@ def row_bytes(steps: Sequence[Step], graph: KeptGraph, cfg: Any, prompts: int) -
     return (max(working) + sum(lasting) + start) * prompts * cfg.dtype.itemsize
 
 
+def row_products(steps: Sequence[Step], graph: KeptGraph, cfg: Any, prompts: int) -> int:
+    """Count the multiplications of one row of a pass over ``steps``; arguments as of `row_bytes`."""
+    return prompts * sum(_step_products(step, graph, cfg) for step in steps)
+
+
+def _step_products(step: Step, graph: KeptGraph, cfg: Any) -> int:
+    """Count the multiplications of a step per prompt of one row."""
+    positions = len(step.positions)
+    kind = graph.stages[step.stage].kind
+    if kind == "output":
+        return positions * cfg.d_model * cfg.d_vocab_out
+    if kind == "mlp":
+        return positions * cfg.d_model * cfg.d_mlp * (3 if cfg.gated_mlp else 2)
+    inputs = sum(len(slot.members) * len(slot.positions) for slot in step.slots)
+    outputs = len(step.heads) * positions
+    return (inputs + outputs) * cfg.d_model * cfg.d_head + 2 * outputs * graph.shape.length * cfg.d_head
+
+
 def _step_numbers(step: Step, graph: KeptGraph, cfg: Any) -> tuple[int, int]:
     """Count numbers per prompt of one row: those that a step works on (except what it computes in
     parts), and the changes that it leaves behind."""

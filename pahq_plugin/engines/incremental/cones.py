@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from pahq_plugin.engines.incremental.budget import row_bytes
+from pahq_plugin.engines.incremental.budget import row_bytes, row_products
 from pahq_plugin.engines.incremental.kept_graph import KeptGraph, Place, Shape, Step
 from pahq_plugin.engines.incremental.positions import Bools, Ints
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptPairBatch
@@ -51,6 +51,10 @@ class Plans:
     def row_bytes(self, steps: Sequence[Step]) -> int:
         """Return the bytes that one row of a pass over the cone ``steps`` holds."""
         return row_bytes(steps, self._graph, self._cfg, self._prompts)
+
+    def row_products(self, steps: Sequence[Step]) -> int:
+        """Return the multiplications of one row of a pass over the cone ``steps``."""
+        return row_products(steps, self._graph, self._cfg, self._prompts)
 
     def clear(self) -> None:
         """Forget all cones."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +39,19 @@ class Single:
     members: list[int]
     positions: Positions
     taken: Tensor
+
+
+class Removed(Protocol):
+    """What a pass knows of the edges that are removed on its rows."""
+
+    def is_inert(self, edges: Sequence[Edge]) -> bool:
+        """Return whether all ``edges`` are candidates whose removal changes nothing."""
+        ...
+
+    def row_without(self, edges: Sequence[Edge]) -> int | None:
+        """Return the row in which, of all that change anything, exactly ``edges`` are removed; ``None``
+        if there is no such row."""
+        ...
 
 
 class Group:
@@ -219,14 +233,14 @@ class Pass:
     """A pass, and what its rows stand for.
 
     Attributes:
-        group: its candidates.
+        group: its candidates, and those that are removed on each row.
         starts: for each batch, the changed inputs of its rows.
         rows: for each batch, its rows in the model's own precision; empty for a screened pass.
         losses: losses of the candidates' rows.
         spare: number of rows in front of these.
     """
 
-    group: Group
+    group: Removed
     starts: Sequence[Mapping[Place, Start]]
     rows: Sequence[Rows]
     losses: Sequence[float]

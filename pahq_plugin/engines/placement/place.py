@@ -33,8 +33,10 @@ class Placement(Protocol):
         blocks: blocks by layer, with ``attn``, ``mlp`` and norms as in TransformerLens.
         tensors: creates a sequence of cached tensors.
         passes: bytes that passes may take; ``None`` for the default.
+        moves: whether weights or caches move in and out of memory.
     """
 
+    moves: bool
     blocks: Sequence[Any]
     tensors: Tensors
     passes: int | None
@@ -55,6 +57,7 @@ class InPlace:
         self.blocks: Sequence[Any] = model.blocks
         self.tensors: Tensors = list
         self.passes: int | None = None
+        self.moves = False
 
     def unembedding(self) -> None:
         """See `Placement`."""
@@ -89,6 +92,7 @@ class Planned:
             list if plan.caches_stay else lambda tensors: Shelf(self.window, put, tensors)
         )
         self.passes: int | None = plan.passes
+        self.moves = bool(units) or not plan.caches_stay
 
     @property
     def moved(self) -> int:
