@@ -1,4 +1,4 @@
-"""PAHQ for auto-circuit: the circuit that FP32 ACDC finds, screened in mixed precision.
+"""PAHQ for auto-circuit: the circuit that FP32 ACDC finds, by estimates or screened in mixed precision.
 
 Importing this package changes nothing in the host and loads nothing heavy; names are looked up on
 first use. ``register()`` adds the methods to the host's tables.

@@ -17,7 +17,9 @@ import pytest
 SCRIPT = """
 import torch
 from pahq_plugin.discovery import acdc
+from pahq_plugin.engines.incremental import estimating
 acdc.SNAPSHOT_EVERY = 40
+estimating.FEWEST = estimating.LEAST_PRODUCTS = 1  # the bundled model is small
 torch.set_num_threads(1)
 from pahq_plugin.cli import main
 main()

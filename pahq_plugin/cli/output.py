@@ -169,7 +169,10 @@ def print_examination(found: dict[str, Any]) -> None:
         formats.add_row(name, "yes" if fast else "no", found["kernels"].get(name, ""))
     console.print(formats)
     console.print("A format without a kernel is emulated in FP32: the same numerics, but no faster.")
-    console.print(f"Default precision here: {found['default_precision']}")
+    console.print(
+        "pahq searches with estimates in FP32. It screens in few bits on request (--low, --mlp, ...) "
+        f"and on other engines, here by default: {found['default_precision']}"
+    )
     uses = titled("Uses, and what they require", "use", "ready", "requires")
     for entry in found["uses"]:
         ready = {True: "yes", False: "no", None: "not tried"}[entry["ready"]]

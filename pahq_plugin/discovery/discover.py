@@ -75,7 +75,8 @@ def discover(
         metric: ``"kl_div"`` (default; ``"mse"`` for a model with one output), ``"mse"``,
             ``"logit_diff"``, or a callable ``(logits, clean_logits, batch) -> [prompt]``.
         ablation: what a patched edge carries: a host ``AblationType`` or its name.
-        precision: number formats and policy of ``"pahq"``; ``None`` chooses by device.
+        precision: number formats and policy in which ``"pahq"`` screens. With ``None`` it estimates
+            effects from gradients on the incremental engine; others screen in their own formats.
         engine: ``"incremental"`` (recomputes only what an edge can change), ``"host"`` (one host
             forward per edge), ``"auto"`` (the first if it supports the model, else the second), or an
             engine of another package, such as ``"onnx"``.
@@ -88,8 +89,9 @@ def discover(
         checkpoint: file in which a search saves its progress. If the file exists, the search resumes
             from it, to bitwise the same decisions at equal settings and threads.
         progress: show a progress bar when a terminal is attached.
-        seed: seeds the monitoring of the guard band and algorithms that draw random numbers. Python's
-            and torch's global generators are seeded during the run and restored afterwards.
+        seed: seeds the sample of edges that watches estimates or the guard band, and algorithms that
+            draw random numbers. Python's and torch's global generators are seeded during the run and
+            restored afterwards.
         checkpoint_every: seconds between two writes; an interrupted run writes once more.
         max_memory: bytes, or a string such as ``"8GB"``: the most that weights, caches and passes of a
             search may take on the device of the prompts, beyond what the process holds without the

@@ -14,7 +14,7 @@ from pahq_plugin.system.plugins import is_reference, referred
 OWN_METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Search("pahq", "PAHQ with FP32 decisions"),
+        Search("pahq", "PAHQ with FP32 decisions", estimates=True),
         Search("pahq-paper", "PAHQ as in the paper", PAPER_PRECISION),
         Search("rtn-q", "ACDC in round-to-nearest E4M3", RTN_PRECISION),
         Search("acdc", "ACDC in FP32", FULL_PRECISION),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import cast
 
-from pahq_plugin.discovery.acdc import Snapshot, Sweep
+from pahq_plugin.discovery.acdc import Progress, Snapshot, Sweep
+from pahq_plugin.discovery.cascade import Cascade
 from pahq_plugin.discovery.checkpoint import Checkpoint, held_by_first
 from pahq_plugin.discovery.cost import forward_seconds, held_to, measured
 from pahq_plugin.discovery.guard import GuardBand, make_guard
@@ -14,14 +16,15 @@ from pahq_plugin.discovery.hybrid import calibrate, configured
 from pahq_plugin.discovery.identity import run_identity
 from pahq_plugin.discovery.method import Found, Method, settings_of
 from pahq_plugin.discovery.screening import Screening
-from pahq_plugin.engines.choose import engine_precision, make_engine, plan_search
+from pahq_plugin.engines.choose import can_estimate, engine_precision, make_engine, plan_search
 from pahq_plugin.engines.placement.place import placed
-from pahq_plugin.engines.protocol import Engine
+from pahq_plugin.engines.protocol import Engine, Estimator
 from pahq_plugin.engines.question import Question
 from pahq_plugin.precision.config import FULL_PRECISION, PrecisionConfig
 from pahq_plugin.results.decision import Decision
 from pahq_plugin.results.result import Stats
 from pahq_plugin.system.progress import progress_bar, say
+from pahq_plugin.system.warn import warn
 
 SEARCHING = frozenset(
     {"threshold", "metric", "ablation", "engine", "order", "batches", "checkpoint", "max_memory"}
@@ -34,10 +37,12 @@ class Search(Method):
     """ACDC: test one edge after another against a threshold.
 
     Attributes:
-        precision: the precision it always screens in; ``None`` if the user or the device chooses.
+        precision: the precision it always screens in; ``None`` if the user or the engine chooses.
+        estimates: whether it estimates effects first, unless the user chooses a precision to screen in.
     """
 
     precision: PrecisionConfig | None = None
+    estimates: bool = False
 
     searches = True
     draws = False
@@ -61,7 +66,9 @@ class Search(Method):
         """Search within the memory budget, resuming from a checkpoint if there is one."""
         model, engine = question.model, question.engine
         everyone = question.everyone or question.prompts
+        estimates = self.estimates and question.precision is None and can_estimate(question)
         precision = self.precision or question.precision or engine_precision(engine, model)
+        precision = FULL_PRECISION if estimates else precision
         device = everyone[0].clean.device
         with ExitStack() as places, ExitStack() as stack:
             if question.max_memory is not None:
@@ -77,8 +84,9 @@ class Search(Method):
                 say(f"going on from {file.path}: {done}", question.progress)
             with measured(stats, device):
                 decisions, used, engine_used = swept(
-                    question, precision, stats, start=start, show=file and file.take
-                )
+                    question, precision, stats, estimates=estimates, start=start,
+                    show=file and file.take,
+                )  # fmt: skip
             stack.close()  # a plain forward takes memory and weights, too
             stats.forward_equivalents = stats.seconds / forward_seconds(model, everyone)
         return decisions, {
@@ -107,6 +115,7 @@ def swept(
     precision: PrecisionConfig,
     stats: Stats,
     *,
+    estimates: bool = False,
     start: Snapshot | None = None,
     show: Callable[[Snapshot], None] | None = None,
 ) -> tuple[list[Decision], PrecisionConfig, str]:
@@ -116,6 +125,7 @@ def swept(
         question: what to search.
         precision: the precision to screen in.
         stats: the cost is added here.
+        estimates: whether to estimate effects first, which needs an `Estimator`.
         start: snapshot to resume from.
         show: called with every snapshot.
 
@@ -128,13 +138,31 @@ def swept(
         if precision.policy == "hybrid" and not precision.formats and engine.screens:
             precision = _calibrated(engine, question, precision, stats)
         bar = stack.enter_context(progress_bar("edges", len(edges), question.progress))
-        sweep = Sweep(
-            engine, edges, threshold, _screening(engine, question, precision, start),
-            progress=lambda done, kept: bar(done, f"{kept} kept"), start=start, show=show,
-        )  # fmt: skip
+        report: Progress = lambda done, kept: bar(done, f"{kept} kept")  # noqa: E731
+        if estimates:
+            sweep = _estimated_sweep(cast(Estimator, engine), question, report, start, show)
+        else:
+            screening = _screening(engine, question, precision, start)
+            sweep = Sweep(engine, edges, threshold, screening, progress=report, start=start, show=show)
         decisions = sweep.run()
         sweep.record(stats)
         return decisions, precision, engine.name
+
+
+def _estimated_sweep(
+    engine: Estimator,
+    question: Question,
+    report: Progress,
+    start: Snapshot | None,
+    show: Callable[[Snapshot], None] | None,
+) -> Sweep:
+    """Make a sweep with estimates; without them, and with a warning, if nothing can be estimated."""
+    edges, threshold = question.edges, question.threshold
+    objection = engine.objection_to_slopes()
+    if objection:
+        warn(f"every edge is measured alone, because estimates do not support {objection}")
+        return Sweep(engine, edges, threshold, progress=report, start=start, show=show)
+    return Cascade(engine, edges, threshold, seed=question.seed, progress=report, start=start, show=show)
 
 
 def _screening(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pahq_plugin.choices import ENGINES
 from pahq_plugin.engines.incremental.budget import budget_for
-from pahq_plugin.engines.incremental.engine import IncrementalEngine
+from pahq_plugin.engines.incremental.estimating import EstimatingEngine
 from pahq_plugin.engines.placement.plan import Plan, plan_memory
 from pahq_plugin.engines.protocol import Engine, engine_factory
 from pahq_plugin.engines.question import Question
@@ -45,7 +45,7 @@ def make_engine(question: Question, precision: PrecisionConfig, stack: ExitStack
         warn(f"engine='incremental' does not support {objection}; using engine='host'")
     screening = precision if precision.screens else None
     if name != "host" and not objection:
-        return IncrementalEngine(question, screening)
+        return EstimatingEngine(question, screening)
     prepared = prepare(  # before the model is lent
         question.model, question.loader, list(question.prompts), question.ablation
     )
@@ -53,6 +53,11 @@ def make_engine(question: Question, precision: PrecisionConfig, stack: ExitStack
         precision = replace(precision, masters="device")  # every exact decision needs them
     backend = stack.enter_context(mixed_precision(question.model, precision)) if screening else None
     return HostEngine(question, prepared, backend)
+
+
+def can_estimate(question: Question) -> bool:
+    """Return whether the engine that a question names is an `Estimator`."""
+    return question.engine in ("auto", "incremental") and objection_to(question) is None
 
 
 def objection_to(question: Question) -> str | None:

@@ -31,6 +31,7 @@ STATS: Fields = {
     "peak_bytes": int,
     "forward_equivalents": (int, float),
     "guard": dict,
+    "estimates": dict,
     "sensitivity": dict,
     "memory": dict,
 }
@@ -153,7 +154,7 @@ def read_stats(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        stats = read_json(file)["stats"]
+        stats = {"estimates": {}} | read_json(file)["stats"]  # older files lack it
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultError(f"{file} is damaged: {error}") from error
     if not isinstance(stats, dict) or stats.keys() != STATS.keys() or not _fits(stats, STATS):

@@ -62,6 +62,9 @@ class Stats:
         forward_equivalents: ``seconds`` over the time of one plain forward of the same prompts, in the
             model's own precision.
         guard: relative width, floor and number of widenings of the guard band; empty without a band.
+        estimates: where effects were estimated first: the number of edges removed on estimates, of
+            gradients taken, and of stages (the heads or the MLP of a layer) that were estimated and that
+            were measured edge by edge; empty if nothing is estimated.
         sensitivity: of the hybrid policy, the error of each part in its configured format
             (`pahq_plugin.discovery.hybrid`); empty without one.
         memory: with ``max_memory``, in bytes: the budget, the peak use, all weights, resident weights,
@@ -74,6 +77,7 @@ class Stats:
     peak_bytes: int = 0
     forward_equivalents: float = 0.0
     guard: dict[str, float] = field(default_factory=dict)
+    estimates: dict[str, int] = field(default_factory=dict)
     sensitivity: dict[str, float] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
 

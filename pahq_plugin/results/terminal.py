@@ -128,4 +128,6 @@ def cost(stats: dict[str, Any]) -> str:
             f" ({stats['forward_equivalents']:,.0f} plain forwards), {stats['evaluations']:,} "
             f"evaluations, {stats['re_evaluations']:,} edges decided again in FP32"
         )
+    if stats["estimates"]:
+        line += f", {stats['estimates']['edges']:,} edges removed on estimates"
     return f"{line}, peak memory {stats['peak_bytes'] / 2**20:,.0f} MiB"

@@ -293,9 +293,11 @@ TAMPERED: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("name", sorted(TAMPERED))
-def test_tampered_files_are_refused(written: Path, name: str) -> None:
+def test_tampered_files_are_refused(tmp_path: Path, name: str) -> None:
     """Even with a digest that fits."""
-    rewritten(written, TAMPERED[name])
+    path, int8 = tmp_path / "c.safetensors", pahq.PrecisionConfig(low="int8", mlp="int8")
+    run(path, precision=int8)
+    rewritten(path, TAMPERED[name])
     with pytest.raises(CheckpointError) as error:
-        run(written)
-    assert str(written) in str(error.value) and "\n" not in str(error.value)
+        run(path, precision=int8)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)

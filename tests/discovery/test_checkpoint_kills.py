@@ -16,7 +16,9 @@ SCRIPT = """
 import signal, sys, torch
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore Ctrl-C
 from pahq_plugin.discovery import acdc
+from pahq_plugin.engines.incremental import estimating
 acdc.SNAPSHOT_EVERY = 40
+estimating.FEWEST = estimating.LEAST_PRODUCTS = 1  # the bundled model is small
 torch.set_num_threads(1)
 from pahq_plugin.cli import main
 main()

@@ -18,13 +18,17 @@ from tests.helpers.families import family_loader, family_model
 from tests.helpers.searches import discover, small_edges
 from tests.helpers.small import loader
 
+INT8 = pahq.PrecisionConfig(low="int8", mlp="int8")
+
 
 @pytest.mark.parametrize("engine", ["host", "incremental"])
 def test_the_stats_of_a_search(engine: str) -> None:
     model, prompts = small_edges(), loader()
     exact, mixed = (
-        discover(model, prompts, method=method, threshold=0.003, engine=engine).stats
-        for method in ("acdc", "pahq")
+        discover(
+            model, prompts, method="pahq", threshold=0.003, engine=engine, precision=precision
+        ).stats
+        for precision in (pahq.PrecisionConfig(low="fp32", mlp="fp32"), INT8)
     )
     assert exact.evaluations > 10 and mixed.evaluations > exact.evaluations
     assert exact.re_evaluations == 0 < mixed.re_evaluations <= len(model.edges)

@@ -15,6 +15,7 @@ import pahq_plugin as pahq
 from pahq_plugin.discovery.discover import discover
 from pahq_plugin.errors import CheckpointError
 from pahq_plugin.metrics import Metric, mse
+from pahq_plugin.precision.config import FULL_PRECISION
 from tests.helpers.checkpoints import THRESHOLD, run, taken
 from tests.helpers.refused import refused
 from tests.helpers.small import loader, small_model
@@ -35,7 +36,7 @@ def written(tmp_path: Path) -> Path:
         ({"ablation": "zero"}, "ablation"),
         ({"metric": "logit_diff"}, "metric"),
         ({"batches": None}, "batches"),
-        ({"engine": "host"}, "engine"),
+        ({"engine": "host", "precision": FULL_PRECISION}, "engine"),
         ({"precision": pahq.PrecisionConfig(low="bf16", mlp="bf16")}, "precision"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

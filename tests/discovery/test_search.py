@@ -15,7 +15,10 @@ from tests.helpers.small import loader
 
 def test_re_evaluated_edges_are_exact() -> None:
     model, prompts = small_edges(), loader()
-    result = discover(model, prompts, threshold=0.3)  # keeps few: where most are kept none is screened
+    int8 = pahq.PrecisionConfig(low="int8", mlp="int8")
+    result = discover(
+        model, prompts, threshold=0.3, precision=int8
+    )  # where most are kept none is screened
     exact = sum(decision.exact for decision in result.decisions)
     assert 0 < exact < len(result.decisions)
     all_exact = pahq.PrecisionConfig(low="int8", guard=math.inf)

@@ -6,11 +6,13 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from auto_circuit.types import DestNode, Edge, SrcNode
 
 from pahq_plugin.discovery.acdc import Sweep
 from pahq_plugin.discovery.guard import GuardBand
 from pahq_plugin.discovery.screening import Screening
+from pahq_plugin.engines.protocol import Slopes
 from pahq_plugin.precision.config import PrecisionConfig
 from pahq_plugin.results.decision import Decision
 
@@ -179,6 +181,73 @@ class FakeEngine:
         """Go back to a state."""
         self.removed = frozenset(removed)
         self.restored.append(set(removed))
+
+
+class FakeEstimator(FakeEngine):
+    """Also differentiates: the slope of an edge is its effect on the present state, as ``slope`` changes
+    it, and there is no curvature.
+
+    Attributes:
+        passes: the numbers of rows of the calls of `losses`.
+        failures: what the next calls of `losses` raise or return instead of losses.
+    """
+
+    gradients = 0
+
+    def __init__(self, function: Loss, *, slope: Noise | None = None, **options: Any) -> None:
+        super().__init__(function, knows_loss=True, **options)
+        self._slope = slope or (lambda _, effect: effect)
+        self._gone: list[frozenset[Edge]] = []
+        self.passes: list[int] = []
+        self.failures: list[Exception | None] = []
+
+    def objection_to_slopes(self) -> str | None:
+        """There is none."""
+
+    def of_one_stage(self, candidates: Sequence[Edge]) -> list[Edge]:
+        """All edges of the first one's layer."""
+        layer = candidates[0].dest.layer
+        return [edge for edge in candidates if edge.dest.layer == layer]
+
+    def changing(self, candidates: Sequence[Edge]) -> list[bool]:
+        """All of them."""
+        return [True] * len(candidates)
+
+    def pays(self, candidates: Sequence[Edge]) -> bool:
+        """Always."""
+        return True
+
+    def fitting_rows(self, candidates: Sequence[Edge]) -> int:
+        """As many as it looks ahead."""
+        return self.lookahead
+
+    def losses(
+        self, candidates: Sequence[Edge], changing: Sequence[bool], gone: Any
+    ) -> list[float] | None:
+        """As `pahq_plugin.engines.protocol.Estimator.losses` says."""
+        assert not self.removed & set(candidates)
+        if self.failures:
+            failure = self.failures.pop(0)
+            if failure is not None:
+                raise failure
+            return None
+        self._gone = [
+            self.removed | {edge for edge, out in zip(candidates, row, strict=True) if out}
+            for row in gone
+        ]
+        self.passes.append(len(gone))
+        self.evaluations += len(gone)
+        return [self._function(state) for state in self._gone]
+
+    def slopes(self, candidates: Sequence[Edge], row: int | None = None) -> Slopes:
+        """As `pahq_plugin.engines.protocol.Estimator.slopes` says."""
+        state = self.removed if row is None else self._gone[row]
+        effects = []
+        for edge in candidates:
+            effect = self._function(state | {edge}) - self._function(state - {edge})
+            effects.append(self._slope(edge, effect))
+        self.gradients += 1
+        return Slopes(np.array(effects), np.zeros((len(candidates), 1)))
 
 
 def relative_noise(seed: int, size: float) -> Noise:

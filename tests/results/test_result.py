@@ -38,7 +38,8 @@ def model() -> PatchableModel:
 
 @pytest.fixture(scope="module")
 def found(model: PatchableModel) -> Discovery:
-    result = pahq.discover(model, loader(), threshold=0.01, metric="mse", progress=False)
+    int8 = pahq.PrecisionConfig(low="int8", mlp="int8")
+    result = pahq.discover(model, loader(), threshold=0.01, metric="mse", precision=int8, progress=False)
     assert 0.02 < len(result.circuit) / len(result.decisions) < 0.6
     assert result.stats.guard and not all(decision.exact for decision in result.decisions)
     return result

@@ -86,7 +86,8 @@ def test_what_a_failed_pass_held_is_free_before_the_next(
     monkeypatch.setattr(incremental, "Rows", rows)
     monkeypatch.setattr(incremental.IncrementalEngine, "_singles", singles)
     found(method)
-    assert len(held) > 1 and any(passes)
+    assert len(held) > 1
+    assert any(passes) or method == "pahq"  # whose passes have no tensor for each candidate
 
 
 def test_passes_grow_again(monkeypatch: pytest.MonkeyPatch) -> None:

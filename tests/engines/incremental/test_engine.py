@@ -29,6 +29,8 @@ from tests.helpers.replay import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, replay,
 
 SAMPLE = range(1, 5)
 
+INT8 = PrecisionConfig(low="int8", mlp="int8")
+
 GRID = (0, *range(5, 120))
 
 ARCHITECTURES = [
@@ -39,12 +41,14 @@ ARCHITECTURES = [
 search = partial(discover, progress=False)
 
 
-def assert_replays(architecture: Architecture, method: str, batches: int) -> None:
+def assert_replays(
+    architecture: Architecture, method: str, batches: int, precision: PrecisionConfig | None = None
+) -> None:
     """Decisions of a threshold that keeps 2 to 60 % of the edges agree with full host forwards."""
     model, loader = build(architecture)
     question = {"metric": architecture.metric, "ablation": architecture.ablation, "batches": batches}
     threshold, _ = threshold_for_share(model, loader, **question)
-    result = search(model, loader, method=method, threshold=threshold, **question)
+    result = search(model, loader, method=method, threshold=threshold, precision=precision, **question)
     report = replay(model, loader, result.decisions, threshold=threshold, **question)
     print(method, report)
     assert (report.n_kept + report.n_ties) / report.n_edges >= 0.02 and report.share_kept <= 0.6
@@ -63,6 +67,12 @@ def test_acdc_takes_the_decisions_of_full_host_forwards(seed: int) -> None:
 @pytest.mark.parametrize("seed", ARCHITECTURES)
 def test_pahq_takes_the_decisions_of_full_host_forwards(seed: int) -> None:
     assert_replays(random_architecture(seed, max_edges=300), "pahq", batches=1 + seed % 2)
+
+
+@pytest.mark.parametrize("seed", ARCHITECTURES)
+def test_screening_takes_the_decisions_of_full_host_forwards(seed: int) -> None:
+    drawn = random_architecture(seed, max_edges=300)
+    assert_replays(drawn, "pahq", batches=1 + seed % 2, precision=INT8)
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
