@@ -38,6 +38,7 @@ from pahq_plugin.host.graph import canonical_edges
 from pahq_plugin.host.graph import kind as kind_of
 from pahq_plugin.host.lending import borrowed
 from pahq_plugin.metrics import kl_div
+from pahq_plugin.models.checks import model_device
 from pahq_plugin.precision.config import default_precision
 from pahq_plugin.system.files import write_text
 
@@ -95,10 +96,12 @@ def measure(case: Case, repeat: int) -> dict[str, Any]:
 
 
 def search(case: Case, method: str, model, loader) -> pahq.Discovery:
-    """One whole search."""
+    """One whole search; ``pahq`` screens in the default precision of the device."""
+    precision = default_precision(model_device(model)) if method == "pahq" else None
     return pahq.discover(
-        model, loader, method=method, engine="incremental", threshold=case.threshold, progress=False
-    )
+        model, loader, method=method, precision=precision, engine="incremental",
+        threshold=case.threshold, progress=False,
+    )  # fmt: skip
 
 
 def weight_bytes(model) -> int:

@@ -26,6 +26,7 @@ import pahq_plugin as pahq
 from benchmarks.models import Case, load
 from benchmarks.scale.counting import Counting
 from pahq_plugin.discovery.cost import forward_seconds
+from pahq_plugin.models.checks import model_device
 from pahq_plugin.precision.config import default_precision
 from pahq_plugin.precision.formats import get_format
 from pahq_plugin.system.meter import memory_above
@@ -68,10 +69,12 @@ def alone(function: Callable[..., Value], *arguments: Any) -> Value:
 
 
 def search(case: Case, method: str, model: PatchableModel, loader: PromptDataLoader) -> pahq.Discovery:
-    """One whole search."""
+    """One whole search; ``pahq`` screens in the default precision of the device."""
+    precision = default_precision(model_device(model)) if method == "pahq" else None
     return pahq.discover(
-        model, loader, method=method, engine="incremental", threshold=case.threshold, progress=False
-    )
+        model, loader, method=method, precision=precision, engine="incremental",
+        threshold=case.threshold, progress=False,
+    )  # fmt: skip
 
 
 def cpu_search(
