@@ -217,16 +217,12 @@ class Cascade(Sweep):
     # Stages ----------------------------------------------------------------------------------------
 
     def _begin_stage(self) -> None:
-        """Prepare the next stage; decide it at once if its edges change nothing."""
+        """Prepare the next stage."""
         at, engine = len(self.decisions), self._estimator
         candidates = engine.of_one_stage(self._order[at:])
-        changing = engine.changing(candidates)
-        live = [edge for edge, changes in zip(candidates, changing, strict=True) if changes]
         self._by_rows = at + len(candidates)
-        if not live:
-            self._record([Decision(edge, 0.0, kept=False, exact=True) for edge in candidates])
-            return
-        if not self._audits.issuperset(live) and engine.pays(live):
+        if engine.pays(candidates) and not self._audits.issuperset(candidates):
+            changing = engine.changing(candidates)
             forecast = self._forecast(candidates, changing)
             if forecast is not None:
                 self._by_rows = at

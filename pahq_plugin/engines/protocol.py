@@ -151,8 +151,8 @@ class Estimator(Engine, Protocol):
         ...
 
     def pays(self, candidates: Sequence[Edge]) -> bool:
-        """Return whether estimating candidates that all change something is expected to cost less than
-        measuring each of them. The answer depends on sizes only, never on time."""
+        """Return whether estimating all candidates of a stage is expected to cost less than measuring
+        each of them. The answer depends on sizes only, never on time."""
         ...
 
     def fitting_rows(self, candidates: Sequence[Edge]) -> int:

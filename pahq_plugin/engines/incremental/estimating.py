@@ -76,11 +76,13 @@ class EstimatingEngine(IncrementalEngine):
         """See `Estimator.pays`."""
         if len(candidates) < FEWEST:
             return False
-        products = 0
+        count = products = 0
         for members in self._plans.by_place(candidates).values():
             steps = self._plans.cone([candidates[i] for i in members])
-            products += len(members) * self._plans.row_products(steps) if steps else 0
-        return products * self._world.size >= LEAST_PRODUCTS * len(candidates)
+            if steps:
+                count += len(members)
+                products += len(members) * self._plans.row_products(steps)
+        return count >= FEWEST and products * self._world.size >= LEAST_PRODUCTS * count
 
     def fitting_rows(self, candidates: Sequence[Edge]) -> int:
         """See `Estimator.fitting_rows`."""
