@@ -11,7 +11,8 @@ from tests.helpers.commands import strict_json, succeeds
 
 def test_doctor_says_what_is_here() -> None:
     text = succeeds("doctor")
-    assert version("torch") in text and "fp8_e4m3" in text and "Default precision" in text
+    assert version("torch") in text and "fp8_e4m3" in text
+    assert "pahq searches with estimates" in " ".join(text.split())
     found = strict_json(succeeds("doctor", "--json"))
     assert found["versions"]["torch"] == version("torch")
     assert found["versions"]["auto-circuit"] == "1.0.1"

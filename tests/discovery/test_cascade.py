@@ -220,10 +220,10 @@ def test_slopes_that_are_not_finite_measure_edge_by_edge() -> None:
 
 
 MODELS = [
-    *(pytest.param(seed, id=f"seed{seed}") for seed in (0, 1, 44, 65, 101, 103, 148, 155)),
+    *(pytest.param(seed, id=f"seed{seed}") for seed in (1, 44, 101, 148, 155)),
     *(pytest.param(seed, id=f"seed{seed}", marks=pytest.mark.full) for seed in range(160, 360)),
 ]
-"""Without subsets on the rows of a run, edges with saturated heads were removed wrongly from 44 on."""
+"""Without subsets on the rows of a run, edges with saturated heads were removed wrongly in all but the first."""
 
 
 def engine_and_order(seed: int) -> tuple[EstimatingEngine, list[Edge]]:
