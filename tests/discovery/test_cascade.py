@@ -223,7 +223,7 @@ MODELS = [
     *(pytest.param(seed, id=f"seed{seed}") for seed in (1, 44, 101, 148, 155)),
     *(pytest.param(seed, id=f"seed{seed}", marks=pytest.mark.full) for seed in range(160, 360)),
 ]
-"""Without subsets on the rows of a run, edges with saturated heads were removed wrongly in all but the first."""
+"""Without subsets on the rows of a run, edges with saturated heads were removed wrongly (not in 1)."""
 
 
 def engine_and_order(seed: int) -> tuple[EstimatingEngine, list[Edge]]:
