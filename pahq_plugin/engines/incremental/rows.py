@@ -134,10 +134,8 @@ class Rows:
         for at, slot, heads, positions in self._dirty:
             state.update(at, slot, heads, positions, self.inputs(at, slot, heads, positions, only)[:, 0])
         for change in self._changes:
-            stage = state.graph.stages[change.step.stage]
-            for i, head in enumerate(change.step.heads):
-                value = _rows(change.factor[i], only)[0]
-                state.add_to_source(stage.first_source + head, change.step.positions.index, value)
+            step, factor = change.step, _rows(change.factor, only, axis=1)[:, 0]
+            state.differences.add(step.stage, step.heads, step.positions, factor)
 
     # Steps ---------------------------------------------------------------------------------------
 
