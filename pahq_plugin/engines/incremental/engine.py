@@ -29,9 +29,9 @@ from pahq_plugin.engines.incremental.passes import Group, Pass, Waiting
 from pahq_plugin.engines.incremental.positions import Bools
 from pahq_plugin.engines.incremental.products import FEW_ROWS, OwnProducts, Products, Screen
 from pahq_plugin.engines.incremental.readout import Readout
-from pahq_plugin.engines.incremental.rows import Rows, Start
+from pahq_plugin.engines.incremental.rows import Rows
 from pahq_plugin.engines.incremental.source_outputs import ablated_runs, run_plain, run_sources
-from pahq_plugin.engines.incremental.starts import changing_edges, starts_without
+from pahq_plugin.engines.incremental.starts import Start, changing_edges, starts_without
 from pahq_plugin.engines.incremental.state import BatchState
 from pahq_plugin.engines.placement.place import InPlace
 from pahq_plugin.engines.question import Question

@@ -16,7 +16,8 @@ import numpy as np
 
 from pahq_plugin.engines.incremental.kept_graph import Place
 from pahq_plugin.engines.incremental.positions import Bools
-from pahq_plugin.engines.incremental.rows import Rows, Shift, Start
+from pahq_plugin.engines.incremental.rows import Rows
+from pahq_plugin.engines.incremental.starts import Shift, Start
 from pahq_plugin.host import Edge
 
 

@@ -6,16 +6,65 @@ which row, times their (now - ablated) outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from pahq_plugin.engines.incremental.cones import Plans
 from pahq_plugin.engines.incremental.kept_graph import KeptGraph, Place
 from pahq_plugin.engines.incremental.positions import Bools, Positions
-from pahq_plugin.engines.incremental.rows import Shift, Start
 from pahq_plugin.engines.incremental.state import BatchState
 from pahq_plugin.host import Edge
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A change of one input, ``[batch, pos, d_model]``, at some positions."""
+
+    positions: Positions
+    delta: Tensor
+
+
+@dataclass(frozen=True)
+class Start:
+    """A changed input.
+
+    Attributes:
+        positions: positions at which it changes.
+        first: number of rows before those of ``delta``.
+        delta: the change on the next rows, ``[candidate, batch, pos, d_model]``.
+        before: the change on each of the first rows, ``[batch, pos, d_model]``; ``None`` for none.
+        after: the same for each of the last rows.
+    """
+
+    positions: Positions
+    first: int
+    delta: Tensor
+    before: Tensor | None
+    after: Tensor | None
+
+    def on_row(self, row: int) -> Tensor | None:
+        """Return the change on one row."""
+        if row < self.first:
+            return self.before
+        at = row - self.first
+        return self.delta[at] if at < len(self.delta) else self.after
+
+    def on(self, rows: slice) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the terms that change the input of some rows, each with the rows it applies to."""
+        last = self.first + len(self.delta)
+        begin, end = max(rows.start, self.first), min(rows.stop, last)
+        if self.before is not None and rows.start < self.first:
+            yield slice(0, min(self.first, rows.stop) - rows.start), self.before[None]
+        if begin < end:
+            yield (
+                slice(begin - rows.start, end - rows.start),
+                self.delta[begin - self.first : end - self.first],
+            )
+        if self.after is not None and rows.stop > last:
+            yield slice(max(last, rows.start) - rows.start, rows.stop - rows.start), self.after[None]
 
 
 def changing_edges(

@@ -13,7 +13,7 @@ Inputs and the queries, keys and values computed from them are memoised. Tensors
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -150,25 +150,45 @@ class BatchState:
         held = self._held.get((what, at, slot, head))
         return held if held is not None and positions.inside(held.positions) else None
 
-    def update(self, at: int, slot: int, heads: Sequence[int], positions: Positions, x: Tensor) -> None:
-        """Set the inputs of destinations to ``x [head, batch, pos, d_model]``."""
-        made = []
+    def update(
+        self,
+        at: int,
+        slot: int,
+        heads: Sequence[int],
+        positions: Positions,
+        terms: Iterable[tuple[int, Tensor, Tensor | None]],
+    ) -> None:
+        """Add terms to the inputs of destinations of a stage.
+
+        Args:
+            at: the stage.
+            slot: which input of its heads.
+            heads: which heads.
+            positions: positions at which the inputs change.
+            terms: index into ``heads``; term ``[batch, pos, d_model]``; indices of its positions in
+                ``positions``, ``None`` for all.
+        """
+        inputs = [self._lookup("x", at, slot, head, positions) for head in heads]
+        ys = [self._lookup("y", at, slot, head, positions) for head in heads]
         for i, head in enumerate(heads):
-            inputs, ys = (self._lookup(what, at, slot, head, positions) for what in "xy")
-            self.forget(at, slot, head)
-            if inputs is not None:
-                inputs.write(positions, {"x": x[i]})
-                self._held.put(("x", at, slot, head), inputs)
-            if ys is not None:
-                made.append((i, head, ys))
-        if not made:
-            return
-        some = [head for _, head, _ in made]
-        x = x if len(made) == len(x) else x[[i for i, _, _ in made]]
-        new = self.projected(self.graph.stages[at], slot, some, x[:, None], self.own)
-        for j, (_, head, ys) in enumerate(made):
-            ys.write(positions, {letter: y[j, 0] for letter, y in new.items()})
-            self._held.put(("y", at, slot, head), ys)
+            if inputs[i] is None and ys[i] is not None:
+                inputs[i] = Held(positions, {"x": self._input(at, slot, head, positions)})
+        for i, term, where in terms:
+            held = inputs[i]
+            if held is not None:
+                held.add(positions, where, "x", term)
+        for i, head in enumerate(heads):
+            self._input_versions[at, slot, head] += 1
+            for what, held in (("x", inputs[i]), ("y", ys[i])):
+                if held is None:
+                    self._held.drop((what, at, slot, head))
+        some = [i for i, held in enumerate(ys) if held is not None]
+        if some:
+            x = torch.stack([_known(inputs[i]).at("x", positions) for i in some])
+            chosen = [heads[i] for i in some]
+            new = self.projected(self.graph.stages[at], slot, chosen, x[:, None], self.own)
+            for j, i in enumerate(some):
+                _known(ys[i]).write(positions, {letter: y[j, 0] for letter, y in new.items()})
 
     def forget(self, at: int, slot: int, head: int) -> None:
         """Forget the input of a destination, which has changed."""
@@ -231,25 +251,33 @@ class BatchState:
         return out
 
     def mlp(
-        self, at: int, positions: Positions, x_now: Tensor, y_now: Tensor, products: Products
+        self,
+        at: int,
+        positions: Positions,
+        x_now: Callable[[], Tensor],
+        y_now: Tensor,
+        products: Products,
     ) -> RowFunction:
         """Return an MLP, norm included, as a function of inputs ``[candidate, n, d_model]``.
 
         Args:
             at: its stage.
             positions: positions at which it is computed.
-            x_now: the present inputs at the changing tokens there, ``[n, d_model]``.
+            x_now: returns the present inputs at the changing tokens there, ``[n, d_model]``; called if
+                the products need them.
             y_now: the present outputs, ``[n, d_model]``.
             products: weight products to use.
         """
         layer = self.graph.stages[at].layer
         norm = self.own.blocks[layer].ln2
-        x_now = normalise(norm, x_now[None])
+        if products is self.own:
+            return lambda x: self.own.blocks[layer].mlp(normalise(norm, x)).sub_(y_now)
+        present = normalise(norm, x_now()[None])
 
         def hidden() -> dict[str, Tensor]:
-            return self._hidden_of(at, positions, lambda: products.hidden(layer, x_now))
+            return self._hidden_of(at, positions, lambda: products.hidden(layer, present))
 
-        mlp = products.mlp(layer, x_now, y_now[None], hidden)
+        mlp = products.mlp(layer, present, y_now[None], hidden)
         return lambda x: mlp(normalise(norm, x))
 
     def _hidden_of(
@@ -305,6 +333,11 @@ class BatchState:
         """Bytes of the caches: sources now and ablated, and the memos."""
         memos = self._held.nbytes + self._bases.nbytes + self._derived.nbytes
         return self.now.nbytes + self.ablated.nbytes + memos
+
+
+def _known(held: Held | None) -> Held:
+    assert held is not None
+    return held
 
 
 def letters(stage: Stage, slot: int) -> str:
