@@ -17,7 +17,7 @@ from torch import Tensor
 from pahq_plugin.engines.incremental.kept_graph import KeptGraph
 from pahq_plugin.engines.incremental.memo import Memo, Sized, Versioned
 from pahq_plugin.engines.incremental.positions import Bools, Positions
-from pahq_plugin.engines.incremental.products import OwnProducts, some_heads
+from pahq_plugin.engines.incremental.products import OwnProducts, consecutive, some_heads
 from pahq_plugin.engines.incremental.source_outputs import Sources
 
 BLOCK_BYTES = 2**22
@@ -77,12 +77,11 @@ class Differences:
         """
         own = self._graph.stages[stage]
         target = self.now.z[own.layer] if own.kind == "head" else self.now.mlp[own.layer][None]
-        change, first = change.to(target.dtype), heads[0]
-        if len(heads) == heads[-1] + 1 - first:  # consecutive
-            target[first : heads[-1] + 1].index_add_(2, positions.index, change)
-        else:
-            for head, part in zip(heads, change, strict=True):
-                target[head].index_add_(1, positions.index, part)
+        change, first = change.to(target.dtype), 0
+        for some in consecutive(heads):
+            end = first + some.stop - some.start
+            target[some].index_add_(2, positions.index, change[first:end])
+            first = end
         self._versions[own.first_source + np.array(heads)] += 1
 
     def version(self, n_sources: int) -> int:
@@ -121,7 +120,8 @@ class Differences:
         """
         total: Tensor | None = None
         gone = gone[:, positions.array] if gone.shape[1] > 1 else gone
-        for columns, taken in self.blocks(gone.shape[-1], positions, gone.any(axis=(0, 1))):
+        wanted: Bools = np.any(gone, axis=(0, 1))
+        for columns, taken in self.blocks(gone.shape[-1], positions, wanted):
             weights = torch.from_numpy(gone[..., columns] * np.float32(-1)).to(taken)
             if weights.shape[1] == 1:
                 part = (weights[:, 0] @ taken.flatten(1)).unflatten(1, taken.shape[1:])

@@ -13,7 +13,7 @@ that all heads are multiplied by their own weights in one product.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,9 +21,10 @@ from torch import Tensor
 from pahq_plugin.engines.incremental.budget import Budget
 from pahq_plugin.engines.incremental.kept_graph import Feed, Place, Slot, Stage, Step
 from pahq_plugin.engines.incremental.positions import Positions
-from pahq_plugin.engines.incremental.products import Products, some_heads
+from pahq_plugin.engines.incremental.products import Products, consecutive, some_heads
 from pahq_plugin.engines.incremental.starts import Start
 from pahq_plugin.engines.incremental.state import BatchState, letters
+from pahq_plugin.engines.incremental.sums import Sum, Term
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,15 @@ class Rows:
     def commit(self, row: int) -> None:
         """Make ``row`` the present state; only for rows in the model's own precision."""
         state, only = self.state, slice(row, row + 1)
+        changes = [replace(one, factor=_rows(one.factor, only, axis=1)) for one in self._changes]
         for at, slot, heads, positions in self._dirty:
-            terms = self._terms(at, slot, heads, positions, only)
+            terms = self._terms(at, slot, heads, positions, only, changes)
             state.update(
                 at, slot, heads, positions, ((term.member, term.value[0], term.at) for term in terms)
             )
-        for change in self._changes:
-            step, factor = change.step, _rows(change.factor, only, axis=1)[:, 0]
-            state.differences.add(step.stage, step.heads, step.positions, factor)
+        for change in changes:
+            step = change.step
+            state.differences.add(step.stage, step.heads, step.positions, change.factor[:, 0])
 
     # Steps ---------------------------------------------------------------------------------------
 
@@ -278,30 +280,36 @@ class Rows:
         d_model]``: the present inputs plus the changes that feed them."""
         now = self.state.inputs(at, slot, heads, positions)
         x = now[0].new_empty((len(heads), rows.stop - rows.start, *now[0].shape))
-        sums = [_Sum(x[i], present) for i, present in enumerate(now)]
-        for term in self._terms(at, slot, heads, positions, rows):
+        sums = [Sum(x[i], present) for i, present in enumerate(now)]
+        for term in self._terms(at, slot, heads, positions, rows, self._changes):
             sums[term.member].add(term)
         for total in sums:
             total.finish()
         return x
 
     def _terms(
-        self, at: int, slot: int, heads: tuple[int, ...], positions: Positions, rows: slice
-    ) -> Iterator[_Term]:
+        self,
+        at: int,
+        slot: int,
+        heads: tuple[int, ...],
+        positions: Positions,
+        rows: slice,
+        changes: Sequence[Change],
+    ) -> Iterator[Term]:
         """Yield what changes the inputs of some destinations on some rows."""
         for member, head in enumerate(heads):
             start = self._starts.get((at, slot, head))
             if start is not None:
                 shared, known = positions.shared(start.positions)
                 for some, delta in start.on(rows):
-                    yield _Term(member, _taken(delta, shared), known, some)
+                    yield Term(member, _taken(delta, shared), known, some)
         everything = slice(0, rows.stop - rows.start)
-        for change in self._changes:
+        for change in changes:
             shared, known = positions.shared(change.step.positions)
             for feed in self.state.graph.feeds(at, slot, heads, change.step, positions):
                 value = self._contribution(change, feed, shared, known, rows)
                 for member in feed.members:
-                    yield _Term(member, value, known, everything)
+                    yield Term(member, value, known, everything)
 
     def _contribution(
         self, change: Change, feed: Feed, shared: Tensor | None, known: Tensor | None, rows: slice
@@ -315,59 +323,7 @@ class Rows:
         if change.layer is None:
             return factor[0]
         heads = [change.step.heads[i] for i in feed.chosen]
-        out = self._products.output(change.layer, heads, factor.flatten(1, 3))
-        return out.unflatten(0, factor.shape[1:4])
-
-
-@dataclass(frozen=True)
-class _Term:
-    """A change of the input of one destination.
-
-    Attributes:
-        member: which of the destinations in question.
-        value: ``[candidate or 1, batch, pos, d_model]``.
-        at: indices of its positions in those in question; ``None`` for all.
-        rows: its rows, of those in question.
-    """
-
-    member: int
-    value: Tensor
-    at: Tensor | None
-    rows: slice
-
-
-class _Sum:
-    """The present input of one destination plus changes, written where the inputs are gathered.
-
-    Args:
-        out: ``[candidate, batch, pos, d_model]``, not yet written.
-        present: ``[batch, pos, d_model]``.
-    """
-
-    def __init__(self, out: Tensor, present: Tensor) -> None:
-        self._out, self._present = out, present
-        self._started = False
-
-    def add(self, term: _Term) -> None:
-        """Add a change."""
-        whole = term.rows == slice(0, len(self._out))
-        if term.at is None and whole and not self._started:
-            value = term.value if len(term.value) == len(self._out) else term.value.expand_as(self._out)
-            torch.add(self._present, value, out=self._out)
-            self._started = True
-            return
-        self.finish()
-        out = self._out if whole else self._out[term.rows]
-        if term.at is None:
-            out += term.value
-        else:
-            out.index_add_(-2, term.at, term.value.expand(len(out), -1, -1, -1))
-
-    def finish(self) -> None:
-        """Write the present input if nothing has been added."""
-        if not self._started:
-            self._out.copy_(self._present)
-            self._started = True
+        return self._products.output(change.layer, heads, factor)
 
 
 def _rows(x: Tensor, rows: slice, axis: int = 0) -> Tensor:
@@ -396,6 +352,9 @@ def _merged(now: Tensor, new: Tensor | None, slot: Slot, held: Positions, n_rows
         return new
     merged = now[:, None].expand(-1, n_rows, -1, -1, -1).clone()
     at = slot.positions.within(held)
-    for i, member in enumerate(slot.members):
-        merged[member].index_copy_(2, at, new[i])
+    first = 0
+    for members in consecutive(slot.members):
+        count = members.stop - members.start
+        merged[members].index_copy_(3, at, new[first : first + count])
+        first += count
     return merged
