@@ -188,7 +188,7 @@ def check_finite(name: str, losses: Tensor) -> Tensor:
     Raises:
         MetricError: a loss is NaN or infinite; the message names the metric.
     """
-    if not math.isfinite(losses.sum()):  # sums of finite losses do not overflow FP64
+    if not math.isfinite(losses.detach().sum()):  # sums of finite losses do not overflow FP64
         bad = losses[~losses.isfinite()][0]
         raise MetricError(f"metric {name!r} returned {float(bad)}; losses must be finite")
     return losses
