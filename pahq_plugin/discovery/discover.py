@@ -83,9 +83,11 @@ def discover(
         batches: number of batches to use from the loader; ``None`` for all.
         order: all edges in the order in which to test them; ``None`` for the canonical order.
         true_edges: the official circuit, for host algorithms that need it.
-        n_edges: circuit size for methods that score edges: the top ``n_edges`` by magnitude, and any
-            that tie with the last. ``None`` takes every edge with a nonzero score; with the host's
-            ACDC, every edge that none of its thresholds removes.
+        n_edges: circuit size. Methods that score edges keep the top ``n_edges`` by magnitude. Searches
+            find the threshold, beginning with ``threshold``, and keep the ``n_edges`` largest effects.
+            Edges that tie with the last one are kept, too. ``None``: a search keeps what ``threshold``
+            keeps, other methods every edge with a nonzero score, and the host's ACDC every edge that
+            none of its thresholds removes.
         checkpoint: file in which a search saves its progress. If the file exists, the search resumes
             from it, to bitwise the same decisions at equal settings and threads.
         progress: show a progress bar when a terminal is attached.
