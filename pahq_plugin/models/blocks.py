@@ -94,6 +94,23 @@ class LinearNorm:
             return torch.native_layer_norm(x, [x.shape[-1]], None, None, self.eps)[2]
         return torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
 
+    def pull_back(self, x: Tensor, after: Tensor) -> Tensor:
+        """Take gradients behind the norm, ``[..., d_model]``, to those at its input ``x``.
+
+        With y the normalised x before w and b, and h the gradient at y, that at x is
+        ``(h - mean(h) - y mean(h y)) / size(x)``; without ``mean(h)`` if the norm does not centre.
+        """
+        at_y = after if self.w is None else after * self.w
+        inverse = self.inverse_size(x)
+        if inverse is None:
+            return at_y
+        y = (x - x.mean(dim=-1, keepdim=True) if self.centred else x) * inverse
+        at_y = at_y * inverse
+        along = torch.linalg.vecdot(at_y, y)[..., None] / x.shape[-1]
+        if self.centred:
+            at_y = at_y - at_y.mean(dim=-1, keepdim=True)
+        return at_y.addcmul_(y, along, value=-1)
+
 
 def linear_norm(norm: Any) -> LinearNorm | None:
     """Take a TransformerLens norm apart; ``None`` for an unknown kind."""
