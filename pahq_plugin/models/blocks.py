@@ -145,6 +145,9 @@ class AttentionMath:
             self.prefix = self._make_prefix(entry)
         self._spare = -(self._past + self._length) % LANES
         self.bias = self._make_bias(residual)
+        self._blind: Tensor | None = None  # queries in the padding, which attend to no key
+        if padding is not None and self.bias is not None:
+            self._blind = self.bias[:1].isneginf().all(dim=-1, keepdim=True)
 
     def weight_of(self, letter: str) -> Tensor:
         """Return the weight of q, k or v, ``[head, d_model, d_head]``."""
@@ -210,9 +213,11 @@ class AttentionMath:
         if self.bias is not None:
             bias = self.bias[:, :, :, positions]
             scores = scores + (bias if len(bias) == 1 else bias[heads])
-        pattern = torch.softmax(scores, dim=-1)
-        if self._padding is not None:  # a padded query attends to no key
-            pattern = torch.where(pattern.isnan(), 0.0, pattern)
+        if self._blind is None:
+            pattern = torch.softmax(scores, dim=-1)
+        else:  # a softmax of -inf alone has NaN gradients, which would reach every key
+            blind = self._blind[:, :, :, positions]
+            pattern = torch.softmax(scores.masked_fill(blind, 0.0), dim=-1).masked_fill(blind, 0.0)
         return _row_product(pattern if rounded is None else rounded("values", pattern), v)
 
     def _make_prefix(self, entry: Any) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,10 @@ from auto_circuit.utils.patchable_model import PatchableModel
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from pahq_plugin.discovery.attribution import integrated_gradients
-from pahq_plugin.host.patching import prepare
+from pahq_plugin.discovery.host_attribution import attribute_by_hooks
+from pahq_plugin.engines.question import Question
 from pahq_plugin.host.prompts import collect_batches
+from pahq_plugin.metrics import logit_diff
 from tests.helpers.architectures import build
 from tests.helpers.replay import canonical_order
 from tests.helpers.searches import EAP, by_edge, case, discover, scores_by_edge, small_edges
@@ -53,8 +54,9 @@ def test_attribution_takes_every_ablation(method: str, ablation: AblationType) -
     values = by_edge(discover(model, prompts, method=method, ablation=ablation))
     assert all(math.isfinite(value) for value in values.values())
     assert len(set(values.values())) > len(values) / 2
-    prepared = prepare(model, prompts, collect_batches(model, prompts, None), ablation)
-    once = scores_by_edge(model, integrated_gradients(model, prepared, 1, mean_difference))
+    batches = collect_batches(model, prompts, None)
+    question = Question(model, prompts, batches, ablation, ("logit_diff", logit_diff))
+    once = scores_by_edge(model, attribute_by_hooks(question, "inputs", 1))
     if method == "eap":
         assert values == pytest.approx(once, rel=1e-4, abs=1e-6)
     else:
@@ -136,10 +138,11 @@ def test_eap_ig_is_its_definition(kind: dict[str, Any]) -> None:
 @pytest.mark.parametrize("seed", [3, 6])
 def test_one_step_of_eap_ig_is_the_gradient_at_clean(seed: int) -> None:
     model, prompts = small_edges(seed=seed), loader(seed)
-    prepared = prepare(model, prompts, collect_batches(model, prompts, None), AblationType.RESAMPLE)
-    scores = integrated_gradients(model, prepared, 1, mean_difference)
-    eap = by_edge(discover(model, prompts, method="eap"))
-    assert scores_by_edge(model, scores) == pytest.approx(eap, rel=1e-4, abs=1e-6)
+    eap, once = (
+        by_edge(discover(model, prompts, method=method, **steps))
+        for method, steps in (("eap", {}), ("eap-ig", {"steps": 1}))
+    )
+    assert once == pytest.approx(eap, rel=1e-4, abs=1e-6)
 
 
 def test_scores_per_position_add_up() -> None:

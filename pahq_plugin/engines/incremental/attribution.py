@@ -27,11 +27,10 @@ from pahq_plugin.engines.incremental.readout import Readout
 from pahq_plugin.engines.incremental.source_outputs import Sources, ablated_runs
 from pahq_plugin.engines.incremental.tapes import Place, Tape, back, run, units_of
 from pahq_plugin.engines.question import Question
-from pahq_plugin.errors import MetricError, one_line
 from pahq_plugin.host import AblationType, PatchableModel, PromptPairBatch, PruneScores
-from pahq_plugin.host.graph import block, kind, slot, sources
+from pahq_plugin.host.graph import block, kind, slot
+from pahq_plugin.metrics import differentiated
 from pahq_plugin.models.blocks import embed, output_positions
-from pahq_plugin.system.memory import is_out_of_memory
 from pahq_plugin.system.processes import World
 from pahq_plugin.system.progress import progress_bar
 from pahq_plugin.system.warn import warn
@@ -72,7 +71,7 @@ def attribute(question: Question, points: Points, steps: int) -> PruneScores:
     prompts, scores = question.prompts, question.model.new_prune_scores()
     each = [parts_of(question.model, batch) for batch in prompts]
     counts = {"clean": 1, "inputs": steps, "outputs": steps * (1 + _n_units(question.model)) + 1}
-    flat, done = True, 0
+    flat, done = points == "clean" or steps == 1, 0
     with progress_bar("gradients", sum(map(len, each)) * counts[points], question.progress) as bar:
         for whole, parts, constant in zip(prompts, each, _constants(question), strict=True):
             for part in parts:
@@ -83,11 +82,11 @@ def attribute(question: Question, points: Points, steps: int) -> PruneScores:
                     done += 1
                     bar(done)
                 attribution.finish()
-                flat = flat and points == "clean" and attribution.is_flat
+                flat = flat and attribution.is_flat
     if flat:
         warn(
-            f"metric {question.metric[0]!r} hardly changes near the clean state, so that these scores "
-            "are rounding errors; use method='eap-ig' or another metric"
+            f"metric {question.metric[0]!r} hardly changes near the clean state, and these scores may be "
+            "rounding errors; use eap-ig with several steps, or another metric"
         )
     return scores
 
@@ -174,16 +173,9 @@ class Attribution:
         return back(self._units[first:], tapes, gradient, self._note)
 
     def _gradient(self, final: Tensor) -> Tensor:
-        """Compute the gradient of the mean loss at a final residual stream, ``[batch, pos, d_model]``."""
-        try:
+        """Compute the gradient of the mean loss at a last residual stream, ``[batch, pos, d_model]``."""
+        with differentiated(self._metric):
             found = self._readout.derivatives(final[None, :, self._positions])[0]
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            raise MetricError(
-                f"metric {self._metric!r} cannot be differentiated ({one_line(error)}); use another "
-                "metric, or a search method such as acdc"
-            ) from error
         gradient = torch.zeros_like(final)
         gradient[:, self._positions] = found
         return gradient
