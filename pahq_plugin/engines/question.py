@@ -73,7 +73,7 @@ class Question:
     progress: bool = False
 
 
-def check_numbers(*, threshold: object, batches: object, seed: object, steps: object) -> None:
+def check_numbers(*, threshold: object, batches: object, seed: object, steps: object = None) -> None:
     """Refuse numbers out of range before anything is drawn.
 
     Args:

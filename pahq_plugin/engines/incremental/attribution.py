@@ -85,8 +85,8 @@ def attribute(question: Question, points: Points, steps: int) -> PruneScores:
                 flat = flat and attribution.is_flat
     if flat:
         warn(
-            f"metric {question.metric[0]!r} hardly changes near the clean state, and these scores may be "
-            "rounding errors; use eap-ig with several steps, or another metric"
+            f"metric {question.metric[0]!r} hardly changes near the clean state, where these scores are "
+            "taken; use eap-ig with several steps, or another metric"
         )
     return scores
 
