@@ -16,7 +16,9 @@ The points, with shares k/m of the clean values, k = 1..m:
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from typing import Any
 
 from pahq_plugin.choices import ATTRIBUTION_STEPS
@@ -74,24 +76,24 @@ class Attribution(ScoringMethod):
             )
         if metric is logit_diff:
             check_answers(question.prompts, output_width(question.model, question.prompts[0].clean))
-        scores = self.scored(question, stats)
+        scores = replace(self, scores=self._implementation(question)).scored(question, stats)
         more: dict[str, Any] = {"n_edges": question.n_edges, "metric": name}
         if "steps" in self.uses:
             more["steps"] = _steps(question)
         return rank(scores, question.edges, question.n_edges), more
 
-    def measure(self, question: Question) -> PruneScores:
-        """Score all edges: the mean over batches, with ``eap`` the sum, as the host's.
-
-        Models that the incremental engine does not support are differentiated on the host.
-        """
+    def _implementation(self, question: Question) -> Callable[[Question], PruneScores]:
+        """Return the function that scores all edges: the mean over batches; with ``eap`` the sum, as the
+        host's. Models that the incremental engine does not support are differentiated on the host."""
         longest = max(batch.clean.shape[1] for batch in question.prompts)
         objection = unsupported(question.model, past_length(question.model) + longest)
-        scored = attribute_by_hooks if objection else attribute
-        scores = scored(question, self.points, _steps(question))
+        mean = partial(
+            attribute_by_hooks if objection else attribute, points=self.points, steps=_steps(question)
+        )
         if self.points != "clean":
-            return scores
-        return {module: len(question.prompts) * values for module, values in scores.items()}
+            return mean
+        count = len(question.prompts)
+        return lambda question: {name: count * values for name, values in mean(question).items()}
 
 
 def _steps(question: Question) -> int:

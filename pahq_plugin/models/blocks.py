@@ -94,22 +94,23 @@ class LinearNorm:
             return torch.native_layer_norm(x, [x.shape[-1]], None, None, self.eps)[2]
         return torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
 
-    def pull_back(self, x: Tensor, after: Tensor) -> Tensor:
-        """Take gradients behind the norm, ``[..., d_model]``, to those at its input ``x``.
+    def pull_back_(self, x: Tensor, after: Tensor) -> Tensor:
+        """Take gradients behind the norm, ``[..., d_model]``, to those at its input ``x``, in place.
 
         With y the normalised x before w and b, and h the gradient at y, that at x is
         ``(h - mean(h) - y mean(h y)) / size(x)``; without ``mean(h)`` if the norm does not centre.
         """
-        at_y = after if self.w is None else after * self.w
+        if self.w is not None:
+            after *= self.w
         inverse = self.inverse_size(x)
         if inverse is None:
-            return at_y
+            return after
         y = (x - x.mean(dim=-1, keepdim=True) if self.centred else x) * inverse
-        at_y = at_y * inverse
-        along = torch.linalg.vecdot(at_y, y)[..., None] / x.shape[-1]
+        after *= inverse
+        along = torch.linalg.vecdot(after, y)[..., None] / x.shape[-1]
         if self.centred:
-            at_y = at_y - at_y.mean(dim=-1, keepdim=True)
-        return at_y.addcmul_(y, along, value=-1)
+            after -= after.mean(dim=-1, keepdim=True)
+        return after.addcmul_(y, along, value=-1)
 
 
 def linear_norm(norm: Any) -> LinearNorm | None:

@@ -29,7 +29,7 @@ from pahq_plugin.engines.incremental.tapes import Place, Tape, back, run, units_
 from pahq_plugin.engines.question import Question
 from pahq_plugin.host import AblationType, PatchableModel, PromptPairBatch, PruneScores
 from pahq_plugin.host.graph import block, kind, slot
-from pahq_plugin.metrics import differentiated
+from pahq_plugin.metrics import differentiated, logit_diff
 from pahq_plugin.models.blocks import embed, output_positions
 from pahq_plugin.system.processes import World
 from pahq_plugin.system.progress import progress_bar
@@ -71,7 +71,8 @@ def attribute(question: Question, points: Points, steps: int) -> PruneScores:
     prompts, scores = question.prompts, question.model.new_prune_scores()
     each = [parts_of(question.model, batch) for batch in prompts]
     counts = {"clean": 1, "inputs": steps, "outputs": steps * (1 + _n_units(question.model)) + 1}
-    flat, done = points == "clean" or steps == 1, 0
+    flat = (points == "clean" or steps == 1) and question.metric[1] is not logit_diff
+    done = 0
     with progress_bar("gradients", sum(map(len, each)) * counts[points], question.progress) as bar:
         for whole, parts, constant in zip(prompts, each, _constants(question), strict=True):
             for part in parts:

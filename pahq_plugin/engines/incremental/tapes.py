@@ -109,13 +109,12 @@ class AttentionTape:
         weight = math.attn.W_O  # [head, d_head, d_model]
         at_z = (after @ weight.flatten(0, 1).mT).unflatten(-1, weight.shape[:2]).permute(2, 0, 1, 3)
         found = torch.autograd.grad(self._z, list(self._leaves.values()), at_z, retain_graph=True)
-        each = [
-            torch.matmul(y.flatten(1, 2), math.weight_of(letter).mT)
-            for letter, y in zip(self._leaves, found, strict=True)
-        ]
-        slots, normal = "qkv", torch.stack(each)  # [slot, head, batch * pos, d_model]
-        if not unit.split:
-            slots, normal = ("attn",), normal.sum(dim=0, keepdim=True)
+        heads, batch, pos, _ = at_z.shape
+        normal = after.new_empty((3, heads, batch * pos, after.shape[-1]))  # behind the norm, by slot
+        for own, letter, y in zip(normal, self._leaves, found, strict=True):
+            torch.bmm(y.flatten(1, 2), math.weight_of(letter).mT, out=own)
+        slots = ("q", "k", "v") if unit.split else ("attn",)
+        normal = normal if unit.split else normal.sum(dim=0, keepdim=True)
         flat = normal.flatten(0, 1).unflatten(1, after.shape[:2])
         gradient = through_norm(math.norm, self._residual, flat)
         for slot, own in zip(slots, gradient.unflatten(0, (len(slots), -1)), strict=True):
@@ -182,6 +181,7 @@ def units_of(model: PatchableModel, residual: Tensor, padding: Tensor | None) ->
     return units
 
 
+@torch.no_grad()
 def run(
     units: Sequence[Unit], residual: Tensor, block_start: Tensor | None = None
 ) -> tuple[list[Tape], Tensor]:
@@ -205,6 +205,7 @@ def run(
     return tapes, residual
 
 
+@torch.no_grad()
 def back(
     units: Sequence[Unit],
     tapes: Sequence[Tape],
@@ -240,10 +241,10 @@ def back(
 
 def through_norm(norm: Any, x: Tensor, after: Tensor) -> Tensor:
     """Take gradients behind a norm, ``[dest, batch, pos, d_model]``, to its input ``x [batch, pos,
-    d_model]``, which all destinations share."""
+    d_model]``, which all destinations share; ``after`` is overwritten."""
     parts = linear_norm(norm)
     if parts is not None:
-        return parts.pull_back(x, after)
+        return parts.pull_back_(x, after)
     each = x.expand_as(after).contiguous().requires_grad_()
     with torch.enable_grad():
         y = normalise(norm, each)
