@@ -177,10 +177,8 @@ def test_eap_ig_activations_is_its_definition(kind: dict[str, Any]) -> None:
 @pytest.mark.parametrize("seed", [3, 6])
 def test_one_step_of_eap_ig_is_the_gradient_at_clean(seed: int) -> None:
     model, prompts = small_edges(seed=seed), loader(seed)
-    eap, once = (
-        by_edge(discover(model, prompts, method=method, **steps))
-        for method, steps in (("eap", {}), ("eap-ig", {"steps": 1}))
-    )
+    eap = by_edge(discover(model, prompts, method="eap"))
+    once = by_edge(discover(model, prompts, method="eap-ig", steps=1))
     assert once == pytest.approx(eap, rel=1e-4, abs=1e-6)
 
 
@@ -227,10 +225,9 @@ def test_distances_from_the_clean_output(method: str, metric: str) -> None:
 
 @pytest.mark.parametrize("metric", ["kl_div", "mse"])
 def test_distances_have_no_gradient_at_the_clean_state(metric: str) -> None:
-    for method, instead in (("eap", 'method="eap-ig"'), ("eap-ig", "more steps")):
-        steps = {} if method == "eap" else {"steps": 1}
+    for method, steps, instead in (("eap", None, 'method="eap-ig"'), ("eap-ig", 1, "more steps")):
         with refused(ConfigError, f"{method!r} cannot use metric {metric!r}", instead):
-            discover(small_edges(), loader(), method=method, metric=metric, **steps)
+            discover(small_edges(), loader(), method=method, metric=metric, steps=steps)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.0, True, "5"])

@@ -49,7 +49,7 @@ Points = Literal["clean", "inputs", "outputs"]
 """Where gradients are taken: at the clean state; where the embedding lies between ablated and clean; or
 where the outputs of one unit do, for each unit in turn."""
 
-Score = Callable[[], None]
+Score = Callable[[], object]
 
 
 @torch.no_grad()
@@ -145,7 +145,7 @@ class Attribution:
             yield from (partial(self._at_output, i, clean, share, in_front[i]) for clean in fractions)
         yield from (partial(self._at_input, clean, share) for clean in fractions)
         start = torch.zeros_like(self._embedding)
-        yield lambda: void(back(self._units, self._tapes, start, self._note, in_front))
+        yield partial(back, self._units, self._tapes, start, self._note, in_front)
 
     def _at_input(self, clean: float, share: float) -> None:
         ablated = self._ablated.embedding
@@ -193,13 +193,14 @@ class Attribution:
         if not self._held:
             return
         places, gradients = zip(*self._held, strict=True)
-        modules = [self._modules[place] for place in places]
-        known = self._differences[:, : max(n_sources for _, n_sources in modules)]
-        products = known @ torch.cat(gradients, dim=1).mT  # [pos or 1, source, dest]
+        scores = [self._scores[self._modules[place]] for place in places]
+        most = max(into.shape[-1] for into in scores)  # sources that any of them reads
+        products = (
+            self._differences[:, :most] @ torch.cat(gradients, dim=1).mT
+        )  # [pos or 1, source, dest]
         sizes = [rows.shape[1] for rows in gradients]
-        for (name, n_sources), own in zip(modules, products.split(sizes, dim=-1), strict=True):
-            into = self._scores[name]
-            into += own[:, :n_sources].mT.reshape(into.shape)
+        for into, own in zip(scores, products.split(sizes, dim=-1), strict=True):
+            into += own[:, : into.shape[-1]].mT.reshape(into.shape)
         self._held = []
 
     # Sources ---------------------------------------------------------------------------------------
@@ -225,10 +226,6 @@ class Attribution:
         slopes = (self._gradient(self._final) * (final - self._final)).sum(dim=-1)
         change = float(self._readout.losses(final[None, :, self._positions])) - self._readout.clean_loss
         return float(slopes.abs().sum()) < FLAT * abs(change)
-
-
-def void(value: object) -> None:
-    """Discard a value."""
 
 
 def parts_of(model: PatchableModel, batch: PromptPairBatch) -> list[PromptPairBatch]:
@@ -275,16 +272,15 @@ def _ablated(question: Question, part: PromptPairBatch, constant: Sources | None
     return constant.map(lambda x, batch_axis: x.narrow(batch_axis, 0, len(part.clean)))
 
 
-def _modules(model: PatchableModel) -> dict[Place, tuple[str, int]]:
-    """Return the host's name of each destination module, and the number of sources that it reads."""
-    found: dict[Place, tuple[str, int]] = {}
-    for wrapper in model.dest_wrappers:
-        node = next(dest for dest in model.dests if dest.module_name == wrapper.module_name)
+def _modules(model: PatchableModel) -> dict[Place, str]:
+    """Return the host's name of each destination module."""
+    found: dict[Place, str] = {}
+    for node in model.dests:
         which = kind(node)
         place = Place("output")
         if which != "output":
             place = Place(which, block(node), slot(node) if which == "head" else "")  # type: ignore[arg-type]
-        found[place] = (wrapper.module_name, wrapper.in_srcs.stop)
+        found[place] = node.module_name
     return found
 
 
