@@ -195,9 +195,8 @@ class Attribution:
         places, gradients = zip(*self._held, strict=True)
         scores = [self._scores[self._modules[place]] for place in places]
         most = max(into.shape[-1] for into in scores)  # sources that any of them reads
-        products = (
-            self._differences[:, :most] @ torch.cat(gradients, dim=1).mT
-        )  # [pos or 1, source, dest]
+        read = self._differences[:, :most]
+        products = read @ torch.cat(gradients, dim=1).mT  # [pos or 1, source, dest]
         sizes = [rows.shape[1] for rows in gradients]
         for into, own in zip(scores, products.split(sizes, dim=-1), strict=True):
             into += own[:, : into.shape[-1]].mT.reshape(into.shape)
