@@ -10,10 +10,20 @@ from __future__ import annotations
 from typing import Literal
 
 PROBLEMS = ("ioi", "greater-than", "induction", "docstring", "tracr-reverse", "tracr-xproportion")
-METHODS = ("pahq", "pahq-paper", "rtn-q", "acdc", "eap", "eap-ig", "Random", "ACDC")
+METHODS = (
+    "pahq",
+    "pahq-paper",
+    "rtn-q",
+    "acdc",
+    "eap",
+    "eap-ig",
+    "eap-ig-activations",
+    "Random",
+    "ACDC",
+)
 COMPARED = (
-    "pahq", "acdc", "pahq-paper", "rtn-q", "host-acdc", "eap", "eap-ig", "ig", "edge-probing",
-    "subnetwork-probing", "act-mag", "random", "ground-truth", "all",
+    "pahq", "acdc", "pahq-paper", "rtn-q", "host-acdc", "eap", "eap-ig", "eap-ig-activations", "ig",
+    "edge-probing", "subnetwork-probing", "act-mag", "random", "ground-truth", "all",
 )  # fmt: skip
 METRICS = ("kl_div", "mse", "logit_diff")
 ABLATIONS = (
@@ -37,6 +47,9 @@ StreamName = Literal["load", "low", "high"]
 STREAMS: tuple[StreamName, ...] = ("load", "low", "high")
 
 DEFAULT_THRESHOLD = 0.01
+
+ATTRIBUTION_STEPS = 5
+"""Points between ablated and clean of ``eap-ig`` and ``eap-ig-activations``."""
 
 CHECKPOINT_EVERY = 30.0
 """Seconds between checkpoint writes."""

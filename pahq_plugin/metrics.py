@@ -9,7 +9,8 @@ patching it minus the mean loss before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ def check_answers(batches: Sequence[PromptPairBatch], vocabulary: int) -> None:
                 if not _are_tokens(ids, vocabulary):
                     raise MetricError(
                         f"{name} must be token ids from 0 to {vocabulary - 1} for a method that "
-                        "differentiates their logits; use a search method such as acdc"
+                        "differentiates their logits; use another metric, or a search such as acdc"
                     )
 
 
@@ -192,6 +193,20 @@ def check_finite(name: str, losses: Tensor) -> Tensor:
         bad = losses[~losses.isfinite()][0]
         raise MetricError(f"metric {name!r} returned {float(bad)}; losses must be finite")
     return losses
+
+
+@contextmanager
+def differentiated(name: str) -> Iterator[None]:
+    """Turn errors of autograd in the ``with`` block into a `MetricError` that names the metric."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise MetricError(
+            f"metric {name!r} cannot be differentiated ({one_line(error)}); use another metric, or a "
+            "search method such as acdc"
+        ) from error
 
 
 def _called(

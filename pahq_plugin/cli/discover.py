@@ -64,6 +64,9 @@ def discover(
     n_edges: Annotated[
         int | None, typer.Option(help="Wanted number of edges; searches find the threshold.")
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Points of eap-ig between ablated and clean; default: 5.")
+    ] = None,
     positional: options.Positional = False,
     bos: options.Bos = None,
     seed: Annotated[int, typer.Option(help="Seed of the prompts and the search.")] = 0,
@@ -93,7 +96,8 @@ def discover(
         from pahq_plugin.problems import load_problem
         from pahq_plugin.system.progress import say
 
-        uses = get_method(method).uses
+        chosen = get_method(method)
+        uses = chosen.uses
         _refuse_unused(context, method, uses)
         loaded = load_problem(
             problem,
@@ -117,13 +121,14 @@ def discover(
             loaded.train_loader,
             method=method,
             threshold=threshold,
-            metric=metric or (loaded.metric if "metric" in uses else None),
+            metric=metric or chosen.default_metric or (loaded.metric if "metric" in uses else None),
             ablation=ablation,
             precision=_precision(loaded.model, context.params),
             engine=engine,
             batches=batches or None,
             true_edges=loaded.true_edges if "true_edges" in uses else None,
             n_edges=n_edges,
+            steps=steps,
             checkpoint=checkpoint or own,
             progress=not as_json,
             seed=seed,
@@ -144,7 +149,10 @@ OPTIONS = {
         "low", "mlp", "scale", "policy", "parts", "weights", "activations", "budget", "guard", "kernel",
     ),
     "checkpoint": ("checkpoint", "checkpoint_every"),
-    **{name: (name,) for name in ("threshold", "metric", "ablation", "engine", "n_edges", "max_memory")},
+    **{
+        name: (name,)
+        for name in ("threshold", "metric", "ablation", "engine", "n_edges", "steps", "max_memory")
+    },
 }  # fmt: skip
 """Argument of `discover` -> its flags, for arguments that not every method uses."""
 

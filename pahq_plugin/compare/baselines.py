@@ -103,7 +103,7 @@ _BASELINES = [
         "host-acdc", _host("ACDC", "host-acdc", "ACDC of the host"), sweeps=True, options=_one_threshold
     ),
     Baseline("eap", OWN_METHODS["eap"], answers=EAP_MSE),
-    Baseline("eap-ig", OWN_METHODS["eap-ig"]),
+    *(Baseline(name, OWN_METHODS[name]) for name in ("eap-ig", "eap-ig-activations")),
     Baseline(
         "ig", _host(IG_KEY, "ig", "integrated gradients"),
         answers=_host(IG_KEY, "ig", "integrated gradients", answer_function="mse"),

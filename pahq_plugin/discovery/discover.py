@@ -58,6 +58,7 @@ def discover(
     order: Sequence[Edge] | None = None,
     true_edges: set[Edge] | None = None,
     n_edges: int | None = None,
+    steps: int | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
     seed: int = 0,
@@ -73,7 +74,8 @@ def discover(
             `HostAlgorithm` with other options.
         threshold: a searched edge is removed if and only if its effect is below this (> 0).
         metric: ``"kl_div"`` (default; ``"mse"`` for a model with one output), ``"mse"``,
-            ``"logit_diff"``, or a callable ``(logits, clean_logits, batch) -> [prompt]``.
+            ``"logit_diff"``, or a callable ``(logits, clean_logits, batch) -> [prompt]``. Attribution
+            differentiates ``"logit_diff"`` by default.
         ablation: what a patched edge carries: a host ``AblationType`` or its name.
         precision: number formats and policy in which ``"pahq"`` screens. With ``None`` it estimates
             effects from gradients on the incremental engine; others screen in their own formats.
@@ -88,6 +90,8 @@ def discover(
             Edges that tie with the last one are kept, too. ``None``: a search keeps what ``threshold``
             keeps, other methods every edge with a nonzero score, and the host's ACDC every edge that
             none of its thresholds removes.
+        steps: number of points between ablated and clean (>= 1) at which ``"eap-ig"`` and
+            ``"eap-ig-activations"`` take gradients; ``None`` for 5.
         checkpoint: file in which a search saves its progress. If the file exists, the search resumes
             from it, to bitwise the same decisions at equal settings and threads.
         progress: show a progress bar when a terminal is attached.
@@ -116,7 +120,7 @@ def discover(
             ``[prompt]``.
     """
     chosen = method if isinstance(method, Method) else get_method(method)
-    check_numbers(threshold=threshold, batches=batches, seed=seed)
+    check_numbers(threshold=threshold, batches=batches, seed=seed, steps=steps)
     kind = ablation_type(ablation)
     given = {
         "threshold": threshold != DEFAULT_THRESHOLD,
@@ -127,6 +131,7 @@ def discover(
         "order": order is not None,
         "true_edges": true_edges is not None,
         "n_edges": n_edges is not None,
+        "steps": steps is not None,
         "checkpoint": checkpoint is not None,
         "max_memory": max_memory is not None,
     }
@@ -159,6 +164,7 @@ def discover(
         threshold=threshold,
         batches=batches,
         n_edges=n_edges,
+        steps=steps,
         true_edges=true_edges,
         precision=precision,
         engine=engine,
@@ -173,7 +179,8 @@ def discover(
     with seeded(seed, alone=draws), borrowed(model), memory_shortage_named():
         if "metric" in chosen.uses:
             width = output_width(model, everyone[0].clean)
-            question = replace(question, metric=resolve_metric(metric, width))
+            wanted = chosen.default_metric if metric is None else metric
+            question = replace(question, metric=resolve_metric(wanted, width))
         decisions, more = chosen.run(question, stats)
     if world.is_first and not chosen.draws:
         _warn_of_no_effect(decisions, kind)

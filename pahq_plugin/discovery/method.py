@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -46,6 +46,9 @@ class Method:
 
     searches = False
     """Whether it tests edges against a threshold; otherwise it scores all edges at once."""
+
+    default_metric: ClassVar[str | None] = None
+    """Name of the metric it uses by default; ``None`` for that of searches."""
 
     needs_heads = False
     """Whether it works on transformers only."""

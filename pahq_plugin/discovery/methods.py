@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pahq_plugin.discovery.attribution import eap_ig_scores, eap_scores
+from pahq_plugin.discovery.attribution import Attribution
 from pahq_plugin.discovery.host_algorithm import HostAlgorithm
-from pahq_plugin.discovery.method import Method, ScoringMethod
+from pahq_plugin.discovery.method import Method
 from pahq_plugin.discovery.search import Search
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.host.algorithms import host_keys
@@ -18,10 +18,11 @@ OWN_METHODS: dict[str, Method] = {
         Search("pahq-paper", "PAHQ as in the paper", PAPER_PRECISION),
         Search("rtn-q", "ACDC in round-to-nearest E4M3", RTN_PRECISION),
         Search("acdc", "ACDC in FP32", FULL_PRECISION),
-        ScoringMethod("eap", "edge attribution patching", eap_scores, reads_answers=True, draws=False),
-        ScoringMethod(
-            "eap-ig", "EAP with integrated gradients", eap_ig_scores,
-            reads_answers=True, needs_heads=True, draws=False,
+        Attribution("eap", "edge attribution patching"),
+        Attribution("eap-ig", "EAP with integrated gradients", points="inputs", needs_heads=True),
+        Attribution(
+            "eap-ig-activations", "EAP-IG over the outputs of each layer in turn",
+            points="outputs", needs_heads=True,
         ),
     )
 }  # fmt: skip

@@ -36,6 +36,7 @@ class Question:
         batches: number of batches requested from the loader; ``None`` for all.
         n_edges: wanted circuit size; ``None`` for what the threshold keeps or, for a method that scores
             edges, every edge with a non-zero score.
+        steps: number of points between ablated and clean; ``None`` for the default.
         true_edges: the official circuit, for host algorithms that need it.
         precision: requested formats and policy; ``None`` for the default of the method or the device.
         engine: ``"auto"``, or the name of an engine of ours or of another package.
@@ -59,6 +60,7 @@ class Question:
     threshold: float = DEFAULT_THRESHOLD
     batches: int | None = 1
     n_edges: int | None = None
+    steps: int | None = None
     true_edges: set[Edge] | None = None
     precision: PrecisionConfig | None = None
     engine: str = "auto"
@@ -71,13 +73,14 @@ class Question:
     progress: bool = False
 
 
-def check_numbers(*, threshold: object, batches: object, seed: object) -> None:
+def check_numbers(*, threshold: object, batches: object, seed: object, steps: object = None) -> None:
     """Refuse numbers out of range before anything is drawn.
 
     Args:
         threshold: must be finite and above 0.
         batches: number of batches to use: must be above 0, or ``None`` for all.
         seed: must be at least 0 and below 2**63.
+        steps: must be above 0, or ``None`` for the default.
 
     Raises:
         ConfigError: one of them is out of range.
@@ -86,6 +89,8 @@ def check_numbers(*, threshold: object, batches: object, seed: object) -> None:
         raise ConfigError(f"threshold={threshold!r} must be a finite number above 0, for example 0.01")
     if batches is not None and (not _is_integer(batches) or batches < 1):  # type: ignore[operator]
         raise ConfigError(f"batches={batches!r} must be None (all) or an integer above 0")
+    if steps is not None and (not _is_integer(steps) or steps < 1):  # type: ignore[operator]
+        raise ConfigError(f"steps={steps!r} must be an integer above 0, for example 5")
     if not _is_integer(seed) or not 0 <= seed <= LARGEST_SEED:  # type: ignore[operator]
         raise ConfigError(f"seed={seed!r} must be an integer of at least 0, below 2**63")
 

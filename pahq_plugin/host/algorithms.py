@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from auto_circuit.prune_algos import prune_algos
-from auto_circuit.prune_algos.mask_gradient import mask_gradient_prune_scores
 
 from pahq_plugin.errors import ConfigError
 from pahq_plugin.host.graph import canonical_edges
-from pahq_plugin.host.types import AblationType, Edge, PatchableModel, PromptDataLoader, PruneScores
+from pahq_plugin.host.types import Edge, PatchableModel, PromptDataLoader, PruneScores
 
 NEEDS_TRUE_EDGES = prune_algos.GROUND_TRUTH_PRUNE_ALGO.key
 """Key of the only host algorithm that requires the official circuit."""
@@ -94,19 +93,3 @@ def enter_algorithm(key: str, name: str, func: PruneFunction) -> None:
     algorithm = prune_algos.PruneAlgo(key=key, name=name, func=func, _short_name=name)
     prune_algos.PRUNE_ALGOS.append(algorithm)
     prune_algos.PRUNE_ALGO_DICT[key] = algorithm
-
-
-def edge_attribution(
-    model: PatchableModel, loader: PromptDataLoader, ablation: AblationType
-) -> PruneScores:
-    """Run the host's "Edge Answer Logit Diff Gradient At Clean" for any ablation but data set means."""
-    return mask_gradient_prune_scores(
-        model,
-        loader,
-        None,
-        grad_function="logit",
-        answer_function="avg_diff",
-        mask_val=0.0,
-        ablation_type=ablation,
-        clean_corrupt=None if ablation is AblationType.ZERO else "corrupt",
-    )

@@ -94,6 +94,24 @@ class LinearNorm:
             return torch.native_layer_norm(x, [x.shape[-1]], None, None, self.eps)[2]
         return torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
 
+    def pull_back_(self, x: Tensor, after: Tensor) -> Tensor:
+        """Take gradients behind the norm, ``[..., d_model]``, to those at its input ``x``, in place.
+
+        With y the normalised x before w and b, and h the gradient at y, that at x is
+        ``(h - mean(h) - y mean(h y)) / size(x)``; without ``mean(h)`` if the norm does not centre.
+        """
+        if self.w is not None:
+            after *= self.w
+        inverse = self.inverse_size(x)
+        if inverse is None:
+            return after
+        y = (x - x.mean(dim=-1, keepdim=True) if self.centred else x) * inverse
+        after *= inverse
+        along = torch.linalg.vecdot(after, y)[..., None] / x.shape[-1]
+        if self.centred:
+            after -= after.mean(dim=-1, keepdim=True)
+        return after.addcmul_(y, along, value=-1)
+
 
 def linear_norm(norm: Any) -> LinearNorm | None:
     """Take a TransformerLens norm apart; ``None`` for an unknown kind."""
@@ -128,6 +146,9 @@ class AttentionMath:
             self.prefix = self._make_prefix(entry)
         self._spare = -(self._past + self._length) % LANES
         self.bias = self._make_bias(residual)
+        self._blind: Tensor | None = None  # queries in the padding, which attend to no key
+        if padding is not None and self.bias is not None:
+            self._blind = self.bias[:1].isneginf().all(dim=-1, keepdim=True)
 
     def weight_of(self, letter: str) -> Tensor:
         """Return the weight of q, k or v, ``[head, d_model, d_head]``."""
@@ -193,9 +214,11 @@ class AttentionMath:
         if self.bias is not None:
             bias = self.bias[:, :, :, positions]
             scores = scores + (bias if len(bias) == 1 else bias[heads])
-        pattern = torch.softmax(scores, dim=-1)
-        if self._padding is not None:  # a padded query attends to no key
-            pattern = torch.where(pattern.isnan(), 0.0, pattern)
+        if self._blind is None:
+            pattern = torch.softmax(scores, dim=-1)
+        else:  # a softmax of -inf alone has NaN gradients, which would reach every key
+            blind = self._blind[:, :, :, positions]
+            pattern = torch.softmax(scores.masked_fill(blind, 0.0), dim=-1).masked_fill(blind, 0.0)
         return _row_product(pattern if rounded is None else rounded("values", pattern), v)
 
     def _make_prefix(self, entry: Any) -> tuple[Tensor, Tensor]:

@@ -174,15 +174,15 @@ def _check_one_graph(ours: Mapping[str, Decision], theirs: Mapping[str, Decision
 
 
 def _unit(settings: Mapping[str, Any]) -> tuple[object, object]:
-    """Return the unit of the effects: the metric of a search, or the method that scored the edges."""
+    """Return the unit of the effects: the metric, and the method if it scored the edges."""
     scored = bool(settings.get("scored"))
-    return scored, settings.get("method") if scored else settings.get("metric")
+    return settings.get("method") if scored else scored, settings.get("metric")
 
 
 def _names(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, str]:
     """Name both results by method, adding settings until the names differ."""
     names = (str(first.get("method")), str(second.get("method")))
-    for key in ("threshold", "metric", "ablation", "n_edges", "seed"):
+    for key in ("threshold", "metric", "ablation", "n_edges", "steps", "seed"):
         if names[0] != names[1]:
             break
         if first.get(key) != second.get(key):

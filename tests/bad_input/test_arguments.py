@@ -67,8 +67,11 @@ UNUSABLE: list[tuple[str, dict[str, Any]]] = [
     ("pahq-paper", {"precision": PRECISION}),
     ("rtn-q", {"precision": PRECISION}),
     *((method, arguments) for method in ("eap", "eap-ig") for arguments in (
-        {"threshold": 0.1}, {"metric": "mse"}, {"engine": "host"}, {"precision": PRECISION},
-        {"order": ()}, {"true_edges": set()})),
+        {"threshold": 0.1}, {"engine": "host"}, {"precision": PRECISION}, {"order": ()},
+        {"true_edges": set()})),
+    ("acdc", {"steps": 5}),
+    ("eap", {"steps": 5}),
+    ("eap", {"metric": "mse"}),
     *(("Random", arguments) for arguments in (
         {"threshold": 0.1}, {"metric": "mse"}, {"ablation": "zero"}, {"engine": "host"},
         {"precision": PRECISION}, {"order": ()})),

@@ -58,7 +58,10 @@ def assert_refused(tmp_path: Path, arguments: list[str], *words: str) -> None:
         (["ioi", "--seed", "-1"], "seed"),
         (["ioi", "--batch-size", "0"], "batch_size"),
         (["ioi", "--method", "eap", "--n-edges", "9999"], "n_edges=9999"),
-        (["ioi", "--method", "eap", "--metric", "mse"], "--metric"),
+        (["ioi", "--method", "eap", "--metric", "mse"], "'mse'"),
+        (["ioi", "--method", "eap", "--steps", "5"], "--steps"),
+        (["ioi", "--method", "eap-ig", "--steps", "0"], "steps=0"),
+        (["ioi", "--method", "eap-ig", "--steps", "1", "--metric", "kl_div"], "more steps"),
         (["ioi", "--method", "acdc", "--low", "int8", "--guard", "1"], "--low, --guard"),
         (["ioi", "--method", "eap", "--threshold", "0.01"], "--threshold"),  # the default
         (["ioi", "--method", "Official Circuit"], "true_edges"),

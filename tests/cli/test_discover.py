@@ -103,6 +103,22 @@ def test_methods_that_score_edges(tmp_path: Path) -> None:
     assert "score" in table and "decided on" not in table
 
 
+def test_metric_and_steps_of_attribution() -> None:
+    chosen = ["discover", "ioi", "--method", "eap-ig", "--n-edges", "20", "--json"]
+    default = strict_json(succeeds(*chosen))
+    same = strict_json(succeeds(*chosen, "--metric", "logit_diff", "--steps", "5"))
+    assert default["settings"] == same["settings"] and default["decisions"] == same["decisions"]
+    other = strict_json(succeeds(*chosen, "--metric", "kl_div", "--steps", "2"))
+    assert (other["settings"]["metric"], other["settings"]["steps"]) == ("kl_div", 2)
+    problem = pahq.load_problem("ioi")
+    expected = pahq.discover(
+        problem.model, problem.train_loader, method="eap-ig", metric="kl_div", steps=2, n_edges=20,
+        progress=False,
+    )  # fmt: skip
+    kept = [entry["edge"] for entry in other["decisions"] if entry["kept"]]
+    assert set(kept) == {edge.name for edge in expected.circuit}
+
+
 def test_batches_0_is_all_of_them() -> None:
     arguments = [*XPROPORTION, "--method", "acdc", "--json"]
     whole = json.loads(succeeds(*arguments, "--batches", "0"))

@@ -103,7 +103,7 @@ def test_unknown_names_list_the_known_ones(name: str) -> None:
 
 # Every one runs -----------------------------------------------------------------------------------
 
-REFUSED = {("eap-ig", FRACTION): "numbers"}
+REFUSED = {(name, FRACTION): "numbers" for name in ("eap-ig", "eap-ig-activations")}
 
 
 QUICK = ("eap", "eap-ig", "ig", "act-mag", "ground-truth")

@@ -12,10 +12,10 @@ from auto_circuit.prune_algos.mask_gradient import mask_gradient_prune_scores
 from auto_circuit.utils.patchable_model import PatchableModel
 from torch import Tensor
 
-from pahq_plugin.discovery.attribution import integrated_gradients
+from pahq_plugin.discovery.host_attribution import attribute_by_hooks
+from pahq_plugin.engines.question import Question
 from pahq_plugin.errors import MetricError, PromptError
 from pahq_plugin.host import AblationType
-from pahq_plugin.host.patching import prepare
 from pahq_plugin.host.prompts import loader_of
 from pahq_plugin.metrics import logit_diff
 from pahq_plugin.models.adapt import adapt
@@ -63,10 +63,8 @@ def test_means_over_the_data_set_are_of_the_whole_loader() -> None:
     """Whatever batches are differentiated; by hand, from the ablated sources of the whole loader."""
     model, given = small_model(), batches_of(8)
     found = scores_of(model, given, ablation=MEAN)
-    prepared = prepare(model, given, list(given)[:1], MEAN)
-    expected = integrated_gradients(
-        model, prepared, 1, lambda logits, batch: logit_diff(logits, logits, batch).mean()
-    )
+    question = Question(model, given, list(given)[:1], MEAN, ("logit_diff", logit_diff))
+    expected = attribute_by_hooks(question, "clean", 1)
     assert same(found, expected, 1e-6)
     assert not same(found, scores_of(model, batches_of(8, sampler=range(8)), ablation=MEAN))
 

@@ -31,7 +31,7 @@ from pahq_plugin.errors import ConfigError
 from tests.helpers.replay import cleared_masks, sequential_acdc
 from tests.helpers.small import loader, small_model
 
-OWN = ["pahq", "pahq-paper", "rtn-q", "acdc", "eap", "eap-ig"]
+OWN = ["pahq", "pahq-paper", "rtn-q", "acdc", "eap", "eap-ig", "eap-ig-activations"]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_no_threshold_is_an_error() -> None:
         threshold_scores(small_model(), loader(), thresholds=(0.1, 0))
 
 
-@pytest.mark.parametrize("method", ["eap", "eap-ig"])
+@pytest.mark.parametrize("method", ["eap", "eap-ig", "eap-ig-activations"])
 def test_attribution_scores_read_the_whole_loader(method: str) -> None:
     model = small_model(n_heads=2)
     prompts = loader(prompts=8)

@@ -25,6 +25,8 @@ from tests.helpers.refused import refused
         {"batches": True},
         {"seed": 0.5},
         {"seed": None},
+        {"steps": 0},
+        {"steps": 1.5},
     ],
 )
 def test_wrong_search_settings_are_refused(change: dict[str, Any]) -> None:

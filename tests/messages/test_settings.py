@@ -76,7 +76,14 @@ ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"ablation": "none"}, ConfigError, "unknown ablation 'none'; known: "),
     ({"metric": "kl"}, MetricError, "unknown metric 'kl'; known: kl_div, mse, logit_diff"),
     ({"method": "eap", "n_edges": -1}, ConfigError, "n_edges=-1 must be an integer between 0 and 110"),
-    ({"method": "eap", "metric": "mse"}, ConfigError, "method 'eap' cannot use metric; it uses "),
+    ({"method": "eap", "threshold": 0.1}, ConfigError, "method 'eap' cannot use threshold; it uses "),
+    (
+        {"method": "eap", "metric": "mse"},
+        ConfigError,
+        "method 'eap' cannot use metric 'mse', whose gradient is 0 at the clean state; use "
+        'method="eap-ig", or metric="logit_diff"',
+    ),
+    ({"method": "eap-ig", "steps": 0}, ConfigError, "steps=0 must be an integer above 0, for example 5"),
     (
         {"method": "Official Circuit"},
         ConfigError,

@@ -58,6 +58,18 @@ def test_a_norm_is_its_direction_over_its_size(kind: type) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", NORMS)
+def test_gradients_behind_a_norm_are_taken_to_its_input(kind: type) -> None:
+    norm, x = made(kind), vectors().requires_grad_()
+    after = torch.randn(3, *x.shape, dtype=x.dtype, generator=torch.manual_seed(1))
+    expected = [torch.autograd.grad(norm(x), x, own)[0] for own in after]
+    parts = linear_norm(norm)
+    assert parts is not None
+    with torch.no_grad():
+        found = parts.pull_back_(x, after)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-9, atol=1e-9)
+
+
 def test_an_identity_is_a_norm_and_others_are_not() -> None:
     identity = linear_norm(nn.Identity())
     assert identity is not None and identity.inverse_size(vectors()) is None

@@ -111,15 +111,23 @@ def run_sources(
     return run_plain(model, tokens, dtype, placement).sources
 
 
+def projections(math: AttentionMath, residual: Tensor) -> dict[str, Tensor]:
+    """Compute queries, keys and values by letter, not yet rotated, ``[head, batch, pos, d_head]``."""
+    normal = normalise(math.norm, residual)
+    return {
+        letter: torch.einsum("bpm,hmd->hbpd", normal, math.weight_of(letter))
+        + math.bias_of(letter)[:, None, None]
+        for letter in "qkv"
+    }
+
+
 def _value_mix(math: AttentionMath, residual: Tensor, heads: list[int]) -> Tensor:
     """Compute z of every head, ``[head, batch, pos, d_head]``."""
-    normal, where = normalise(math.norm, residual), torch.arange(residual.shape[1]).to(residual.device)
-    made: dict[str, Tensor] = {}
-    for letter in "qkv":
-        y = torch.einsum("bpm,hmd->hbpd", normal, math.weight_of(letter))
-        y = y + math.bias_of(letter)[:, None, None]
-        made[letter] = math.rotate(y[:, None], letter, where)
-    return math.mix(made["q"], made["k"], made["v"], heads, where)[:, 0]
+    where = torch.arange(residual.shape[1]).to(residual.device)
+    q, k, v = (
+        math.rotate(y[:, None], letter, where) for letter, y in projections(math, residual).items()
+    )
+    return math.mix(q, k, v, heads, where)[:, 0]
 
 
 @torch.inference_mode()
