@@ -67,6 +67,9 @@ def discover(
     steps: Annotated[
         int | None, typer.Option(help="Points of eap-ig between ablated and clean; default: 5.")
     ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Drop scored edges off all paths from input to output.")
+    ] = False,
     positional: options.Positional = False,
     bos: options.Bos = None,
     seed: Annotated[int, typer.Option(help="Seed of the prompts and the search.")] = 0,
@@ -129,6 +132,7 @@ def discover(
             true_edges=loaded.true_edges if "true_edges" in uses else None,
             n_edges=n_edges,
             steps=steps,
+            prune=prune,
             checkpoint=checkpoint or own,
             progress=not as_json,
             seed=seed,
@@ -140,7 +144,8 @@ def discover(
         if out is not None:
             result.save(out, force=force)
             if own is not None and checkpoint is None:
-                own.unlink(missing_ok=True)
+                for file in (own, *own.parent.glob(f"{own.name}.[0-9]")):  # of a search for a size
+                    file.unlink(missing_ok=True)
         print_result(result.record(), asdict(result.stats), top, as_json, saved=out)
 
 
@@ -149,10 +154,11 @@ OPTIONS = {
         "low", "mlp", "scale", "policy", "parts", "weights", "activations", "budget", "guard", "kernel",
     ),
     "checkpoint": ("checkpoint", "checkpoint_every"),
-    **{
-        name: (name,)
-        for name in ("threshold", "metric", "ablation", "engine", "n_edges", "steps", "max_memory")
-    },
+} | {
+    name: (name,)
+    for name in (
+        "threshold", "metric", "ablation", "engine", "n_edges", "steps", "prune", "max_memory",
+    )
 }  # fmt: skip
 """Argument of `discover` -> its flags, for arguments that not every method uses."""
 

@@ -27,6 +27,7 @@ from pahq_plugin.discovery.checks import (
 )
 from pahq_plugin.discovery.method import Method, settings_of
 from pahq_plugin.discovery.methods import get_method
+from pahq_plugin.discovery.paths import pruned
 from pahq_plugin.engines.placement.plan import parse_bytes
 from pahq_plugin.engines.question import Question, check_numbers
 from pahq_plugin.host import AblationType, Edge, PatchableModel, PromptDataLoader
@@ -59,6 +60,7 @@ def discover(
     true_edges: set[Edge] | None = None,
     n_edges: int | None = None,
     steps: int | None = None,
+    prune: bool = False,
     checkpoint: str | Path | None = None,
     progress: bool = True,
     seed: int = 0,
@@ -92,6 +94,8 @@ def discover(
             none of its thresholds removes.
         steps: number of points between ablated and clean (>= 1) at which ``"eap-ig"`` and
             ``"eap-ig-activations"`` take gradients; ``None`` for 5.
+        prune: drop edges that lie on no path from input to output from a circuit chosen by scores, as
+            EAP-IG and MIB do. Their scores become 0, and ``settings["off_paths"]`` counts them.
         checkpoint: file in which a search saves its progress. If the file exists, the search resumes
             from it, to bitwise the same decisions at equal settings and threads.
         progress: show a progress bar when a terminal is attached.
@@ -132,6 +136,7 @@ def discover(
         "true_edges": true_edges is not None,
         "n_edges": n_edges is not None,
         "steps": steps is not None,
+        "prune": prune,
         "checkpoint": checkpoint is not None,
         "max_memory": max_memory is not None,
     }
@@ -182,6 +187,9 @@ def discover(
             wanted = chosen.default_metric if metric is None else metric
             question = replace(question, metric=resolve_metric(wanted, width))
         decisions, more = chosen.run(question, stats)
+    if prune:
+        decisions, off_paths = pruned(decisions)
+        more |= {"off_paths": off_paths}
     if world.is_first and not chosen.draws:
         _warn_of_no_effect(decisions, kind)
     return Discovery(tuple(decisions), settings_of(chosen, question) | more, stats, model, searched)

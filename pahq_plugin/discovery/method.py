@@ -25,7 +25,7 @@ from pahq_plugin.results.result import Stats
 Found = tuple[list[Decision], dict[str, Any]]
 """Decisions, and settings known only after the run."""
 
-SCORING = frozenset({"ablation", "batches", "n_edges"})
+SCORING = frozenset({"ablation", "batches", "n_edges", "prune"})
 """Arguments of ``discover`` that a method that scores edges can use."""
 
 

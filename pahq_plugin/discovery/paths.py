@@ -7,10 +7,22 @@ keys and values are inputs of one head, and positions are not told apart.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from pahq_plugin.host import Edge
 from pahq_plugin.labels import Ends, ends
+from pahq_plugin.results.decision import Decision
+
+
+def pruned(decisions: Sequence[Decision]) -> tuple[list[Decision], int]:
+    """Drop kept edges that lie on no path from input to output; their score becomes 0. Also return how
+    many there are."""
+    kept = {decision.edge for decision in decisions if decision.kept}
+    off = kept - on_paths(kept, [decision.edge for decision in decisions])
+    return [replace(one, kept=False, effect=0.0) if one.edge in off else one for one in decisions], len(
+        off
+    )
 
 
 def on_paths(kept: Collection[Edge], edges: Iterable[Edge]) -> set[Edge]:

@@ -48,6 +48,8 @@ def summary(record: dict[str, Any]) -> str:
     line = f"{kept:,} of {len(decisions):,} edges kept by {settings['method']}"
     if not settings.get("scored"):
         line += f", threshold {settings['threshold']:g}, {settings['metric']}"
+    if "off_paths" in settings:
+        line += f", {settings['off_paths']:,} off all paths dropped"
     precision = settings.get("precision")
     if precision:
         line += f", heads {precision['low']}, MLPs {precision['mlp']}"

@@ -24,7 +24,7 @@ def test_a_scoring_method_keeps_the_edges_of_largest_magnitude() -> None:
         return made
 
     mine = ScoringMethod("mine", scores=scores)
-    assert mine.uses == {"ablation", "batches", "n_edges"} and not mine.searches
+    assert mine.uses == {"ablation", "batches", "n_edges", "prune"} and not mine.searches
     result = discover(model, loader(), method=mine, n_edges=2)
     assert result.circuit == {second, third}
     assert [d.effect for d in result.decisions[:3]] == [-3.0, 2.0, 0.5]
