@@ -62,8 +62,8 @@ PRECISION = pahq.PrecisionConfig(low="int8")
 
 UNUSABLE: list[tuple[str, dict[str, Any]]] = [
     *(("acdc", {name: value}) for name, value in
-      (("precision", PRECISION), ("n_edges", 5), ("true_edges", set()))),
-    *(("pahq", {name: value}) for name, value in (("n_edges", 5), ("true_edges", set()))),
+      (("precision", PRECISION), ("prune", True), ("true_edges", set()))),
+    ("pahq", {"true_edges": set()}),
     ("pahq-paper", {"precision": PRECISION}),
     ("rtn-q", {"precision": PRECISION}),
     *((method, arguments) for method in ("eap", "eap-ig") for arguments in (
