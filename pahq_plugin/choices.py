@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Literal
 
 PROBLEMS = ("ioi", "greater-than", "induction", "docstring", "tracr-reverse", "tracr-xproportion")
-METHODS = ("pahq", "pahq-paper", "rtn-q", "acdc", "eap", "eap-ig", "Random", "ACDC")
+METHODS = ("pahq", "pahq-paper", "rtn-q", "acdc", "eactp", "eap", "eap-ig", "Random", "ACDC")
 COMPARED = (
-    "pahq", "acdc", "pahq-paper", "rtn-q", "host-acdc", "eap", "eap-ig", "ig", "edge-probing",
+    "pahq", "acdc", "pahq-paper", "rtn-q", "host-acdc", "eactp", "eap", "eap-ig", "ig", "edge-probing",
     "subnetwork-probing", "act-mag", "random", "ground-truth", "all",
 )  # fmt: skip
 METRICS = ("kl_div", "mse", "logit_diff")

@@ -62,6 +62,9 @@ def discover(
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if available.")
     ] = None,
     n_edges: Annotated[int | None, typer.Option(help="Edges that score methods keep.")] = None,
+    refine: Annotated[
+        int | None, typer.Option(help="Screened edges that eactp measures again in FP32.")
+    ] = None,
     positional: options.Positional = False,
     bos: options.Bos = None,
     seed: Annotated[int, typer.Option(help="Seed of the prompts and the search.")] = 0,
@@ -122,6 +125,7 @@ def discover(
             batches=batches or None,
             true_edges=loaded.true_edges if "true_edges" in uses else None,
             n_edges=n_edges,
+            refine=refine,
             checkpoint=checkpoint or own,
             progress=not as_json,
             seed=seed,
@@ -142,7 +146,10 @@ OPTIONS = {
         "low", "mlp", "scale", "policy", "parts", "weights", "activations", "budget", "guard", "kernel",
     ),
     "checkpoint": ("checkpoint", "checkpoint_every"),
-    **{name: (name,) for name in ("threshold", "metric", "ablation", "engine", "n_edges", "max_memory")},
+    **{
+        name: (name,)
+        for name in ("threshold", "metric", "ablation", "engine", "n_edges", "refine", "max_memory")
+    },
 }  # fmt: skip
 """Argument of `discover` -> its flags, for arguments that not every method uses."""
 

@@ -47,6 +47,9 @@ class Method:
     searches = False
     """Whether it tests edges against a threshold; otherwise it scores all edges at once."""
 
+    shares_prompts = False
+    """Whether several processes can share the prompts; searches always can."""
+
     needs_heads = False
     """Whether it works on transformers only."""
 

@@ -36,6 +36,8 @@ class Question:
         batches: number of batches requested from the loader; ``None`` for all.
         n_edges: circuit size for a method that scores edges; ``None`` for every edge with a non-zero
             score.
+        refine: number of screened edges to measure again in FP32, for a method that measures all edges;
+            ``None`` for its default.
         true_edges: the official circuit, for host algorithms that need it.
         precision: requested formats and policy; ``None`` for the default of the method or the device.
         engine: ``"auto"``, or the name of an engine of ours or of another package.
@@ -59,6 +61,7 @@ class Question:
     threshold: float = DEFAULT_THRESHOLD
     batches: int | None = 1
     n_edges: int | None = None
+    refine: int | None = None
     true_edges: set[Edge] | None = None
     precision: PrecisionConfig | None = None
     engine: str = "auto"

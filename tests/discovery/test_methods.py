@@ -13,7 +13,7 @@ from pahq_plugin.discovery.methods import get_method
 from pahq_plugin.errors import ConfigError
 from tests.helpers.small import loader, small_model
 
-OWN = ["pahq", "pahq-paper", "rtn-q", "acdc", "eap", "eap-ig"]
+OWN = ["pahq", "pahq-paper", "rtn-q", "acdc", "eactp", "eap", "eap-ig"]
 
 
 def test_methods_are_ours_and_every_host_key() -> None:

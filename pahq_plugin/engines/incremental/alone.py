@@ -44,7 +44,6 @@ class AloneEngine(IncrementalEngine):
         memory: bytes for the rows of one pass; ``None`` for the default of the device.
     """
 
-    @torch.inference_mode()
     def __init__(
         self, question: Question, precision: PrecisionConfig | None = None, *, memory: int | None = None
     ) -> None:
