@@ -110,6 +110,7 @@ def test_masks_that_are_not_where_the_weights_are() -> None:
 
 def test_what_processes_cannot_share() -> None:
     model, two = small_model(), World(0, 2)
+    check_world(get_method("eactp"), model, AblationType.RESAMPLE, two)
     with refused(
         DistributedError, "method 'eap' runs in one process; only searches and eactp can share prompts"
     ):
