@@ -13,17 +13,23 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import pahq_plugin as pahq
 from benchmarks.models import CASES, load
 from benchmarks.speed import context, pin, reset_peak, resident, spread
+from pahq_plugin.discovery import search as searching
 from pahq_plugin.discovery.cost import forward_seconds
 from pahq_plugin.system.files import write_text
 
@@ -73,11 +79,7 @@ def measure(threshold: float, model: Any, loader: Any, repeat: int, count: bool)
     for _ in range(repeat):
         found = {method: search(model, loader, method, threshold) for method in METHODS}
         turns.append({method: result.stats.seconds for method, result in found.items()})
-    operations = {}
-    for method in METHODS if count else ():
-        with Operations() as counted:
-            search(model, loader, method, threshold)
-        operations[method] = counted.number
+    counts = {method: operations(model, loader, method, threshold) for method in METHODS if count}
     acdc, ours = (found[method] for method in METHODS)
     return {
         "threshold": threshold,
@@ -87,7 +89,7 @@ def measure(threshold: float, model: Any, loader: Any, repeat: int, count: bool)
         "ratio": spread([turn["acdc"] / turn["pahq"] for turn in turns]),
         "rows": {method: result.stats.evaluations for method, result in found.items()},
         "estimates": ours.stats.estimates,
-        "operations": operations,
+        "operations": counts,
         "decisions_that_differ": sum(
             one.kept != other.kept for one, other in zip(acdc.decisions, ours.decisions, strict=True)
         ),
@@ -117,14 +119,9 @@ def search(model: Any, loader: Any, method: str, threshold: float) -> pahq.Disco
     return pahq.discover(model, loader, method=method, threshold=threshold, progress=False)
 
 
-VIEWS = (
-    "alias", "as_strided", "detach", "diagonal", "expand", "permute", "reshape", "select", "slice",
-    "split", "squeeze", "t", "transpose", "unflatten", "unsqueeze", "view",
-)  # fmt: skip
-
-
 class Operations(TorchDispatchMode):
-    """Counts operations that PyTorch dispatches, other than views.
+    """Counts operations that PyTorch dispatches, other than views: those that write nothing and whose
+    results share the memory of an argument.
 
     Attributes:
         number: of them.
@@ -134,9 +131,30 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count one operation and run it."""
-        name = func._schema.name.removeprefix("aten::").strip("_").removesuffix("_copy")
-        self.number += name not in VIEWS
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        made = storages(result)
+        is_view = bool(made) and not func._schema.is_mutable and made <= storages((args, kwargs))
+        self.number += not is_view
+        return result
+
+
+def storages(values: Any) -> set[int]:
+    """Return what tells apart the memories of all tensors in nested ``values``."""
+    return {x.untyped_storage()._cdata for x in tree_leaves(values) if isinstance(x, Tensor)}
+
+
+def operations(model: Any, loader: Any, method: str, threshold: float) -> int:
+    """Count the operations of a search: of what ``result.stats.seconds`` times."""
+    counted, timed = Operations(), searching.measured
+
+    @contextmanager
+    def counting(*arguments: Any) -> Iterator[None]:
+        with timed(*arguments), counted:
+            yield
+
+    with patch.object(searching, "measured", counting):
+        search(model, loader, method, threshold)
+    return counted.number
 
 
 def print_table(rows: dict[str, dict[str, Any]]) -> None:

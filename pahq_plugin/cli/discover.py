@@ -61,7 +61,9 @@ def discover(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if available.")
     ] = None,
-    n_edges: Annotated[int | None, typer.Option(help="Edges that score methods keep.")] = None,
+    n_edges: Annotated[
+        int | None, typer.Option(help="Wanted number of edges; searches find the threshold.")
+    ] = None,
     refine: Annotated[
         int | None, typer.Option(help="Screened edges that eactp measures again in FP32.")
     ] = None,

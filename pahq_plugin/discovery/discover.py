@@ -86,9 +86,11 @@ def discover(
         batches: number of batches to use from the loader; ``None`` for all.
         order: all edges in the order in which to test them; ``None`` for the canonical order.
         true_edges: the official circuit, for host algorithms that need it.
-        n_edges: circuit size for methods that score edges: the top ``n_edges`` by magnitude, and any
-            that tie with the last. ``None`` takes every edge with a nonzero score; with the host's
-            ACDC, every edge that none of its thresholds removes.
+        n_edges: circuit size. Methods that score edges keep the top ``n_edges`` by magnitude. Searches
+            find the threshold, beginning with ``threshold``, and keep the ``n_edges`` largest effects.
+            Edges that tie with the last one are kept, too. ``None``: a search keeps what ``threshold``
+            keeps, other methods every edge with a nonzero score, and the host's ACDC every edge that
+            none of its thresholds removes.
         refine: with ``"eactp"`` and a ``precision``: how many edges, those of largest screened effect,
             are measured again in FP32. ``None`` takes twice ``n_edges``, or a tenth of the edges.
         checkpoint: file in which a search saves its progress. If the file exists, the search resumes

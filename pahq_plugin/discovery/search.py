@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from pahq_plugin.discovery.acdc import Progress, Snapshot, Sweep
 from pahq_plugin.discovery.cascade import Cascade
@@ -16,6 +16,7 @@ from pahq_plugin.discovery.hybrid import calibrate, configured
 from pahq_plugin.discovery.identity import run_identity
 from pahq_plugin.discovery.method import Found, Method, settings_of
 from pahq_plugin.discovery.screening import Screening
+from pahq_plugin.discovery.sized import sized
 from pahq_plugin.engines.choose import can_estimate, engine_precision, make_engine, plan_search
 from pahq_plugin.engines.placement.place import placed
 from pahq_plugin.engines.protocol import Engine, Estimator
@@ -27,8 +28,11 @@ from pahq_plugin.system.progress import progress_bar, say
 from pahq_plugin.system.warn import warn
 
 SEARCHING = frozenset(
-    {"threshold", "metric", "ablation", "engine", "order", "batches", "checkpoint", "max_memory"}
-)
+    {
+        "threshold", "n_edges", "metric", "ablation", "engine", "order", "batches", "checkpoint",
+        "max_memory",
+    }
+)  # fmt: skip
 """Arguments of `discover` that every search can use."""
 
 
@@ -63,6 +67,28 @@ class Search(Method):
         return self.precision
 
     def run(self, question: Question, stats: Stats) -> Found:
+        """Search at the threshold, or at a few of them for a circuit of a wanted size (see `sized`)."""
+        if question.n_edges is None:
+            return self._at_threshold(question, stats)
+        settings: dict[float, dict[str, Any]] = {}
+
+        def search(threshold: float) -> list[Decision]:
+            count = len(settings) + 1
+            say(f"search {count}, at threshold {threshold:.3g}", question.progress)
+            own, checkpoint = Stats(), question.checkpoint
+            if checkpoint is not None and count > 1:
+                path, every = checkpoint
+                checkpoint = path.with_name(f"{path.name}.{count}"), every
+            asked = replace(question, threshold=threshold, checkpoint=checkpoint)
+            decisions, settings[threshold] = self._at_threshold(asked, own)
+            stats.add(own)
+            return decisions
+
+        found = sized(search, question.n_edges, question.threshold)
+        wanted = {"threshold": found.threshold, "n_edges": question.n_edges, "searched": found.searched}
+        return found.decisions, settings[found.chosen] | wanted
+
+    def _at_threshold(self, question: Question, stats: Stats) -> Found:
         """Search within the memory budget, resuming from a checkpoint if there is one."""
         model, engine = question.model, question.engine
         everyone = question.everyone or question.prompts

@@ -34,8 +34,8 @@ class Question:
         order: name of that order.
         threshold: a search removes an edge if and only if its effect is below this.
         batches: number of batches requested from the loader; ``None`` for all.
-        n_edges: circuit size for a method that scores edges; ``None`` for every edge with a non-zero
-            score.
+        n_edges: wanted circuit size; ``None`` for what the threshold keeps or, for a method that scores
+            edges, every edge with a non-zero score.
         refine: number of screened edges to measure again in FP32, for a method that measures all edges;
             ``None`` for its default.
         true_edges: the official circuit, for host algorithms that need it.

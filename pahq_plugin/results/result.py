@@ -81,6 +81,16 @@ class Stats:
     sensitivity: dict[str, float] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
 
+    def add(self, other: Stats) -> None:
+        """Add the cost of a run that followed; what is no cost, such as the guard band, is replaced."""
+        self.evaluations += other.evaluations
+        self.re_evaluations += other.re_evaluations
+        self.seconds += other.seconds
+        self.forward_equivalents += other.forward_equivalents
+        self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
+        self.guard, self.estimates, self.sensitivity = other.guard, other.estimates, other.sensitivity
+        self.memory = other.memory
+
 
 @dataclass(frozen=True)
 class Searched:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from functools import partial
+from functools import lru_cache, partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -31,8 +31,11 @@ def fingerprint(x: Tensor) -> int:
     return sum(int(((part * columns).sum(dim=1) * row).sum()) for part, row in parts) % 2**64
 
 
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
 def _multipliers(count: int, salt: int, device: torch.device) -> Tensor:
-    """Return odd pseudo-random 64-bit numbers (SplitMix64's scrambling, Steele et al. 2014)."""
+    """Return odd pseudo-random 64-bit numbers (SplitMix64's scrambling, Steele et al. 2014). Few lengths
+    occur in a model."""
     x = (torch.arange(1, count + 1, device=device) + (salt << 40)) * -7046029254386353131
     x = (x ^ (x >> 30)) * -4658895280553007687
     x = (x ^ (x >> 27)) * -7723592293110705685

@@ -179,8 +179,9 @@ class AloneEngine(IncrementalEngine):
         """Return where each source differs from its ablated output in any prompt of any process,
         ``[source, pos]``."""
         if self._differs is None:
-            each = [_differences(full) for full in self._full]
-            own = np.logical_or.reduce(each)
+            every = self._graph.n_sources
+            each = [state.differences.changing(every) for state in self._states]
+            own: Bools = np.logical_or.reduce(each)
             self._differs = np.array(self._world.any(own.flatten().tolist())).reshape(own.shape)
         return self._differs
 
@@ -189,14 +190,3 @@ class AloneEngine(IncrementalEngine):
         stage = self._graph.place(edge)[0]
         nbytes = lone_row_bytes(stage, self._graph, self._model.cfg, self._most_prompts)
         return max(1, self._lone_bytes // nbytes)
-
-
-def _differences(full: FullModel) -> Bools:
-    """Return where each source of a batch differs from its ablated output, ``[source, pos]``."""
-    graph = full.graph
-    differs = np.zeros((graph.n_sources, graph.shape.length), dtype=bool)
-    for stage in range(-1, len(graph.stages) - 1):
-        sources = graph.sources_of(stage)
-        factors = full.state.factors(stage, list(range(len(sources))), graph.sets.all.index)
-        differs[sources] = factors.ne(0).any(dim=-1).any(dim=1).cpu().numpy()
-    return differs

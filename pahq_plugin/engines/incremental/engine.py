@@ -25,19 +25,13 @@ from pahq_plugin.engines.incremental.batching import Batching
 from pahq_plugin.engines.incremental.budget import RELEASE_BYTES, budget_for, budget_within
 from pahq_plugin.engines.incremental.cones import Plans, first_changes, shape_of
 from pahq_plugin.engines.incremental.kept_graph import KeptGraph, Place, Step
-from pahq_plugin.engines.incremental.passes import (
-    Group,
-    Pass,
-    Single,
-    Waiting,
-    singles_of,
-    starts_of,
-    which_change,
-)
+from pahq_plugin.engines.incremental.passes import Group, Pass, Waiting
+from pahq_plugin.engines.incremental.positions import Bools
 from pahq_plugin.engines.incremental.products import FEW_ROWS, OwnProducts, Products, Screen
 from pahq_plugin.engines.incremental.readout import Readout
-from pahq_plugin.engines.incremental.rows import Rows, Start
+from pahq_plugin.engines.incremental.rows import Rows
 from pahq_plugin.engines.incremental.source_outputs import ablated_runs, run_plain, run_sources
+from pahq_plugin.engines.incremental.starts import Start, changing_edges, starts_without
 from pahq_plugin.engines.incremental.state import BatchState
 from pahq_plugin.engines.placement.place import InPlace
 from pahq_plugin.engines.question import Question
@@ -175,37 +169,32 @@ class IncrementalEngine:
         self, candidates: list[Edge], kept: list[bool], steps: list[Step], screen: Screen | None
     ) -> list[float]:
         """Measure the effects of candidates into one stage in one pass."""
-        singles = self._singles(candidates)
-        group = Group(candidates, kept, self._world.any(which_change(len(candidates), singles)))
+        group = Group(candidates, kept, self._changing(candidates))
         if screen is None or group.n_rows == 0:
-            return _all_known(self._exact_effects(group, singles, steps))
-        return _all_known(self._screened_effects(group, singles, steps, screen))
+            return _all_known(self._exact_effects(group, steps))
+        return _all_known(self._screened_effects(group, steps, screen))
 
-    def _screened_effects(
-        self, group: Group, singles: Sequence[dict[Place, Single]], steps: list[Step], screen: Screen
-    ) -> list[float | None]:
+    def _screened_effects(self, group: Group, steps: list[Step], screen: Screen) -> list[float | None]:
         """Measure the effects of a group in mixed precision.
 
         If only changes are in low precision, a row without a change is exact. If whole values are, the
         state before the candidates is one more row.
         """
         spare = 0 if screen.only_changes else 1
-        starts = self._starts(singles, group, spare)
+        starts = self._starts(group.candidates, group.gone(spare))
         _, losses = self._run(steps, starts, group.n_rows + spare, screen.products(group.candidates))
         before = self._waiting.loss if self._waiting.edges else self._present
         before = losses.pop(0) if spare else before
         self._last = Pass(group, starts, [], losses, spare)
         return group.effects(losses, before)
 
-    def _exact_effects(
-        self, group: Group, singles: Sequence[dict[Place, Single]], steps: list[Step]
-    ) -> list[float | None]:
+    def _exact_effects(self, group: Group, steps: list[Step]) -> list[float | None]:
         """Measure the effects of a group in the model's own precision; its rows may be committed."""
         if group.n_rows == 0:
             self._last = Pass(group, [], [], [], 0)
             return group.effects([], self._present)
         spare = 1 if self._waiting.edges else 0
-        starts = self._starts(singles, group, spare)
+        starts = self._starts(group.candidates, group.gone(spare))
         rows, losses = self._run(steps, starts, group.n_rows + spare)
         before = losses.pop(0) if spare else self._present
         self._last = Pass(group, starts, rows, losses, spare)
@@ -244,9 +233,7 @@ class IncrementalEngine:
         self, candidates: Sequence[Edge], kept: Sequence[bool], wanted: Sequence[bool], steps: list[Step]
     ) -> list[float | None]:
         """Measure the effects of the wanted candidates in one pass."""
-        singles = self._singles(candidates)
-        changing = self._world.any(which_change(len(candidates), singles))
-        return self._exact_effects(Group(candidates, kept, changing, wanted), singles, steps)
+        return self._exact_effects(Group(candidates, kept, self._changing(candidates), wanted), steps)
 
     @torch.inference_mode()
     def remove(self, edges: Sequence[Edge]) -> None:
@@ -359,21 +346,25 @@ class IncrementalEngine:
 
         def own() -> torch.Tensor:
             losses = compute()
+            if self._weights == [1.0]:
+                return losses[0]
             weights = torch.tensor(self._weights, dtype=losses.dtype, device=losses.device)
             return (weights[:, None] * losses).mean(dim=0)
 
         return self._world.total(own, n_rows).tolist()
 
-    def _singles(self, candidates: Sequence[Edge]) -> list[dict[Place, Single]]:
-        """Compute what each candidate alone takes from its destination's input, for each batch."""
-        return [singles_of(candidates, self._graph, self._plans, state) for state in self._states]
+    def _changing(self, candidates: Sequence[Edge]) -> list[bool]:
+        """Return for each candidate whether its removal changes an input that is needed, in any batch
+        of any process."""
+        each = [changing_edges(candidates, self._graph, self._plans, state) for state in self._states]
+        return self._world.any([any(found) for found in zip(*each, strict=True)])
 
-    def _starts(
-        self, singles: Sequence[dict[Place, Single]], group: Group, spare: int
-    ) -> list[dict[Place, Start]]:
+    def _starts(self, candidates: Sequence[Edge], gone: Bools) -> list[dict[Place, Start]]:
         """Compute how the inputs change on each row, for each batch."""
-        pairs = zip(singles, self._waiting.shifts, strict=True)
-        return [starts_of(single, group, spare, shifts) for single, shifts in pairs]
+        return [
+            starts_without(candidates, gone, self._graph, self._plans, state, shifts)
+            for state, shifts in zip(self._states, self._waiting.shifts, strict=True)
+        ]
 
     def _make_room(self, error: BaseException) -> None:
         """Make passes smaller if memory ran out, else re-raise ``error``.

@@ -13,8 +13,7 @@ from pahq_plugin.engines.incremental.gradients import Backward, Point
 from pahq_plugin.engines.incremental.passes import Pass
 from pahq_plugin.engines.incremental.positions import Bools
 from pahq_plugin.engines.incremental.rows import Rows
-from pahq_plugin.engines.incremental.runs import Removals, starts_without
-from pahq_plugin.engines.incremental.state import BatchState
+from pahq_plugin.engines.incremental.runs import Removals
 from pahq_plugin.engines.protocol import Slopes
 from pahq_plugin.errors import PahqError, one_line
 from pahq_plugin.host import Edge
@@ -66,11 +65,7 @@ class EstimatingEngine(IncrementalEngine):
         live = [edge for edge in candidates if self._graph.is_needed(self._graph.place(edge))]
         if not live or not self._plans.cone(live):
             return [False] * len(candidates)
-        at = self._graph.place(candidates[0])[0]
-        each = [_changing_sources(state, at) for state in self._states]
-        changing = self._world.any(np.logical_or.reduce(each).tolist())
-        places = {self._graph.place(edge) for edge in live}
-        return [changing[e.src.src_idx] and self._graph.place(e) in places for e in candidates]
+        return self._changing(candidates)
 
     def pays(self, candidates: Sequence[Edge]) -> bool:
         """See `Estimator.pays`."""
@@ -94,7 +89,7 @@ class EstimatingEngine(IncrementalEngine):
         self, candidates: Sequence[Edge], changing: Sequence[bool], gone: Bools
     ) -> list[float] | None:
         """See `Estimator.losses`."""
-        self._last = self._removals = None
+        self._last, self._removals, self._rows = None, None, ()
         live = [edge for edge, changes in zip(candidates, changing, strict=True) if changes]
         steps = self._plans.cone(live) if live else []
         if not steps:  # they act where nothing is read
@@ -104,9 +99,7 @@ class EstimatingEngine(IncrementalEngine):
         losses: list[float] = []
         try:
             if removals.n_rows:
-                starts = [
-                    starts_without(removals, self._graph, self._plans, state) for state in self._states
-                ]
+                starts = self._starts(removals.candidates, removals.gone)
                 rows, losses = self._run(steps, starts, removals.n_rows)
         except (RuntimeError, MemoryError) as error:
             self._make_room(error)
@@ -154,14 +147,3 @@ class EstimatingEngine(IncrementalEngine):
             seed = at + 1000 * batch + 10**6 * self._world.rank
             normals = readout.normals(count, torch.Generator().manual_seed(seed))
         return Backward(state, readout, [Point()], normals, self._budget.work)
-
-
-def _changing_sources(state: BatchState, at: int) -> Bools:
-    """Return for each source whether it comes before a stage and differs from its ablated output at all,
-    ``[source]``."""
-    changing = np.zeros(state.graph.n_sources, dtype=bool)
-    for stage in range(-1, at):
-        sources = state.graph.sources_of(stage)
-        factors = state.factors(stage, list(range(len(sources))), state.graph.sets.all.index)
-        changing[sources] = factors.flatten(1).any(dim=1).cpu().numpy()
-    return changing

@@ -7,6 +7,7 @@ normalised stream.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -80,6 +81,19 @@ class FullModel:
     def stream(self, at: int) -> Tensor:
         """Return the residual stream that stage ``at`` reads, ``[batch, pos, d_model]``."""
         return self.state.current_base(at)
+
+    def differences(self, sources: Sequence[int], positions: Positions) -> Tensor:
+        """Compute (now - ablated) outputs of sources, ``[source, batch, pos, d_model]``."""
+        wanted = np.zeros(self.graph.n_sources, dtype=bool)
+        wanted[list(sources)] = True
+        out: Tensor | None = None
+        for columns, block in self.state.differences.blocks(len(wanted), positions, wanted):
+            own = [i for i, source in enumerate(sources) if columns.start <= source < columns.stop]
+            if out is None:
+                out = block.new_empty((len(sources), *block.shape[1:]))
+            out[own] = block[[sources[i] - columns.start for i in own]]
+        assert out is not None  # every source is in a block
+        return out
 
     def projections(self, at: int, letter: str) -> Tensor:
         """Return the queries, keys or values of all heads of stage ``at``, with bias, before rotation,

@@ -239,16 +239,13 @@ class Backward:
         if not graph.positional:
             values = values.permute(0, 2, 3, 1, 4)[:, None]
         values = values.flatten(4).flatten(2, 3)  # [batch, pos or 1, head * line, (pos *) d_model]
-        for earlier in range(-1, at):
-            sources = graph.sources_of(earlier)
-            if sources[0] >= graph.stages[at].n_sources:
-                break
-            taken = self._state.differences(sources, positions).permute(1, 2, 0, 3)
+        n_sources = graph.stages[at].n_sources
+        for columns, taken in self._state.differences.blocks(n_sources, positions):
+            taken = taken.permute(1, 2, 0, 3)
             if not graph.positional:
                 taken = taken.transpose(1, 2)[:, None]
             terms = values @ taken.flatten(3).mT  # [batch, pos or 1, head * line, source]
             terms = terms.unflatten(2, (heads, lines)).permute(2, 3, 0, 1, 4).neg()
-            columns = slice(sources[0], sources[0] + len(sources))
             for head, own in zip(gradient.heads, terms, strict=True):
                 into = found[:, :, gradient.slot, head, :, columns]
                 if graph.positional:

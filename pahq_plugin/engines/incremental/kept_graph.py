@@ -343,8 +343,11 @@ class KeptGraph:
         return table
 
     def sources_of(self, at: int) -> list[int]:
-        """Return the indices of the sources of a stage; stage -1 is the input."""
-        return [source for source, (stage, _) in enumerate(self.source_stage) if stage == at]
+        """Return the indices of the sources of a stage that is not the output; stage -1 is the input."""
+        if at < 0:
+            return [0]
+        stage = self.stages[at]
+        return list(range(stage.first_source, stage.first_source + stage.heads))
 
 
 def _stages(model: PatchableModel) -> list[Stage]:

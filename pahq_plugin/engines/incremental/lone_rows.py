@@ -82,7 +82,7 @@ class LonePass:
         acting = self._acting(min(group.first for group in self._groups))
         if len(acting) == 0:
             return final
-        differences = full.state.differences(self._sources, acting)
+        differences = full.differences(self._sources, acting)
         for group in self._groups:
             own = self._acting(group.first)
             if len(own) == 0:

@@ -101,9 +101,21 @@ class Held:
 
     def write(self, positions: Positions, parts: Mapping[str, Tensor]) -> None:
         """Overwrite the values at ``positions``, all of which are held."""
-        at = positions.within(self.positions)
         for part, values in parts.items():
-            self.parts[part].index_copy_(1, at, values)
+            if positions is self.positions:
+                self.parts[part].copy_(values)
+            else:
+                self.parts[part].index_copy_(1, positions.within(self.positions), values)
+
+    def add(self, positions: Positions, some: Tensor | None, part: str, term: Tensor) -> None:
+        """Add a term ``[batch, pos, d]`` to a part at ``positions``, all of which are held, or at those
+        of them that ``some`` indexes."""
+        x = self.parts[part]
+        if positions is self.positions and some is None:
+            x += term
+            return
+        at = positions.within(self.positions)
+        x.index_add_(1, at if some is None else at[some], term.expand(len(x), -1, -1))
 
     @property
     def nbytes(self) -> int:

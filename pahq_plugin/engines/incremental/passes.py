@@ -1,10 +1,8 @@
-"""The candidates of one pass: what each takes from its destination's input, and the rows that show it.
+"""The candidates of one pass, and the rows that show their effects.
 
-1. Each candidate alone takes (now - ablated) of its source from its destination's input (`Single`).
-2. A candidate that takes nothing in any batch has no effect and needs no row (`which_change`).
-3. The row of a candidate is without it and every candidate before it that is predicted to be removed
-   (`starts_of`).
-4. The losses of the rows give the effects, and a row is the state after a removal (`Group`).
+1. A candidate that takes nothing from its destination's input has no effect and needs no row.
+2. The row of a candidate is without it and every candidate before it that is predicted to be removed.
+3. The losses of the rows give the effects, and a row is the state after a removal (`Group`).
 """
 
 from __future__ import annotations
@@ -14,31 +12,13 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from pahq_plugin.engines.incremental.cones import Plans
-from pahq_plugin.engines.incremental.kept_graph import KeptGraph, Place
-from pahq_plugin.engines.incremental.positions import Positions
-from pahq_plugin.engines.incremental.rows import Rows, Shift, Start
-from pahq_plugin.engines.incremental.state import BatchState
+from pahq_plugin.engines.incremental.kept_graph import Place
+from pahq_plugin.engines.incremental.positions import Bools
+from pahq_plugin.engines.incremental.rows import Rows
+from pahq_plugin.engines.incremental.starts import Shift, Start
 from pahq_plugin.host import Edge
-
-
-@dataclass(frozen=True)
-class Single:
-    """What each candidate into one destination, alone, takes from its input.
-
-    Attributes:
-        members: indices of the candidates in the group.
-        positions: positions at which they matter.
-        taken: (now - ablated) source outputs, ``[candidate, batch, pos, d_model]``; `starts_of` reuses
-            this memory for the running sum.
-    """
-
-    members: list[int]
-    positions: Positions
-    taken: Tensor
 
 
 class Removed(Protocol):
@@ -100,9 +80,17 @@ class Group:
     def __len__(self) -> int:
         return len(self.candidates)
 
-    def rows_before(self, member: int) -> int:
-        """Return how many rows the candidates ahead of ``member`` have."""
-        return sum(row is not None for row in self.row_of[:member])
+    def gone(self, spare: int) -> Bools:
+        """Return which candidates are removed on each row, ``[row, candidate]``; on none of the first
+        ``spare`` rows is any."""
+        gone = np.zeros((spare + self.n_rows, len(self)), dtype=bool)
+        before = np.zeros(len(self), dtype=bool)
+        for i, row in enumerate(self.row_of):
+            if row is not None:
+                gone[spare + row] = before
+                gone[spare + row, i] = True
+            before[i] = self._changing[i] and not self.predicted_kept[i]
+        return gone
 
     def effects(self, losses: Sequence[float], before: float) -> list[float | None]:
         """Compute each row's loss minus that of the state before its candidate; ``None`` where the rows
@@ -133,78 +121,6 @@ class Group:
             return None
         gone = [i for i in changing if i < ours[-1] and not self.predicted_kept[i]]
         return self.row_of[ours[-1]] if gone == ours[:-1] else None
-
-    def changes(self, member: int) -> bool:
-        """Return whether removing a candidate changes anything."""
-        return self._changing[member]
-
-
-def singles_of(
-    candidates: Sequence[Edge], graph: KeptGraph, plans: Plans, state: BatchState
-) -> dict[Place, Single]:
-    """Compute what each candidate alone takes from its destination's input, on one batch's prompts."""
-    singles = {}
-    for place, members in plans.by_place(candidates).items():
-        edges = [candidates[i] for i in members]
-        needs = graph.needs(place[0])[place[1], place[2]]
-        positions = graph.sets.of(plans.touched(edges) & needs)
-        if len(positions) == 0:
-            continue
-        taken = state.differences([edge.src.src_idx for edge in edges], positions)
-        if graph.positional:
-            at = torch.tensor([edge.seq_idx for edge in edges], device=taken.device)
-            taken *= (at[:, None] == positions.index)[:, None, :, None]
-        singles[place] = Single(members, positions, taken)
-    return singles
-
-
-def which_change(n_candidates: int, singles: Sequence[Mapping[Place, Single]]) -> list[bool]:
-    """Return for each candidate whether it takes anything away, in any batch."""
-    changes = [False] * n_candidates
-    for single in (single for batch in singles for single in batch.values()):
-        changing = single.taken.flatten(1).any(dim=1).tolist()
-        for i, is_changing in zip(single.members, changing, strict=True):
-            changes[i] |= is_changing
-    return changes
-
-
-def starts_of(
-    singles: Mapping[Place, Single], group: Group, spare: int, shifts: Mapping[Place, Shift]
-) -> dict[Place, Start]:
-    """Compute how the inputs change on each row: minus everything that is removed there.
-
-    Args:
-        singles: what each candidate alone takes; overwritten.
-        group: the candidates and their rows.
-        spare: number of leading rows in which no candidate is removed.
-        shifts: what changes on every row.
-    """
-    n_rows = group.n_rows + spare
-    starts = {
-        place: Start(shift.positions, n_rows, shift.delta[None][:0], shift.delta, None)
-        for place, shift in shifts.items()
-    }
-    for place, single in singles.items():
-        first = group.rows_before(single.members[0]) + spare
-        gone = shifts[place].delta if place in shifts else None
-        delta, after = _running_sum(single, group, gone)
-        starts[place] = Start(single.positions, first, delta, gone, after)
-    return starts
-
-
-def _running_sum(single: Single, group: Group, gone: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Compute the change of one destination's input on the rows of its candidates, ``[candidate, batch,
-    pos, d_model]``, in the memory of ``single.taken``; and on the rows after these."""
-    rows = []
-    for i, member in enumerate(single.members):
-        if not group.changes(member):
-            continue
-        row = single.taken[i]
-        row.neg_() if gone is None else torch.sub(gone, row, out=row)
-        gone = gone if group.predicted_kept[member] else row
-        if group.row_of[member] is not None:
-            rows.append(i)
-    return single.taken if len(rows) == len(single.members) else single.taken[rows], gone
 
 
 @dataclass

@@ -15,7 +15,7 @@ of attention scores and values and of the unembedding are whole values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from operator import or_
 from typing import Any, Protocol
@@ -61,7 +61,7 @@ class Products(Protocol):
         ...
 
     def output(self, layer: int, heads: Sequence[int], change: Tensor) -> Tensor:
-        """Multiply changes of z ``[head, n, d_head]`` by W_O and sum over heads, ``[n, d_model]``."""
+        """Multiply changes of z by W_O and sum over heads, ``[head, ..., d_head] -> [..., d_model]``."""
         ...
 
     def hidden(self, layer: int, x_now: Tensor) -> dict[str, Tensor]:
@@ -124,7 +124,7 @@ class OwnProducts:
         weight = self.weight(layer, "W_O", heads)
         if len(heads) == 1:
             return change[0] @ weight[0]
-        return change.transpose(0, 1).flatten(1) @ weight.flatten(0, 1)
+        return change.movedim(0, -2).flatten(-2) @ weight.flatten(0, 1)
 
     def hidden(self, layer: int, x_now: Tensor) -> dict[str, Tensor]:
         """See `Products.hidden`."""
@@ -195,13 +195,16 @@ class ScreenedProducts:
         if not low_heads:
             return self._own.output(layer, heads, change)
 
+        flat = change.flatten(1, -2)
+
         def low() -> Tensor:
-            return self._low(layer, "output", "W_O", heads, change)
+            return self._low(layer, "output", "W_O", heads, flat)
 
         def own(i: int) -> Tensor:
-            return self._own.output(layer, [heads[i]], change[i : i + 1])
+            return self._own.output(layer, [heads[i]], flat[i : i + 1])
 
-        return self._side_by_side(low, own, heads, low_heads, (change,)).sum(dim=0)
+        out = self._side_by_side(low, own, heads, low_heads, (flat,)).sum(dim=0)
+        return out.view(*change.shape[1:-1], -1)
 
     def _side_by_side(
         self,
@@ -319,6 +322,15 @@ def some_heads(x: Tensor, heads: Sequence[int]) -> Tensor:
     first, last = heads[0], heads[-1]
     adjoining = list(heads) == list(range(first, last + 1))
     return x[first : last + 1] if adjoining else x[list(heads)]
+
+
+def consecutive(heads: Sequence[int]) -> Iterator[slice]:
+    """Yield ascending heads as runs of consecutive ones."""
+    first = heads[0]
+    for head, following in zip(heads, [*heads[1:], None], strict=True):
+        if following != head + 1:
+            yield slice(first, head + 1)
+            first = following if following is not None else first
 
 
 def of_heads(copy: Quantised, heads: Sequence[int]) -> Quantised:

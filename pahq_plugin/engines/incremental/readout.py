@@ -127,14 +127,16 @@ class Readout:
         distributions = final[..., 0].numel()
         words = self._work_bytes // (2 * 8 * distributions) // LEAST_WORDS * LEAST_WORDS
         words = max(LEAST_WORDS, words)
-        mean, normaliser = final.new_zeros(()).double(), None
+        mean: Tensor | None = None
+        normaliser: Tensor | None = None
         for first in range(0, self._p.shape[-1], words):
             part = slice(first, first + words)
             logits = self._logits(final, part, unembedding).double()
-            mean = mean + torch.linalg.vecdot(logits, self._p[..., part])
-            own = logits.logsumexp(dim=-1)
+            p = self._p if words >= self._p.shape[-1] else self._p[..., part]
+            product, own = torch.linalg.vecdot(logits, p), logits.logsumexp(dim=-1)
+            mean = product if mean is None else mean + product
             normaliser = own if normaliser is None else torch.logaddexp(normaliser, own)
-        assert normaliser is not None  # a model with a vocabulary
+        assert mean is not None and normaliser is not None  # a model with a vocabulary
         return (self._negentropy - mean + normaliser).flatten(start_dim=1).mean(dim=1)
 
     def _logits(

@@ -12,8 +12,8 @@ that all heads are multiplied by their own weights in one product.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,8 +21,10 @@ from torch import Tensor
 from pahq_plugin.engines.incremental.budget import Budget
 from pahq_plugin.engines.incremental.kept_graph import Feed, Place, Slot, Stage, Step
 from pahq_plugin.engines.incremental.positions import Positions
-from pahq_plugin.engines.incremental.products import Products
+from pahq_plugin.engines.incremental.products import Products, consecutive, some_heads
+from pahq_plugin.engines.incremental.starts import Start
 from pahq_plugin.engines.incremental.state import BatchState, letters
+from pahq_plugin.engines.incremental.sums import Sum, Term
 
 
 @dataclass(frozen=True)
@@ -39,54 +41,6 @@ class Change:
     step: Step
     layer: int | None
     factor: Tensor
-
-
-@dataclass(frozen=True)
-class Shift:
-    """A change of one input, ``[batch, pos, d_model]``, at some positions."""
-
-    positions: Positions
-    delta: Tensor
-
-
-@dataclass(frozen=True)
-class Start:
-    """A changed input.
-
-    Attributes:
-        positions: positions at which it changes.
-        first: number of rows before those of ``delta``.
-        delta: the change on the next rows, ``[candidate, batch, pos, d_model]``.
-        before: the change on each of the first rows, ``[batch, pos, d_model]``; ``None`` for none.
-        after: the same for each of the last rows.
-    """
-
-    positions: Positions
-    first: int
-    delta: Tensor
-    before: Tensor | None
-    after: Tensor | None
-
-    def on_row(self, row: int) -> Tensor | None:
-        """Return the change on one row."""
-        if row < self.first:
-            return self.before
-        at = row - self.first
-        return self.delta[at] if at < len(self.delta) else self.after
-
-    def on(self, rows: slice) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the terms that change the input of some rows, each with the rows it applies to."""
-        last = self.first + len(self.delta)
-        begin, end = max(rows.start, self.first), min(rows.stop, last)
-        if self.before is not None and rows.start < self.first:
-            yield slice(0, min(self.first, rows.stop) - rows.start), self.before[None]
-        if begin < end:
-            yield (
-                slice(begin - rows.start, end - rows.start),
-                self.delta[begin - self.first : end - self.first],
-            )
-        if self.after is not None and rows.stop > last:
-            yield slice(max(last, rows.start) - rows.start, rows.stop - rows.start), self.after[None]
 
 
 class Rows:
@@ -131,13 +85,15 @@ class Rows:
     def commit(self, row: int) -> None:
         """Make ``row`` the present state; only for rows in the model's own precision."""
         state, only = self.state, slice(row, row + 1)
+        changes = [replace(one, factor=_rows(one.factor, only, axis=1)) for one in self._changes]
         for at, slot, heads, positions in self._dirty:
-            state.update(at, slot, heads, positions, self.inputs(at, slot, heads, positions, only)[:, 0])
-        for change in self._changes:
-            stage = state.graph.stages[change.step.stage]
-            for i, head in enumerate(change.step.heads):
-                value = _rows(change.factor[i], only)[0]
-                state.add_to_source(stage.first_source + head, change.step.positions.index, value)
+            terms = self._terms(at, slot, heads, positions, only, changes)
+            state.update(
+                at, slot, heads, positions, ((term.member, term.value[0], term.at) for term in terms)
+            )
+        for change in changes:
+            step = change.step
+            state.differences.add(step.stage, step.heads, step.positions, change.factor[:, 0])
 
     # Steps ---------------------------------------------------------------------------------------
 
@@ -159,14 +115,20 @@ class Rows:
             made_here = letters(stage, which)
             new = self._new_projections(step, which, slot)
             wanted = held[made_here] if stage.slots == 3 else everywhere
-            now = state.projections(step.stage, which, step.heads, wanted)
+            everything = len(slot.members) == len(step.heads)
+            now: dict[str, Tensor] = {}
+            if not (everything and all(slot.positions is held[letter] for letter in made_here)):
+                now = state.projections(step.stage, which, step.heads, wanted)
             for letter in made_here:
-                present = held[letter].cut(now[letter], wanted)
-                y = _merged(present, new.get(letter), slot, held[letter], self.n_rows)
+                y = new.get(letter)
+                if now:
+                    present = held[letter].cut(now[letter], wanted)
+                    y = _merged(present, y, slot, held[letter], self.n_rows)
+                assert y is not None
                 made[letter] = math.rotate(y, letter, held[letter].index)
         heads, rounded = list(step.heads), self._products.rounding(stage.layer, step.heads)
         z = math.mix(made["q"], made["k"], made["v"], heads, step.positions.index, rounded)
-        present = torch.stack([state.now.z[stage.layer][head] for head in step.heads])
+        present = some_heads(state.now.z[stage.layer], step.heads)
         present = step.positions.cut(present, everywhere).to(z.dtype)
         self._changes.append(Change(step, stage.layer, z - present[:, None]))
 
@@ -212,31 +174,52 @@ class Rows:
 
     def _run_mlp(self, step: Step, stage: Stage) -> None:
         state, positions = self.state, step.slots[0].positions
-        x_now = state.inputs(step.stage, 0, (0,), positions)[0].flatten(0, 1)  # [batch * pos, d_model]
-        y_now = positions.cut(state.now.mlp[stage.layer], state.graph.sets.all).to(x_now.dtype)
-        change = y_now.new_zeros((self.n_rows, *y_now.shape))
-        y_now, tokens = y_now.flatten(0, 1), state.changing_tokens(positions)
-        if tokens is not None:
-            x_now, y_now = x_now[tokens], y_now[tokens]
-        heads, feeds = self._narrow_feeds(step, stage)
-        mlp = state.mlp(step.stage, positions, x_now, y_now, self._products)
+        present = positions.cut(state.now.mlp[stage.layer], state.graph.sets.all)
+        y_now, tokens = present.to(state.model.cfg.dtype), state.changing_tokens(positions)
+        shape = (self.n_rows, *y_now.shape)
+        mlp = self._mlp(step, stage, y_now.flatten(0, 1), tokens)
         self._dirty.append((step.stage, 0, (0,), positions))
         hidden = self._token_bytes(positions, state.model.cfg.d_mlp)
+        change: Tensor | None = None
         for _, rows in self._parts(1, hidden):  # the hidden layer is wide
             x = self.inputs(step.stage, 0, (0,), positions, rows)[0].flatten(1, 2)
-            x = x if tokens is None else x[:, tokens]
-            if heads:
-                dz = torch.cat([self._side_by_side(*feed, positions, rows) for feed in feeds], dim=-1)
-                dz = dz if tokens is None else dz[:, tokens]
-                part = state.own.narrow_mlp(stage.layer, x, x_now, heads, dz).sub_(y_now)
-            else:
-                part = mlp(x)
+            part = mlp(x if tokens is None else x[:, tokens], rows)
+            if tokens is None and len(part) == self.n_rows:
+                change = part.view(shape)
+                break
+            change = y_now.new_zeros(shape) if change is None else change
             out = change[rows].flatten(1, 2)
             if tokens is None:
                 out.copy_(part)
             else:
                 out.index_copy_(1, tokens, part)
+        assert change is not None
         self._changes.append(Change(step, None, change[None]))
+
+    def _mlp(
+        self, step: Step, stage: Stage, y_now: Tensor, tokens: Tensor | None
+    ) -> Callable[[Tensor, slice], Tensor]:
+        """Return the change of an MLP's output as a function of its inputs at the changing tokens, both
+        ``[candidate, n, d_model]``, and of their rows; ``y_now [batch * pos, d_model]``."""
+        state, positions = self.state, step.slots[0].positions
+        y_now = y_now if tokens is None else y_now[tokens]
+
+        def x_now() -> Tensor:
+            x = state.inputs(step.stage, 0, (0,), positions)[0].flatten(0, 1)
+            return x if tokens is None else x[tokens]
+
+        heads, feeds = self._narrow_feeds(step, stage)
+        if not heads:
+            mlp = state.mlp(step.stage, positions, x_now, y_now, self._products)
+            return lambda x, _: mlp(x)
+        x_present = x_now()
+
+        def narrow(x: Tensor, rows: slice) -> Tensor:
+            dz = torch.cat([self._side_by_side(*feed, positions, rows) for feed in feeds], dim=-1)
+            dz = dz if tokens is None else dz[:, tokens]
+            return state.own.narrow_mlp(stage.layer, x, x_present, heads, dz).sub_(y_now)
+
+        return narrow
 
     def _narrow_feeds(
         self, step: Step, stage: Stage
@@ -297,22 +280,36 @@ class Rows:
         d_model]``: the present inputs plus the changes that feed them."""
         now = self.state.inputs(at, slot, heads, positions)
         x = now[0].new_empty((len(heads), rows.stop - rows.start, *now[0].shape))
-        sums = [_Sum(out, present) for out, present in zip(x, now, strict=True)]
-        for total, head in zip(sums, heads, strict=True):
+        sums = [Sum(x[i], present) for i, present in enumerate(now)]
+        for term in self._terms(at, slot, heads, positions, rows, self._changes):
+            sums[term.member].add(term)
+        for total in sums:
+            total.finish()
+        return x
+
+    def _terms(
+        self,
+        at: int,
+        slot: int,
+        heads: tuple[int, ...],
+        positions: Positions,
+        rows: slice,
+        changes: Sequence[Change],
+    ) -> Iterator[Term]:
+        """Yield what changes the inputs of some destinations on some rows."""
+        for member, head in enumerate(heads):
             start = self._starts.get((at, slot, head))
             if start is not None:
                 shared, known = positions.shared(start.positions)
                 for some, delta in start.on(rows):
-                    total.add(_taken(delta, shared), known, some)
-        for change in self._changes:
+                    yield Term(member, _taken(delta, shared), known, some)
+        everything = slice(0, rows.stop - rows.start)
+        for change in changes:
             shared, known = positions.shared(change.step.positions)
             for feed in self.state.graph.feeds(at, slot, heads, change.step, positions):
-                term = self._contribution(change, feed, shared, known, rows)
+                value = self._contribution(change, feed, shared, known, rows)
                 for member in feed.members:
-                    sums[member].add(term, known)
-        for total in sums:
-            total.finish()
-        return x
+                    yield Term(member, value, known, everything)
 
     def _contribution(
         self, change: Change, feed: Feed, shared: Tensor | None, known: Tensor | None, rows: slice
@@ -326,47 +323,13 @@ class Rows:
         if change.layer is None:
             return factor[0]
         heads = [change.step.heads[i] for i in feed.chosen]
-        out = self._products.output(change.layer, heads, factor.flatten(1, 3))
-        return out.unflatten(0, factor.shape[1:4])
-
-
-class _Sum:
-    """The present input of one destination plus changes, written where the inputs are gathered.
-
-    Args:
-        out: ``[candidate, batch, pos, d_model]``, not yet written.
-        present: ``[batch, pos, d_model]``.
-    """
-
-    def __init__(self, out: Tensor, present: Tensor) -> None:
-        self._out, self._present = out, present
-        self._started = False
-
-    def add(self, term: Tensor, known: Tensor | None, rows: slice | None = None) -> None:
-        """Add ``term [candidate, batch, pos, d_model]`` at positions ``known`` of the gathered ``rows``;
-        ``None`` stands for all of them."""
-        whole = rows is None or rows == slice(0, len(self._out))
-        if known is None and whole and not self._started:
-            torch.add(self._present, term.expand_as(self._out), out=self._out)
-            self._started = True
-            return
-        self.finish()
-        out = self._out if whole else self._out[rows]
-        if known is None:
-            out += term
-        else:
-            out.index_add_(-2, known, term.expand(len(out), -1, -1, -1))
-
-    def finish(self) -> None:
-        """Write the present input if nothing has been added."""
-        if not self._started:
-            self._out.copy_(self._present)
-            self._started = True
+        return self._products.output(change.layer, heads, factor)
 
 
 def _rows(x: Tensor, rows: slice, axis: int = 0) -> Tensor:
     """Select some rows of the candidate axis; a single row stands for all if none differs."""
-    return x if x.shape[axis] == 1 else x.narrow(axis, rows.start, rows.stop - rows.start)
+    count = rows.stop - rows.start
+    return x if x.shape[axis] in (1, count) else x.narrow(axis, rows.start, count)
 
 
 def _chosen(factor: Tensor, feed: Feed, rows: slice) -> Tensor:
@@ -389,6 +352,9 @@ def _merged(now: Tensor, new: Tensor | None, slot: Slot, held: Positions, n_rows
         return new
     merged = now[:, None].expand(-1, n_rows, -1, -1, -1).clone()
     at = slot.positions.within(held)
-    for i, member in enumerate(slot.members):
-        merged[member].index_copy_(2, at, new[i])
+    first = 0
+    for members in consecutive(slot.members):
+        count = members.stop - members.start
+        merged[members].index_copy_(3, at, new[first : first + count])
+        first += count
     return merged

@@ -1,23 +1,12 @@
-"""Rows without any sets of candidates, and without a tensor for each candidate.
-
-In `passes` each candidate takes a tensor of its own from its destination's input. Where few rows stand
-for many candidates, the changes of the inputs on all rows are one product per layer instead: which
-sources are gone on which row, times their (now - ablated) outputs.
-"""
+"""Sets of candidates that are removed together, one set for each row of a pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from pahq_plugin.engines.incremental.cones import Plans
-from pahq_plugin.engines.incremental.kept_graph import KeptGraph, Place
-from pahq_plugin.engines.incremental.positions import Bools, Positions
-from pahq_plugin.engines.incremental.rows import Start
-from pahq_plugin.engines.incremental.state import BatchState
+from pahq_plugin.engines.incremental.positions import Bools
 from pahq_plugin.host import Edge
 
 
@@ -67,73 +56,3 @@ class Removals:
                 return None
             gone[self._at[edge]] = True
         return self._rows.get((gone & self._changing).tobytes())
-
-
-def starts_without(
-    removals: Removals, graph: KeptGraph, plans: Plans, state: BatchState
-) -> dict[Place, Start]:
-    """Compute how the inputs change on each row, on one batch's prompts."""
-    gone = removals.gone
-    by_positions: dict[Positions, list[tuple[Place, slice, Bools]]] = {}
-    for place, members in plans.by_place(removals.candidates).items():
-        needs = graph.needs(place[0])[place[1], place[2]]
-        positions = graph.sets.of(plans.touched(removals.candidates[i] for i in members) & needs)
-        if len(positions) > 0 and gone[:, members].any():
-            rows = _distinct(gone[:, members])
-            edges = [removals.candidates[i] for i in members]
-            which = _sources(edges, gone[rows][:, members], graph)
-            by_positions.setdefault(positions, []).append((place, rows, which))
-    starts: dict[Place, Start] = {}
-    for positions, parts in by_positions.items():
-        sources = torch.from_numpy(np.concatenate([which for _, _, which in parts]))
-        deltas = _lost(state, sources, positions).split([len(which) for _, _, which in parts])
-        for (place, rows, _), delta in zip(parts, deltas, strict=True):
-            starts[place] = Start(positions, rows.start, delta, None, delta[-1])
-    return starts
-
-
-def _lost(state: BatchState, gone: Tensor, positions: Positions) -> Tensor:
-    """Compute what inputs lose when sources are gone: minus the sum of (now - ablated) outputs.
-
-    Args:
-        state: the present state.
-        gone: whether each source is gone on each row, ``[row, all pos or 1, source]`` of bool.
-        positions: positions of the result.
-
-    Returns:
-        ``[row, batch, pos, d_model]``.
-    """
-    like = state.now.embedding
-    shape = (len(gone), len(like), len(positions), like.shape[-1])
-    total = like.new_zeros(shape, dtype=state.model.cfg.dtype)
-    used = gone.any(dim=1).any(dim=0).nonzero()[:, 0].tolist()
-    gone = gone[:, positions.array] if gone.shape[1] > 1 else gone
-    for members in state.by_stage(used).values():
-        columns = [used[i] for i in members]
-        taken = state.differences(columns, positions)  # [source, batch, pos, d_model]
-        weights = gone[..., columns].to(total)
-        if weights.shape[1] == 1:
-            total -= torch.tensordot(weights[:, 0], taken, dims=1)
-        else:
-            total -= torch.einsum("rps,sbpd->rbpd", weights, taken)
-    return total
-
-
-def _distinct(gone: Bools) -> slice:
-    """Return the rows between those in front in which nothing is gone, and those behind that equal the
-    last of them."""
-    first = int(gone.any(axis=1).argmax())
-    same = (gone == gone[-1]).all(axis=1)
-    last = len(gone) - 1 - int((~same[::-1]).argmax()) if not same.all() else -1
-    return slice(first, max(first, last + 1) + 1)
-
-
-def _sources(edges: Sequence[Edge], gone: Bools, graph: KeptGraph) -> Bools:
-    """Return which sources are gone on each row, ``[row, pos or 1, source]``, given which ``edges`` into
-    one destination are, ``[row, edge]``."""
-    which = np.zeros(
-        (len(gone), graph.shape.length if graph.positional else 1, graph.n_sources), dtype=bool
-    )
-    for i, edge in enumerate(edges):
-        which[:, edge.seq_idx or 0, edge.src.src_idx] |= gone[:, i]
-    return which

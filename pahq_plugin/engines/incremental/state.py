@@ -13,14 +13,15 @@ Inputs and the queries, keys and values computed from them are memoised. Tensors
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pahq_plugin.engines.incremental.differences import Differences
 from pahq_plugin.engines.incremental.kept_graph import KeptGraph, Place, Stage
-from pahq_plugin.engines.incremental.memo import Held, Memo, Versioned
+from pahq_plugin.engines.incremental.memo import Held, Memo, Sized, Versioned
 from pahq_plugin.engines.incremental.positions import Ints, Positions
 from pahq_plugin.engines.incremental.products import OwnProducts, Products, RowFunction
 from pahq_plugin.engines.incremental.source_outputs import Sources
@@ -36,10 +37,10 @@ class BatchState:
         batch: its prompts.
         padding: 1 for tokens, 0 for padding, ``[batch, offset_pos]``, or ``None``.
         graph: the kept edges, shared by all batches.
-        now: source outputs of the present state; changed by `add_to_source`.
+        now: source outputs of the present state; changed by `Differences.add`.
         ablated: source outputs that removed edges carry.
-        memo_bytes: budget for memoised inputs; in addition, residual streams get a quarter of it and
-            hidden layers of screened MLPs half (`pahq_plugin.engines.incremental.budget.MEMO_PARTS`).
+        memo_bytes: budget for memoised inputs; in addition, residual streams get a quarter of it, and
+            differences and hidden layers of screened MLPs half (see `budget.MEMO_PARTS`).
         own: products in the model's own precision.
         first_changes: per prompt the position before which nothing ever differs, ``[prompt]``.
     """
@@ -65,10 +66,10 @@ class BatchState:
         self.attention = [
             AttentionMath(model, layer, now.embedding, padding) for layer in range(model.cfg.n_layers)
         ]
-        self._source_versions = np.zeros(graph.n_sources, dtype=np.int64)
         self._held: Memo[Held] = Memo(memo_bytes)
         self._bases: Memo[Versioned] = Memo(memo_bytes // 4)
-        self._hidden: Memo[Versioned] = Memo(memo_bytes // 2)
+        self._derived: Memo[Sized] = Memo(memo_bytes // 2)
+        self.differences = Differences(graph, own, now, ablated, model.cfg.dtype, self._derived)
         self._input_versions: defaultdict[Place, int] = defaultdict(int)
         self._active = np.arange(graph.shape.length) >= first_changes[:, None]
         self._tokens: dict[int, Tensor | None] = {}
@@ -76,20 +77,20 @@ class BatchState:
     def restart(self, now: Sources) -> None:
         """Make ``now`` the present source outputs, and forget everything computed from others."""
         self.now = now
-        self._source_versions += 1
+        self.differences.restart(now)
         self._held.clear()
         self._bases.clear()
-        self._hidden.clear()
+        self._derived.clear()
 
     def forget_screened(self) -> None:
         """Forget what was computed in low precision, since the formats have changed."""
-        self._hidden.clear()
+        self._derived.clear()
 
     def next_round(self) -> None:
         """Tell the memos that a pass begins."""
         self._held.next_round()
         self._bases.next_round()
-        self._hidden.next_round()
+        self._derived.next_round()
 
     # Sources -------------------------------------------------------------------------------------
 
@@ -102,85 +103,6 @@ class BatchState:
             where = torch.from_numpy(np.flatnonzero(active)).to(positions.index.device)
             self._tokens[key] = None if active.all() else where
         return self._tokens[key]
-
-    def differences(self, sources: Sequence[int], positions: Positions) -> Tensor:
-        """Compute (now - ablated) output of each source, ``[source, batch, pos, d_model]``."""
-        cfg, batch = self.model.cfg, self.now.embedding.shape[0]
-        out = self.now.embedding.new_empty(
-            (len(sources), batch, len(positions), cfg.d_model), dtype=cfg.dtype
-        )
-        for stage, members in self.by_stage(sources).items():
-            heads = [self.graph.source_stage[sources[i]][1] for i in members]
-            factors = self.factors(stage, heads, positions.index)
-            if self._is_heads(stage):
-                layer = self.graph.stages[stage].layer
-                flat = self.own.heads(layer, "W_O", heads, factors.flatten(1, 2))
-                factors = flat.unflatten(1, factors.shape[1:3])
-            out[members] = factors
-        return out
-
-    def factors(self, stage: int, heads: list[int], positions: Tensor) -> Tensor:
-        """Compute (now - ablated) of the stored tensors of some sources of a stage, ``[source, batch,
-        pos, d]``: z of heads, or the single output of an MLP or the embedding."""
-        if stage < 0:
-            now, ablated = self.now.embedding[None], self.ablated.embedding[None]
-        elif self._is_heads(stage):
-            layer = self.graph.stages[stage].layer
-            now, ablated = self.now.z[layer][heads], self.ablated.z[layer][heads]
-        else:
-            layer = self.graph.stages[stage].layer
-            now, ablated = self.now.mlp[layer][None], self.ablated.mlp[layer][None]
-        dtype = self.model.cfg.dtype
-        return now.index_select(2, positions).to(dtype) - ablated.index_select(2, positions).to(dtype)
-
-    def _is_heads(self, stage: int) -> bool:
-        """Return whether the sources of a stage are heads; stage -1 is the embedding."""
-        return stage >= 0 and self.graph.stages[stage].kind == "head"
-
-    def sum_of_differences(
-        self, sources: Sequence[int], positions: Tensor, weights: Tensor | None = None
-    ) -> Tensor:
-        """Sum the (now - ablated) outputs of sources, with one product for all heads of a layer.
-
-        Args:
-            sources: source indices, ascending.
-            positions: ``[pos]``.
-            weights: 0 or 1 for each source at each position, ``[source, pos]``; ``None`` for all 1.
-
-        Returns:
-            ``[batch, pos, d_model]``.
-        """
-        batch = self.now.embedding.shape[0]
-        total = self.now.embedding.new_zeros(
-            (batch, len(positions), self.model.cfg.d_model), dtype=self.model.cfg.dtype
-        )
-        for stage, members in self.by_stage(sources).items():
-            heads = [self.graph.source_stage[sources[i]][1] for i in members]
-            factors = self.factors(stage, heads, positions)
-            if weights is not None:
-                factors *= weights[members][:, None, :, None]
-            if self._is_heads(stage):
-                weight = self.own.blocks[self.graph.stages[stage].layer].attn.W_O[heads]
-                total += factors.permute(1, 2, 0, 3).flatten(2) @ weight.flatten(0, 1)
-            else:
-                total += factors[0]
-        return total
-
-    def by_stage(self, sources: Sequence[int]) -> dict[int, list[int]]:
-        """Return the indices of the sources of each stage."""
-        groups: dict[int, list[int]] = {}
-        for i, source in enumerate(sources):
-            groups.setdefault(self.graph.source_stage[source][0], []).append(i)
-        return groups
-
-    def add_to_source(self, source: int, positions: Tensor, change: Tensor) -> None:
-        """Add to a head's z ``[batch, pos, d_head]`` or an MLP's output ``[batch, pos, d_model]``."""
-        stage, head = self.graph.source_stage[source]
-        layer = self.graph.stages[stage].layer
-        is_head = self.graph.stages[stage].kind == "head"
-        target = self.now.z[layer][head] if is_head else self.now.mlp[layer]
-        target.index_add_(1, positions, change.to(target.dtype))
-        self._source_versions[source] += 1
 
     # Inputs --------------------------------------------------------------------------------------
 
@@ -228,25 +150,45 @@ class BatchState:
         held = self._held.get((what, at, slot, head))
         return held if held is not None and positions.inside(held.positions) else None
 
-    def update(self, at: int, slot: int, heads: Sequence[int], positions: Positions, x: Tensor) -> None:
-        """Set the inputs of destinations to ``x [head, batch, pos, d_model]``."""
-        made = []
+    def update(
+        self,
+        at: int,
+        slot: int,
+        heads: Sequence[int],
+        positions: Positions,
+        terms: Iterable[tuple[int, Tensor, Tensor | None]],
+    ) -> None:
+        """Add terms to the inputs of destinations of a stage.
+
+        Args:
+            at: the stage.
+            slot: which input of its heads.
+            heads: which heads.
+            positions: positions at which the inputs change.
+            terms: index into ``heads``; term ``[batch, pos, d_model]``; indices of its positions in
+                ``positions``, ``None`` for all.
+        """
+        inputs = [self._lookup("x", at, slot, head, positions) for head in heads]
+        ys = [self._lookup("y", at, slot, head, positions) for head in heads]
         for i, head in enumerate(heads):
-            inputs, ys = (self._lookup(what, at, slot, head, positions) for what in "xy")
-            self.forget(at, slot, head)
-            if inputs is not None:
-                inputs.write(positions, {"x": x[i]})
-                self._held.put(("x", at, slot, head), inputs)
-            if ys is not None:
-                made.append((i, head, ys))
-        if not made:
-            return
-        some = [head for _, head, _ in made]
-        x = x if len(made) == len(x) else x[[i for i, _, _ in made]]
-        new = self.projected(self.graph.stages[at], slot, some, x[:, None], self.own)
-        for j, (_, head, ys) in enumerate(made):
-            ys.write(positions, {letter: y[j, 0] for letter, y in new.items()})
-            self._held.put(("y", at, slot, head), ys)
+            if inputs[i] is None and ys[i] is not None:
+                inputs[i] = Held(positions, {"x": self._input(at, slot, head, positions)})
+        for i, term, where in terms:
+            held = inputs[i]
+            if held is not None:
+                held.add(positions, where, "x", term)
+        for i, head in enumerate(heads):
+            self._input_versions[at, slot, head] += 1
+            for what, held in (("x", inputs[i]), ("y", ys[i])):
+                if held is None:
+                    self._held.drop((what, at, slot, head))
+        some = [i for i, held in enumerate(ys) if held is not None]
+        if some:
+            x = torch.stack([_known(inputs[i]).at("x", positions) for i in some])
+            chosen = [heads[i] for i in some]
+            new = self.projected(self.graph.stages[at], slot, chosen, x[:, None], self.own)
+            for j, i in enumerate(some):
+                _known(ys[i]).write(positions, {letter: y[j, 0] for letter, y in new.items()})
 
     def forget(self, at: int, slot: int, head: int) -> None:
         """Forget the input of a destination, which has changed."""
@@ -269,7 +211,7 @@ class BatchState:
         weights = None
         if chosen.shape[0] > 1:
             weights = torch.from_numpy(chosen[:, sources].T.copy()).to(x)
-        total = self.sum_of_differences([int(s) for s in sources], where, weights)
+        total = self.differences.summed([int(s) for s in sources], where, weights)
         return x + total if few_kept else x - total
 
     def projected(
@@ -309,25 +251,33 @@ class BatchState:
         return out
 
     def mlp(
-        self, at: int, positions: Positions, x_now: Tensor, y_now: Tensor, products: Products
+        self,
+        at: int,
+        positions: Positions,
+        x_now: Callable[[], Tensor],
+        y_now: Tensor,
+        products: Products,
     ) -> RowFunction:
         """Return an MLP, norm included, as a function of inputs ``[candidate, n, d_model]``.
 
         Args:
             at: its stage.
             positions: positions at which it is computed.
-            x_now: the present inputs at the changing tokens there, ``[n, d_model]``.
+            x_now: returns the present inputs at the changing tokens there, ``[n, d_model]``; called if
+                the products need them.
             y_now: the present outputs, ``[n, d_model]``.
             products: weight products to use.
         """
         layer = self.graph.stages[at].layer
         norm = self.own.blocks[layer].ln2
-        x_now = normalise(norm, x_now[None])
+        if products is self.own:
+            return lambda x: self.own.blocks[layer].mlp(normalise(norm, x)).sub_(y_now)
+        present = normalise(norm, x_now()[None])
 
         def hidden() -> dict[str, Tensor]:
-            return self._hidden_of(at, positions, lambda: products.hidden(layer, x_now))
+            return self._hidden_of(at, positions, lambda: products.hidden(layer, present))
 
-        mlp = products.mlp(layer, x_now, y_now[None], hidden)
+        mlp = products.mlp(layer, present, y_now[None], hidden)
         return lambda x: mlp(normalise(norm, x))
 
     def _hidden_of(
@@ -337,12 +287,12 @@ class BatchState:
 
         It only decides how strongly a change is passed on, so 16 bits suffice.
         """
-        key, version = (at, id(positions)), self._input_versions[at, 0, 0]
-        found = self._hidden.get(key)
-        if found is None or found.version != version:
+        key, version = ("hidden", at, id(positions)), self._input_versions[at, 0, 0]
+        found = self._derived.get(key)
+        if not isinstance(found, Versioned) or found.version != version:
             entries = {name: entry.bfloat16() for name, entry in make().items()}
             found = Versioned(entries, version)
-            self._hidden.put(key, found)
+            self._derived.put(key, found)
         return {name: entry.to(self.model.cfg.dtype) for name, entry in found.entries.items()}
 
     # Residual streams ----------------------------------------------------------------------------
@@ -353,7 +303,7 @@ class BatchState:
 
     def current_base(self, at: int) -> Tensor:
         """Return the input of a stage with every edge kept and sources as they are now."""
-        version = int(self._source_versions[: self.graph.stages[at].n_sources].sum())
+        version = self.differences.version(self.graph.stages[at].n_sources)
         return self._base("now", at, self.now, version)
 
     def _base(self, which: str, at: int, sources: Sources, version: int) -> Tensor:
@@ -381,8 +331,13 @@ class BatchState:
     @property
     def nbytes(self) -> int:
         """Bytes of the caches: sources now and ablated, and the memos."""
-        memos = self._held.nbytes + self._bases.nbytes + self._hidden.nbytes
+        memos = self._held.nbytes + self._bases.nbytes + self._derived.nbytes
         return self.now.nbytes + self.ablated.nbytes + memos
+
+
+def _known(held: Held | None) -> Held:
+    assert held is not None
+    return held
 
 
 def letters(stage: Stage, slot: int) -> str:

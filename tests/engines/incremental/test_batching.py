@@ -14,7 +14,7 @@ from pahq_plugin.discovery.discover import discover
 from pahq_plugin.engines.incremental import engine as incremental
 from pahq_plugin.engines.incremental import passes
 from pahq_plugin.engines.incremental.batching import GOOD_PASSES, RowCap
-from pahq_plugin.engines.incremental.state import BatchState
+from pahq_plugin.engines.incremental.differences import Differences
 from pahq_plugin.errors import ModelError
 from pahq_plugin.results.result import Discovery
 from tests.helpers.small import loader, small_model
@@ -67,13 +67,13 @@ def test_what_a_failed_pass_held_is_free_before_the_next(
 ) -> None:
     """Its frames hang on the error: on a GPU every retry would find less room than the one before."""
     original, held = incremental.Rows, []
-    passes, made = list[list[Any]](), incremental.IncrementalEngine._singles
+    passes, made = list[list[Any]](), incremental.IncrementalEngine._starts
 
-    def singles(engine: Any, candidates: Any) -> Any:
+    def starts(engine: Any, candidates: Any, gone: Any) -> Any:
         assert not any(ref() is not None for earlier in passes for ref in earlier)
-        found = made(engine, candidates)
-        passes.append([weakref.ref(one.taken) for batch in found for one in batch.values()])
-        return found
+        made_here = made(engine, candidates, gone)
+        passes.append([weakref.ref(one.delta) for batch in made_here for one in batch.values()])
+        return made_here
 
     def rows(state: Any, steps: Any, start: Any, n_rows: int, *others: Any) -> Any:
         assert [ref for ref in held if ref() is not None] == []
@@ -84,10 +84,10 @@ def test_what_a_failed_pass_held_is_free_before_the_next(
         return original(state, steps, start, n_rows, *others)
 
     monkeypatch.setattr(incremental, "Rows", rows)
-    monkeypatch.setattr(incremental.IncrementalEngine, "_singles", singles)
+    monkeypatch.setattr(incremental.IncrementalEngine, "_starts", starts)
     found(method)
     assert len(held) > 1
-    assert any(passes) or method == "pahq"  # whose passes have no tensor for each candidate
+    assert any(passes)
 
 
 def test_passes_grow_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_a_single_row_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
-@pytest.mark.parametrize("where", ["commit", "add_to_source"])
+@pytest.mark.parametrize("where", ["commit", "add"])
 def test_memory_that_runs_out_while_edges_are_removed(
     where: str, error: BaseException, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -113,7 +113,7 @@ def test_memory_that_runs_out_while_edges_are_removed(
         discover, model, prompts, method="pahq", threshold=0.003, progress=False, checkpoint_every=0
     )
     undisturbed = search()
-    owner = {"commit": passes.Pass, "add_to_source": BatchState}[where]
+    owner = {"commit": passes.Pass, "add": Differences}[where]
     original, calls = getattr(owner, where), []
 
     def short(*arguments: Any) -> None:
