@@ -11,19 +11,12 @@ from typing import Literal
 
 PROBLEMS = ("ioi", "greater-than", "induction", "docstring", "tracr-reverse", "tracr-xproportion")
 METHODS = (
-    "pahq",
-    "pahq-paper",
-    "rtn-q",
-    "acdc",
-    "eap",
-    "eap-ig",
-    "eap-ig-activations",
-    "Random",
+    "pahq", "pahq-paper", "rtn-q", "acdc", "eactp", "eap", "eap-ig", "eap-ig-activations", "Random",
     "ACDC",
-)
+)  # fmt: skip
 COMPARED = (
-    "pahq", "acdc", "pahq-paper", "rtn-q", "host-acdc", "eap", "eap-ig", "eap-ig-activations", "ig",
-    "edge-probing", "subnetwork-probing", "act-mag", "random", "ground-truth", "all",
+    "pahq", "acdc", "pahq-paper", "rtn-q", "host-acdc", "eactp", "eap", "eap-ig", "eap-ig-activations",
+    "ig", "edge-probing", "subnetwork-probing", "act-mag", "random", "ground-truth", "all",
 )  # fmt: skip
 METRICS = ("kl_div", "mse", "logit_diff")
 ABLATIONS = (

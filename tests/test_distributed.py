@@ -130,6 +130,25 @@ def check_kill(out: Path, alone: Path, victim: int, after: float | None = None) 
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("engine", ["incremental", "host"])
+def test_effects_of_all_edges_are_the_same_in_any_number_of_processes(
+    engine: str, tmp_path: Path
+) -> None:
+    found = {}
+    for size in (1, 2, 3):
+        folder = tmp_path / str(size)
+        command = ["discover", "greater-than", "--method", "eactp", "--n-edges", "100", "--json"]
+        command += ["--engine", engine, "--checkpoint-every", "0", "--out", str(folder)]
+        assert {code for code, _ in ends(start(size, command), 900)} == {0}
+        record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        found[size] = {entry["edge"]: entry["effect"] for entry in record["decisions"]}
+        assert sum(entry["kept"] for entry in record["decisions"]) == 100
+    assert found[1] == pytest.approx(found[2], rel=1e-4, abs=1e-6)
+    assert found[1] == pytest.approx(found[3], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_stops_the_others(victim: int, alone: Path, tmp_path: Path) -> None:
     check_kill(tmp_path, alone, victim)

@@ -21,6 +21,7 @@ WAYS = [
     {"method": "acdc"},
     {"method": "pahq", "engine": "host"},
     {"method": "pahq-paper", "ablation": "zero"},
+    {"method": "eactp"},
     {"method": "eap"},
     {"method": "eap-ig"},
     {"method": "pahq", "checkpoint": "c"},
@@ -50,7 +51,7 @@ def discoveries(count: int, folder: Path) -> None:
         way = dict(WAYS[turn % len(WAYS)])
         if "checkpoint" in way:
             way["checkpoint"] = str(folder / f"{turn}")
-        if way["method"] not in ("eap", "eap-ig"):
+        if way["method"] not in ("eactp", "eap", "eap-ig"):
             way["threshold"] = 0.003 * (1 + turn % 5)  # type: ignore[assignment]
         assert discover(model, prompts, progress=False, **way).decisions  # type: ignore[arg-type]
         if "checkpoint" in way:

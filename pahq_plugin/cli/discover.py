@@ -70,6 +70,9 @@ def discover(
     prune: Annotated[
         bool, typer.Option("--prune", help="Drop scored edges off all paths from input to output.")
     ] = False,
+    refine: Annotated[
+        int | None, typer.Option(help="Screened edges that eactp measures again in FP32.")
+    ] = None,
     positional: options.Positional = False,
     bos: options.Bos = None,
     seed: Annotated[int, typer.Option(help="Seed of the prompts and the search.")] = 0,
@@ -133,6 +136,7 @@ def discover(
             n_edges=n_edges,
             steps=steps,
             prune=prune,
+            refine=refine,
             checkpoint=checkpoint or own,
             progress=not as_json,
             seed=seed,
@@ -157,7 +161,7 @@ OPTIONS = {
 } | {
     name: (name,)
     for name in (
-        "threshold", "metric", "ablation", "engine", "n_edges", "steps", "prune", "max_memory",
+        "threshold", "metric", "ablation", "engine", "n_edges", "refine", "steps", "prune", "max_memory",
     )
 }  # fmt: skip
 """Argument of `discover` -> its flags, for arguments that not every method uses."""

@@ -102,6 +102,7 @@ _BASELINES = [
     Baseline(
         "host-acdc", _host("ACDC", "host-acdc", "ACDC of the host"), sweeps=True, options=_one_threshold
     ),
+    Baseline("eactp", OWN_METHODS["eactp"]),
     Baseline("eap", OWN_METHODS["eap"], answers=EAP_MSE),
     *(Baseline(name, OWN_METHODS[name]) for name in ("eap-ig", "eap-ig-activations")),
     Baseline(

@@ -98,7 +98,9 @@ def find(search: Search, folder: Path, threads: int) -> None:
     method = baseline.fitted(problem.metric, search.threshold, answered, search.options)
     arguments: dict[str, Any] = {}
     if "threshold" in method.uses:
-        arguments |= {"threshold": search.threshold, "metric": problem.metric}
+        arguments["threshold"] = search.threshold
+    if "metric" in method.uses:
+        arguments["metric"] = problem.metric
     if "ablation" in method.uses:
         arguments["ablation"] = search.ablation
     elif search.ablation != "resample":

@@ -75,6 +75,17 @@ def check_circuit_size(n_edges: object, available: int) -> None:
         raise ConfigError(f"n_edges={n_edges!r} must be an integer between 0 and {available}")
 
 
+def check_refine(refine: object, precision: PrecisionConfig | None, available: int) -> None:
+    """Refuse a number of edges to measure again, with a `ConfigError`, if it is not an integer between 0
+    and ``available`` or nothing is screened."""
+    if refine is None:
+        return
+    if precision is None:
+        raise ConfigError("refine needs precision: without one every edge is measured in FP32")
+    if type(refine) is not int or not 0 <= refine <= available:
+        raise ConfigError(f"refine={refine!r} must be an integer between 0 and {available}")
+
+
 def check_device(model: PatchableModel, device: torch.device, max_memory: int | None) -> None:
     """Refuse a model and prompts on different devices.
 
@@ -97,9 +108,9 @@ def check_world(method: Method, model: PatchableModel, ablation: AblationType, w
     """
     if world.size == 1:
         return
-    if not method.searches:
+    if not (method.searches or method.shares_prompts):
         raise DistributedError(
-            f"method {method.name!r} runs in one process; only searches can share prompts"
+            f"method {method.name!r} runs in one process; only searches and eactp can share prompts"
         )
     if model.kv_caches is not None:
         raise DistributedError(

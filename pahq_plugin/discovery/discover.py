@@ -21,6 +21,7 @@ from pahq_plugin.discovery.checks import (
     check_device,
     check_engine,
     check_model,
+    check_refine,
     check_true_edges,
     check_world,
     refuse_unused,
@@ -61,6 +62,7 @@ def discover(
     n_edges: int | None = None,
     steps: int | None = None,
     prune: bool = False,
+    refine: int | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
     seed: int = 0,
@@ -79,8 +81,9 @@ def discover(
             ``"logit_diff"``, or a callable ``(logits, clean_logits, batch) -> [prompt]``. Attribution
             differentiates ``"logit_diff"`` by default.
         ablation: what a patched edge carries: a host ``AblationType`` or its name.
-        precision: number formats and policy in which ``"pahq"`` screens. With ``None`` it estimates
-            effects from gradients on the incremental engine; others screen in their own formats.
+        precision: number formats and policy in which ``"pahq"`` and ``"eactp"`` screen. With ``None``
+            ``"pahq"`` estimates effects from gradients on the incremental engine, and ``"eactp"``
+            measures in FP32; others screen in their own formats.
         engine: ``"incremental"`` (recomputes only what an edge can change), ``"host"`` (one host
             forward per edge), ``"auto"`` (the first if it supports the model, else the second), or an
             engine of another package, such as ``"onnx"``.
@@ -96,6 +99,8 @@ def discover(
             ``"eap-ig-activations"`` take gradients; ``None`` for 5.
         prune: drop edges that lie on no path from input to output from a circuit chosen by scores, as
             EAP-IG and MIB do. Their scores become 0, and ``settings["off_paths"]`` counts them.
+        refine: with ``"eactp"`` and a ``precision``: how many edges, those of largest screened effect,
+            are measured again in FP32. ``None`` takes twice ``n_edges``, or a tenth of the edges.
         checkpoint: file in which a search saves its progress. If the file exists, the search resumes
             from it, to bitwise the same decisions at equal settings and threads.
         progress: show a progress bar when a terminal is attached.
@@ -137,6 +142,7 @@ def discover(
         "n_edges": n_edges is not None,
         "steps": steps is not None,
         "prune": prune,
+        "refine": refine is not None,
         "checkpoint": checkpoint is not None,
         "max_memory": max_memory is not None,
     }
@@ -148,6 +154,7 @@ def discover(
     check_model(chosen, model, precision)
     if n_edges is not None:
         check_circuit_size(n_edges, len(model.edges))
+    check_refine(refine, precision, len(model.edges))
     check_true_edges(chosen, model, true_edges)
     edges = canonical_edges(model) if order is None else check_order(model, order)
     with seeded(seed, alone=True), torch.inference_mode(False):  # a loader may draw its order
@@ -170,6 +177,7 @@ def discover(
         batches=batches,
         n_edges=n_edges,
         steps=steps,
+        refine=refine,
         true_edges=true_edges,
         precision=precision,
         engine=engine,

@@ -50,6 +50,9 @@ class Method:
     default_metric: ClassVar[str | None] = None
     """Name of the metric it uses by default; ``None`` for that of searches."""
 
+    shares_prompts = False
+    """Whether several processes can share the prompts; searches always can."""
+
     needs_heads = False
     """Whether it works on transformers only."""
 

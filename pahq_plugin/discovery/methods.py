@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pahq_plugin.discovery.attribution import Attribution
+from pahq_plugin.discovery.exact import ExactEffects
 from pahq_plugin.discovery.host_algorithm import HostAlgorithm
 from pahq_plugin.discovery.method import Method
 from pahq_plugin.discovery.search import Search
@@ -18,6 +19,7 @@ OWN_METHODS: dict[str, Method] = {
         Search("pahq-paper", "PAHQ as in the paper", PAPER_PRECISION),
         Search("rtn-q", "ACDC in round-to-nearest E4M3", RTN_PRECISION),
         Search("acdc", "ACDC in FP32", FULL_PRECISION),
+        ExactEffects("eactp", "edge activation patching"),
         Attribution("eap", "edge attribution patching"),
         Attribution("eap-ig", "EAP with integrated gradients", points="inputs", needs_heads=True),
         Attribution(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pahq_plugin.errors import MetricError
 from pahq_plugin.host import Edge, PruneScores
@@ -15,21 +15,41 @@ UNREMOVED = 10.0
 
 
 def rank(scores: PruneScores, edges: Sequence[Edge], n_edges: int | None) -> list[Decision]:
-    """Return decisions from scores, largest magnitude first, ties in the order of ``edges``.
-
-    Keeps the top ``n_edges`` by magnitude and, as the host's ``run_circuits`` does, every edge that ties
-    with the last of them; with ``None`` it keeps every edge with a non-zero score.
+    """Return decisions from scores, see `rank_values`.
 
     Raises:
         MetricError: a score is NaN.
     """
-    finite = _finite({edge: float(edge.prune_score(scores)) for edge in edges})
+    return rank_values({edge: float(edge.prune_score(scores)) for edge in edges}, edges, n_edges)
+
+
+def rank_values(
+    values: dict[Edge, float],
+    edges: Sequence[Edge],
+    n_edges: int | None,
+    inexact: Collection[Edge] = frozenset(),
+) -> list[Decision]:
+    """Return decisions from values, largest magnitude first, ties in the order of ``edges``.
+
+    Keeps the top ``n_edges`` by magnitude and, as the host's ``run_circuits`` does, every edge that ties
+    with the last of them; with ``None`` it keeps every edge with a non-zero value.
+
+    Args:
+        values: the score or effect of each edge.
+        edges: all edges.
+        n_edges: circuit size.
+        inexact: edges whose values were measured in low precision.
+
+    Raises:
+        MetricError: a value is NaN.
+    """
+    finite = _finite(values)
     ranked = sorted(edges, key=lambda edge: -abs(finite[edge]))
     if n_edges is None:
         least = min((abs(v) for v in finite.values() if v != 0), default=float("inf"))
     else:
         least = abs(finite[ranked[n_edges - 1]]) if n_edges else float("inf")
-    return [Decision(e, finite[e], abs(finite[e]) >= least, exact=True) for e in ranked]
+    return [Decision(e, finite[e], abs(finite[e]) >= least, exact=e not in inexact) for e in ranked]
 
 
 def _finite(values: dict[Edge, float]) -> dict[Edge, float]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pahq_plugin.choices import ENGINES
 from pahq_plugin.engines.incremental.budget import budget_for
+from pahq_plugin.engines.incremental.engine import IncrementalEngine
 from pahq_plugin.engines.incremental.estimating import EstimatingEngine
 from pahq_plugin.engines.placement.plan import Plan, plan_memory
 from pahq_plugin.engines.protocol import Engine, engine_factory
@@ -24,10 +25,19 @@ from pahq_plugin.system.processes import World
 from pahq_plugin.system.warn import warn
 
 
-def make_engine(question: Question, precision: PrecisionConfig, stack: ExitStack) -> Engine:
+def make_engine(
+    question: Question,
+    precision: PrecisionConfig,
+    stack: ExitStack,
+    incremental: type[IncrementalEngine] = EstimatingEngine,
+) -> Engine:
     """Create the engine that a question names; ``"auto"`` is the incremental one where it applies.
 
-    Contexts that have to stay open as long as the engine are entered on ``stack``.
+    Args:
+        question: what is measured.
+        precision: the precision to screen in.
+        stack: contexts that have to stay open as long as the engine are entered on it.
+        incremental: the kind of incremental engine.
     """
     name, world = question.engine, question.world
     if name not in ENGINES:
@@ -36,7 +46,7 @@ def make_engine(question: Question, precision: PrecisionConfig, stack: ExitStack
         ours = replace(question, engine="auto")
         screening = precision if precision.screens else FULL_PRECISION
         made = engine_factory(name)(
-            question, screening, lambda: make_engine(ours, FULL_PRECISION, stack)
+            question, screening, lambda: make_engine(ours, FULL_PRECISION, stack, incremental)
         )
         return stack.enter_context(closing(made)) if hasattr(made, "close") else made  # type: ignore[type-var]
     # With a placement `plan_search` has checked already, and the placement's own hooks load weights.
@@ -45,7 +55,7 @@ def make_engine(question: Question, precision: PrecisionConfig, stack: ExitStack
         warn(f"engine='incremental' does not support {objection}; using engine='host'")
     screening = precision if precision.screens else None
     if name != "host" and not objection:
-        return EstimatingEngine(question, screening)
+        return incremental(question, screening)
     prepared = prepare(  # before the model is lent
         question.model, question.loader, list(question.prompts), question.ablation
     )

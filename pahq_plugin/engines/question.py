@@ -37,6 +37,8 @@ class Question:
         n_edges: wanted circuit size; ``None`` for what the threshold keeps or, for a method that scores
             edges, every edge with a non-zero score.
         steps: number of points between ablated and clean; ``None`` for the default.
+        refine: number of screened edges to measure again in FP32, for a method that measures all edges;
+            ``None`` for its default.
         true_edges: the official circuit, for host algorithms that need it.
         precision: requested formats and policy; ``None`` for the default of the method or the device.
         engine: ``"auto"``, or the name of an engine of ours or of another package.
@@ -61,6 +63,7 @@ class Question:
     batches: int | None = 1
     n_edges: int | None = None
     steps: int | None = None
+    refine: int | None = None
     true_edges: set[Edge] | None = None
     precision: PrecisionConfig | None = None
     engine: str = "auto"

@@ -9,6 +9,7 @@ batched product.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -149,6 +150,18 @@ class AttentionMath:
         self._blind: Tensor | None = None  # queries in the padding, which attend to no key
         if padding is not None and self.bias is not None:
             self._blind = self.bias[:1].isneginf().all(dim=-1, keepdim=True)
+
+    def of_prompts(self, prompts: Tensor) -> AttentionMath:
+        """Return the same arithmetic on some prompts of the batch, whose indices are ``[prompt]``."""
+        some = copy(self)
+        if self._padding is not None:
+            some._padding = self._padding[prompts.to(self._padding.device)]
+        if self.prefix is not None:
+            keys, values = (past.index_select(2, prompts) for past in self.prefix)
+            some.prefix = keys, values
+        if self.bias is not None and self.bias.shape[2] > 1:
+            some.bias = self.bias.index_select(2, prompts)
+        return some
 
     def weight_of(self, letter: str) -> Tensor:
         """Return the weight of q, k or v, ``[head, d_model, d_head]``."""

@@ -176,7 +176,7 @@ def _check_one_graph(ours: Mapping[str, Decision], theirs: Mapping[str, Decision
 def _unit(settings: Mapping[str, Any]) -> tuple[object, object]:
     """Return the unit of the effects: the metric, and the method if it scored the edges."""
     scored = bool(settings.get("scored"))
-    return settings.get("method") if scored else scored, settings.get("metric")
+    return settings.get("method") if scored else None, settings.get("metric")
 
 
 def _names(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, str]:

@@ -94,7 +94,7 @@ def test_what_out_holds_is_not_replaced_unasked(tmp_path: Path) -> None:
 
 
 def test_methods_that_score_edges(tmp_path: Path) -> None:
-    for method in ("eap", "eap-ig", "Random", "Official Circuit"):
+    for method in ("eactp", "eap", "eap-ig", "Random", "Official Circuit"):
         arguments = ["discover", "tracr-reverse", "--method", method, "--n-edges", "8"]
         record = strict_json(succeeds(*arguments, "--json"))
         assert record["settings"]["scored"] and record["settings"]["n_edges"] == 8

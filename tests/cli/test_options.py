@@ -25,7 +25,10 @@ def complete(words: str) -> list[str]:
         ("pahq discover ioi --method pa", ["pahq", "pahq-paper"]),
         ("pahq discover ioi --low fp8", ["fp8_e4m3", "fp8_e5m2"]),
         ("pahq compare ioi gr", ["greater-than"]),
-        ("pahq compare ioi --methods acdc,ea", ["acdc,eap", "acdc,eap-ig", "acdc,eap-ig-activations"]),
+        (
+            "pahq compare ioi --methods acdc,ea",
+            ["acdc,eactp", "acdc,eap", "acdc,eap-ig", "acdc,eap-ig-activations"],
+        ),
         ("pahq export gr", ["greater-than"]),
         ("pahq schema c", ["compare"]),
     ],

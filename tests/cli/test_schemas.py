@@ -75,6 +75,8 @@ def test_an_unknown_command_is_refused() -> None:
         ["--method", "acdc", "--engine", "host"],
         ["--policy", "hybrid", "--low", "int8", "--weights", "int4"],
         ["--method", "eap", "--n-edges", "9"],
+        ["--method", "eactp", "--n-edges", "9"],
+        ["--method", "eactp", "--low", "int8", "--mlp", "int8", "--refine", "3"],
         ["--method", "Random"],
     ],
 )

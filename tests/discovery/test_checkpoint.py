@@ -22,9 +22,10 @@ from safetensors.numpy import save_file
 
 import pahq_plugin as pahq
 from pahq_plugin.discovery import acdc as search
-from pahq_plugin.discovery import checkpoint
-from pahq_plugin.discovery.checkpoint import METADATA, Checkpoint, read_checkpoint
+from pahq_plugin.discovery import saved_progress
+from pahq_plugin.discovery.checkpoint import Checkpoint, read_checkpoint
 from pahq_plugin.discovery.discover import discover
+from pahq_plugin.discovery.saved_progress import METADATA, digest_of
 from pahq_plugin.engines.whole_forward import HostEngine
 from pahq_plugin.errors import CheckpointError, ConfigError, PahqError, PahqWarning
 from tests.helpers.checkpoints import THRESHOLD, run, taken
@@ -159,7 +160,7 @@ def test_a_full_disk_ends_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(28, "No space left on device")
 
     whole = run(None)
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(saved_progress, "save_file", full)
     with pytest.warns(PahqWarning, match="No space left"):
         result = run(path)
     assert taken(result) == taken(whole) and len(calls) > 2
@@ -265,14 +266,12 @@ def _content(tmp_path_factory: Any) -> bytes:
 
 def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
     """Change a checkpoint and give it the digest that belongs to what is then in it."""
-    from pahq_plugin.discovery.checkpoint import _digest
-
     with safe_open(path, framework="numpy") as file:
         document = json.loads(file.metadata()[METADATA])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     del document["digest"]
     change(document, tensors)
-    document["digest"] = _digest(document, tensors)
+    document["digest"] = digest_of(document, tensors)
     save_file(tensors, path, {METADATA: json.dumps(document)})
 
 

@@ -14,7 +14,7 @@ from tests.helpers.lent import random_states, unusual_state
 from tests.helpers.searches import EAP, discover, small_edges
 from tests.helpers.small import loader
 
-OWN = ["pahq", "pahq-paper", "rtn-q", "acdc", "eap", "eap-ig"]
+OWN = ["pahq", "pahq-paper", "rtn-q", "acdc", "eactp", "eap", "eap-ig"]
 
 HOST = ["Random", "ACDC", "Act Mag", "Edge Attribution Patching", EAP]
 
@@ -40,7 +40,7 @@ def test_the_random_generators_are_untouched(method: str, shuffle: bool) -> None
     assert random_states() == states
 
 
-@pytest.mark.parametrize("method", ["pahq", "acdc", "eap", "eap-ig"])
+@pytest.mark.parametrize("method", ["pahq", "acdc", "eactp", "eap", "eap-ig"])
 def test_the_state_of_the_model_does_not_count(method: str) -> None:
     """Masks, training mode and gradients from before have no part in the result."""
     plain, odd = small_edges(), small_edges()

@@ -13,7 +13,7 @@ from pahq_plugin.discovery.methods import get_method
 from pahq_plugin.errors import ConfigError
 from tests.helpers.small import loader, small_model
 
-OWN = ["pahq", "pahq-paper", "rtn-q", "acdc", "eap", "eap-ig", "eap-ig-activations"]
+OWN = ["pahq", "pahq-paper", "rtn-q", "acdc", "eactp", "eap", "eap-ig", "eap-ig-activations"]
 
 
 def test_methods_are_ours_and_every_host_key() -> None:

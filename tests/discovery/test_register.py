@@ -31,7 +31,7 @@ from pahq_plugin.errors import ConfigError
 from tests.helpers.replay import cleared_masks, sequential_acdc
 from tests.helpers.small import loader, small_model
 
-OWN = ["pahq", "pahq-paper", "rtn-q", "acdc", "eap", "eap-ig", "eap-ig-activations"]
+OWN = ["pahq", "pahq-paper", "rtn-q", "acdc", "eactp", "eap", "eap-ig", "eap-ig-activations"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_importing_alone_enters_nothing() -> None:
         pahq_plugin.methods()
         assert list(PRUNE_ALGO_DICT) == before == [algo.key for algo in PRUNE_ALGOS]
         pahq_plugin.register()
-        assert len(PRUNE_ALGO_DICT) == len(PRUNE_ALGOS) == len(before) + 6
+        assert len(PRUNE_ALGO_DICT) == len(PRUNE_ALGOS) == len(before) + 7
         """
     subprocess.run(
         [sys.executable, "-c", code],

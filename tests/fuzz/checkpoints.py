@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from pahq_plugin.discovery.acdc import Snapshot
-from pahq_plugin.discovery.checkpoint import METADATA, Checkpoint, _digest
+from pahq_plugin.discovery.checkpoint import Checkpoint
+from pahq_plugin.discovery.saved_progress import METADATA, digest_of
 from pahq_plugin.host.graph import canonical_edges
 from tests.fuzz.bench import Bench, holds
 from tests.fuzz.hostile import damaged
@@ -66,7 +67,7 @@ def resealed(document: Any, number: int) -> bytes:
     """A file with another document and a digest that fits, where that can be written."""
     tensors = contents()[number][1]
     try:
-        sealed = document | {"digest": _digest(document, tensors)}
+        sealed = document | {"digest": digest_of(document, tensors)}
         return save(tensors, {METADATA: json.dumps(sealed)})
     except (TypeError, ValueError, UnicodeError):
         return save(tensors, {METADATA: repr(document)})

@@ -24,6 +24,7 @@ READERS = (
     "pahq_plugin.compare.plan",
     "pahq_plugin.compare.files",
     "pahq_plugin.discovery.checkpoint",
+    "pahq_plugin.discovery.saved_progress",
     "pahq_plugin.problems.prompt_files",
     "pahq_exporters.runtime.prompt_file",
     "pahq_exporters.interchange.graph_json",

@@ -60,7 +60,7 @@ PRECISIONS = st.fixed_dictionaries(
 SEARCHES = st.fixed_dictionaries(
     {}, optional={"threshold": one_of(0.01, 1), "batches": one_of(None, 1, 3), "seed": one_of(0, 7)}
 )
-METHODS = ("pahq", "acdc", "pahq-paper", "rtn-q", "eap", "eap-ig", "Random", "Act Mag")
+METHODS = ("pahq", "acdc", "pahq-paper", "rtn-q", "eactp", "eap", "eap-ig", "Random", "Act Mag")
 CALLS = st.fixed_dictionaries(
     {"method": one_of(*METHODS)},
     optional={
@@ -73,6 +73,7 @@ CALLS = st.fixed_dictionaries(
         "order": one_of(None),
         "true_edges": one_of(None),
         "n_edges": one_of(None, 3, 0, 8),
+        "refine": one_of(None, 2),
         "seed": one_of(0, 1),
     },
 )

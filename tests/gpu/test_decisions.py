@@ -53,7 +53,7 @@ def test_every_decision_is_that_of_full_host_forwards(family: str, positional: b
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama-3", "bloom", "attn-only"])
-@pytest.mark.parametrize("method", ["acdc", "pahq", "eap", "eap-ig"])
+@pytest.mark.parametrize("method", ["acdc", "pahq", "eactp", "eap", "eap-ig"])
 def test_effects_are_those_of_the_cpu(family: str, method: str) -> None:
     options = {"threshold": 0.003} if method in ("acdc", "pahq") else {}
     here = discover(family_on_gpu(family), prompts_on_gpu(), method=method, **options)

@@ -110,7 +110,10 @@ def test_masks_that_are_not_where_the_weights_are() -> None:
 
 def test_what_processes_cannot_share() -> None:
     model, two = small_model(), World(0, 2)
-    with refused(DistributedError, "method 'eap' runs in one process; only searches can share prompts"):
+    check_world(get_method("eactp"), model, AblationType.RESAMPLE, two)
+    with refused(
+        DistributedError, "method 'eap' runs in one process; only searches and eactp can share prompts"
+    ):
         check_world(get_method("eap"), model, AblationType.RESAMPLE, two)
     for ablation in AblationType:
         if ablation in (AblationType.RESAMPLE, AblationType.ZERO):

@@ -19,7 +19,7 @@ from attr import evolve
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from pahq_plugin.discovery.checkpoint import METADATA, _digest
+from pahq_plugin.discovery.saved_progress import METADATA, digest_of
 from pahq_plugin.engines.choose import make_engine
 from pahq_plugin.errors import CheckpointError, ConfigError, DistributedError, MetricError
 from pahq_plugin.host.prompts import loader_of
@@ -163,7 +163,7 @@ def rewritten(path: Path, change: Change, digest: bool) -> None:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     old = document.pop("digest")
     change(document, tensors)
-    document["digest"] = _digest(document, tensors) if digest else old
+    document["digest"] = digest_of(document, tensors) if digest else old
     save_file(tensors, path, {METADATA: json.dumps(document)})
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from transformer_lens.components import LayerNorm, LayerNormPre, RMSNorm, RMSNormPre
 
 from pahq_plugin.models.blocks import (
+    AttentionMath,
     embed,
     linear_norm,
     normalise,
@@ -114,3 +115,19 @@ def test_output_positions_by_hand() -> None:
 )
 def test_what_goes_to_the_hosts_forward(changes: dict[str, Any], reason: str | None) -> None:
     assert unsupported(small_model(**changes), 6) == reason
+
+
+@pytest.mark.parametrize("changes", [{}, {"positional_embedding_type": "alibi"}], ids=["own", "alibi"])
+def test_attention_of_some_prompts_is_theirs(changes: dict[str, Any]) -> None:
+    model = patchable_model(
+        transformer(**changes), factorized=True, separate_qkv=True, device=torch.device("cpu")
+    )
+    padding = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1], [1] * 6, [0, 0, 0, 1, 1, 1]])
+    math = AttentionMath(model, 0, torch.zeros(4, 6, 32), padding)
+    q, k, v = torch.randn(3, 4, 1, 4, 6, 8, generator=torch.Generator().manual_seed(0))
+    some, heads, where = torch.tensor([3, 1]), list(range(4)), torch.arange(6)
+    mine = math.of_prompts(some)
+    found = mine.mix(q[:, :, some], k[:, :, some], v[:, :, some], heads, where)
+    wanted = math.mix(q, k, v, heads, where)
+    torch.testing.assert_close(found, wanted[:, :, some])
+    assert not torch.allclose(wanted[:, :, 0], wanted[:, :, 3], atol=1e-3)

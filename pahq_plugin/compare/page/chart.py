@@ -76,6 +76,7 @@ STYLES: dict[str, Style] = {
     "host-acdc": Style("#6b7280", "dot", "cross"),
     "pahq-paper": Style("#a16207", "dashdot", "triangle-up"),
     "rtn-q": Style("#b0186f", "dot", "square"),
+    "eactp": Style("#4b5563", "solid", "diamond"),
     "eap": Style("#0063a6", "solid", "square"),
     "eap-ig": Style("#0284c7", "dash", "diamond"),
     "ig": Style("#0f766e", "dashdot", "circle"),

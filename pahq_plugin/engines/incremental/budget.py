@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from pahq_plugin.engines.incremental.kept_graph import KeptGraph, Step
@@ -20,6 +21,10 @@ ROW_BYTES = {"cpu": 8 * 2**20, "cuda": 2**30}
 SCREENED_ROW_BYTES = {"cpu": 12 * 2**20, "cuda": 2**30}
 """The same for passes in low precision. More rows save more, since each such pass is followed by one in
 full precision."""
+
+LONE_ROW_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
+"""The same for rows of the full model, each of which computes all heads. Smaller passes would take a
+third longer on small models."""
 
 CACHED_BYTES = {"cpu": 3 * 2**19, "cuda": 2**30}
 """By kind of device: bytes on which elementwise operations are fast. There are many of these between two
@@ -82,6 +87,11 @@ def budget_within(device: torch.device, nbytes: int) -> Budget:
     return Budget(*(int(share * part) for part in astuple(usual)))
 
 
+def lone_bytes(device: torch.device) -> int:
+    """Return the usual bytes for the rows of a pass of the full model on a device."""
+    return LONE_ROW_BYTES.get(device.type, LONE_ROW_BYTES["cpu"])
+
+
 def row_bytes(steps: Sequence[Step], graph: KeptGraph, cfg: Any, prompts: int) -> int:
     """Compute the bytes that one row of a pass over ``steps`` holds.
 
@@ -123,3 +133,44 @@ def _step_numbers(step: Step, graph: KeptGraph, cfg: Any) -> tuple[int, int]:
     z = len(step.heads) * cfg.d_head
     pairs = len(step.heads) * positions * length
     return 6 * z * length + 2 * pairs, z * positions
+
+
+def lone_row_bytes(at: int, graph: KeptGraph, cfg: Any, prompts: int) -> int:
+    """Compute the bytes that a row into stage ``at`` of the full model takes, see `lone_rows`.
+
+    Args:
+        at: the stage.
+        graph: the graph with every edge kept.
+        cfg: the model's configuration.
+        prompts: number of prompts of a batch.
+    """
+    later = range(at + 1, len(graph.stages))
+    numbers = max((_onward_numbers(a, graph, cfg) for a in later), default=0)
+    return max(numbers, _lone_numbers(at, graph, cfg)) * prompts * cfg.dtype.itemsize
+
+
+def _onward_numbers(at: int, graph: KeptGraph, cfg: Any) -> int:
+    """Count the numbers per prompt that a row holds while it passes stage ``at`` as a whole."""
+    shape, stage = graph.shape, graph.stages[at]
+    needs = graph.needs(at)
+    read = int(np.any(needs, axis=(0, 1))[shape.first_change :].sum())
+    if stage.kind != "head":
+        return 4 * read * cfg.d_model  # stream, norm, outputs in parts and together
+    z = stage.heads * cfg.d_head
+    queries = int(np.any(needs[0], axis=0)[shape.first_change :].sum())
+    pairs = stage.heads * queries * shape.length
+    return 3 * read * cfg.d_model + 3 * queries * z + 2 * read * z + 4 * shape.length * z + 3 * pairs
+
+
+def _lone_numbers(at: int, graph: KeptGraph, cfg: Any) -> int:
+    """Count the numbers per prompt that a row holds at the stage whose input its edge changes; rows of
+    the same source share the changed stream and its projections."""
+    shape, stage = graph.shape, graph.stages[at]
+    needs = graph.needs(at)
+    read = int(np.any(needs, axis=(0, 1))[shape.first_change :].sum())
+    if stage.kind != "head":
+        return 4 * read * cfg.d_model
+    queries = int(np.any(needs[0], axis=0)[shape.first_change :].sum())
+    shared = read * (3 * cfg.d_model + 3 * stage.heads * cfg.d_head) // (stage.slots * stage.heads)
+    own = 6 * shape.length * cfg.d_head + 3 * queries * shape.length + queries * cfg.d_model
+    return shared + own
