@@ -99,7 +99,7 @@ def find(search: Search, folder: Path, threads: int) -> None:
     arguments: dict[str, Any] = {}
     if "threshold" in method.uses:
         arguments["threshold"] = search.threshold
-    if "metric" in method.uses:
+    if "metric" in method.uses and method.default_metric is None:
         arguments["metric"] = problem.metric
     if "ablation" in method.uses:
         arguments["ablation"] = search.ablation

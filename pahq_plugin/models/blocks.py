@@ -161,6 +161,8 @@ class AttentionMath:
             some.prefix = keys, values
         if self.bias is not None and self.bias.shape[2] > 1:
             some.bias = self.bias.index_select(2, prompts)
+        if self._blind is not None and self._blind.shape[2] > 1:
+            some._blind = self._blind.index_select(2, prompts)
         return some
 
     def weight_of(self, letter: str) -> Tensor:

@@ -69,7 +69,7 @@ def test_importing_alone_enters_nothing() -> None:
         pahq_plugin.methods()
         assert list(PRUNE_ALGO_DICT) == before == [algo.key for algo in PRUNE_ALGOS]
         pahq_plugin.register()
-        assert len(PRUNE_ALGO_DICT) == len(PRUNE_ALGOS) == len(before) + 7
+        assert len(PRUNE_ALGO_DICT) == len(PRUNE_ALGOS) == len(before) + 8
         """
     subprocess.run(
         [sys.executable, "-c", code],

@@ -79,6 +79,7 @@ STYLES: dict[str, Style] = {
     "eactp": Style("#4b5563", "solid", "diamond"),
     "eap": Style("#0063a6", "solid", "square"),
     "eap-ig": Style("#0284c7", "dash", "diamond"),
+    "eap-ig-activations": Style("#155e75", "dot", "triangle-up"),
     "ig": Style("#0f766e", "dashdot", "circle"),
     "edge-probing": Style("#4d7c0f", "solid", "triangle-up"),
     "subnetwork-probing": Style("#15803d", "dash", "cross"),
