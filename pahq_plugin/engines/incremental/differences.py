@@ -20,7 +20,7 @@ from pahq_plugin.engines.incremental.positions import Bools, Positions
 from pahq_plugin.engines.incremental.products import OwnProducts, consecutive, some_heads
 from pahq_plugin.engines.incremental.source_outputs import Sources
 
-BLOCK_BYTES = 2**22
+BLOCK_BYTES = 2**21
 """A block ends before it exceeds this, at all positions; it is one stage of sources at least."""
 
 
