@@ -102,7 +102,8 @@ def discover(
         refine: with ``"eactp"`` and a ``precision``: how many edges, those of largest screened effect,
             are measured again in FP32. ``None`` takes twice ``n_edges``, or a tenth of the edges.
         checkpoint: file in which a search saves its progress. If the file exists, the search resumes
-            from it, to bitwise the same decisions at equal settings and threads.
+            from it, to bitwise the same decisions at equal settings and threads. A search for
+            ``n_edges`` writes one file for each threshold: this one, then with ``.2``, ``.3`` added.
         progress: show a progress bar when a terminal is attached.
         seed: seeds the sample of edges that watches estimates or the guard band, and algorithms that
             draw random numbers. Python's and torch's global generators are seeded during the run and

@@ -58,6 +58,8 @@ def test_so_many_edges_are_kept(seed: int, wanted: int, interaction: float, star
     assert len(kept) == min(wanted, most)
     assert all(d.kept == (d.effect >= found.threshold) for d in found.decisions)
     assert {d.edge for d in kept} <= {d.edge for d in at(found.chosen) if d.kept}
+    enough = [t for t in found.searched if sum(decision.kept for decision in at(t)) >= wanted]
+    assert found.chosen == (max(enough) if enough else min(found.searched)), "cut as little as can be"
     if len(kept) < wanted:
         assert min(found.searched) <= 1e-12, "no threshold is left to try"
     if interaction == 0 and wanted == len(kept) and all(d.effect > 1e-3 for d in kept):

@@ -21,6 +21,7 @@ from tests.helpers.replay import (
     LossOracle,
     Metric,
     cleared_masks,
+    single_effects,
 )
 
 
@@ -62,15 +63,11 @@ def on_host(
     batches: int | None = 1,
 ) -> tuple[dict[Edge, float], float]:
     """The effect of each edge by two full forwards on the host, and the loss without any patch."""
-    oracle, effects = LossOracle(model, loader, metric, ablation, batches), {}
+    edges = list(edges)
+    effects = single_effects(model, loader, edges, metric=metric, ablation=ablation, batches=batches)
     with cleared_masks(model):
-        before = oracle.loss()
-        for edge in edges:
-            mask = edge.patch_mask(model).data
-            mask[edge.patch_idx] = 1.0
-            effects[edge] = oracle.loss() - before
-            mask[edge.patch_idx] = 0.0
-    return effects, before
+        before = LossOracle(model, loader, metric, ablation, batches).loss()
+    return dict(zip(edges, effects, strict=True)), before
 
 
 def wrong(found: dict[Edge, float], truth: tuple[dict[Edge, float], float]) -> Sequence[str]:

@@ -15,8 +15,7 @@ from transformer_lens import HookedTransformerKeyValueCache
 
 from pahq_plugin.engines.incremental.alone import AloneEngine
 from pahq_plugin.engines.incremental.lone_rows import LonePass
-from pahq_plugin.errors import MetricError, ModelError
-from pahq_plugin.host import PromptPairBatch
+from pahq_plugin.errors import ModelError
 from pahq_plugin.labels import edge_label
 from pahq_plugin.problems import load_problem
 from tests.helpers.alone import engine, measured, on_host, question, wrong
@@ -219,21 +218,6 @@ def test_too_little_memory_for_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LonePass, "final", final)
     with pytest.raises(ModelError, match="not enough memory"):
         made.alone(made.in_turn(list(made._model.edges))[-3:])
-
-
-def test_a_loss_that_is_not_finite_names_its_edge() -> None:
-    """The metric fails for exactly one edge, known by what its row gives."""
-    model, prompts = small_model(), loader()
-    effects, _ = on_host(model, prompts, model.edges, metric="mse")
-    edge = sorted(effects, key=lambda e: effects[e])[-10]
-    bad = effects[edge]
-
-    def failing(logits: Tensor, clean_logits: Tensor, batch: PromptPairBatch) -> Tensor:
-        loss = (logits - clean_logits).square().mean(dim=-1)
-        return loss * torch.nan if abs(float(loss.mean()) - bad) < 1e-6 * bad else loss
-
-    with pytest.raises(MetricError, match=f"at edge {edge_label(edge)}: metric 'failing' returned nan"):
-        measured(engine(model, prompts, metric=failing), model.edges)
 
 
 def test_the_order_keeps_the_edges_of_a_pass_together() -> None:
